@@ -1,0 +1,24 @@
+//! `bupo`: see and train the policies hidden inside a language model.
+//!
+//! The code map, top to bottom (arrows point downwards only; `tests/tidy.rs` holds that):
+//!
+//! | module | subject |
+//! |---|---|
+//! | [`cli`], [`commands`] | command line; one file a verb, wiring only |
+//! | [`recipe`] | a run's whole configuration: load, check, resolve |
+//! | [`rl`] | advantages, surrogate loss, schedule, trainer |
+//! | [`evaluate`], [`analysis`] | Avg@K and Pass@K; entropy flow, stages, boundary layer |
+//! | [`rollout`] | batched sampling with a KV cache |
+//! | [`policy`] | which hidden state is read as a distribution: the paper's internal policies |
+//! | [`verify`], [`tasks`], [`text`], [`run`] | verdicts; problems; tokens; a run's folder |
+//! | [`model`] | configuration, weights, decoder forward and backward, taps |
+//! | [`compute`] | the numeric kernels: one file an operation |
+
+pub mod compute;
+pub mod model;
+pub mod policy;
+pub mod rl;
+pub mod run;
+pub mod tasks;
+pub mod text;
+pub mod verify;
