@@ -14,10 +14,16 @@
 //! | [`model`] | configuration, weights, decoder forward and backward, taps |
 //! | [`compute`] | the numeric kernels: one file an operation |
 
+pub mod analysis;
+pub mod cli;
+pub mod commands;
 pub mod compute;
+pub mod evaluate;
 pub mod model;
 pub mod policy;
+pub mod recipe;
 pub mod rl;
+pub mod rollout;
 pub mod run;
 pub mod tasks;
 pub mod text;
