@@ -1,8 +1,48 @@
 //! The model: one decoder for every family. A family is a [`ModelConfig`], never a file of its own.
 
+pub mod backward;
 pub mod config;
+pub mod decoder;
+pub mod kv_cache;
 pub mod params;
 pub mod taps;
 
+use crate::compute::cpu::head::Head;
+use crate::compute::cpu::rope::RopeTable;
+use std::ops::Range;
+
 pub use config::ModelConfig;
+pub use decoder::{Keep, Workspace};
 pub use params::{ParamLayout, TensorSpec};
+pub use taps::{LayerIndex, Tap};
+
+/// A decoder's configuration and weights; the weights are one flat array with named ranges.
+#[derive(Clone, Debug)]
+pub struct Model {
+    pub config: ModelConfig,
+    pub layout: ParamLayout,
+    pub params: Vec<f32>,
+}
+
+impl Model {
+    /// `params` `[layout.len()]`, in the layout's order.
+    pub fn new(config: ModelConfig, params: Vec<f32>) -> Model {
+        let layout = ParamLayout::new(&config);
+        assert_eq!(params.len(), layout.len(), "parameters do not match the layout");
+        Model { config, layout, params }
+    }
+
+    /// The values of one range of the layout.
+    pub fn param(&self, range: &Range<usize>) -> &[f32] {
+        &self.params[range.clone()]
+    }
+
+    /// The unembedding `E_u` as a distribution over tokens.
+    pub fn head(&self, temperature: f32) -> Head<'_> {
+        Head { embedding: self.param(&self.layout.unembed), hidden_size: self.config.hidden_size, temperature }
+    }
+
+    fn rope_table(&self) -> RopeTable {
+        RopeTable::new(self.config.inverse_frequencies())
+    }
+}

@@ -1,6 +1,9 @@
 //! The paper's central idea as a type: any hidden state times the unembedding is a policy (equations 5 and 6).
 
+use crate::compute::Packing;
+use crate::compute::cpu::head::HeadStats;
 use crate::model::taps::Tap;
+use crate::model::{Keep, Model, Workspace};
 use std::fmt;
 
 pub use crate::model::taps::{LayerIndex, LayerOutOfRange};
@@ -68,6 +71,119 @@ impl fmt::Display for InternalPolicy {
             InternalPolicy::Attention(l) => write!(f, "attn:{l}"),
             InternalPolicy::Ffn(l) => write!(f, "ffn:{l}"),
         }
+    }
+}
+
+/// Which rows of a packed batch are read, and the token that came after each. A prompt's last row appears once for
+/// every continuation that begins after it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Targets {
+    pub rows: Vec<usize>,
+    pub ids: Vec<u32>,
+}
+
+impl Targets {
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// The response tokens of one sequence packed in `rows`, from token `response_start` (1 or more) on.
+    pub fn push_response(&mut self, ids: &[u32], first_row: usize, response_start: usize) {
+        for t in response_start..ids.len() {
+            self.rows.push(first_row + t - 1);
+            self.ids.push(ids[t]);
+        }
+    }
+
+    /// Tokens `ids`, the first predicted by row `before` (a prompt's last), the others by the rows from `first_row` on,
+    /// where the tokens themselves are packed.
+    pub fn push_continuation(&mut self, ids: &[u32], before: usize, first_row: usize) {
+        for (t, id) in ids.iter().enumerate() {
+            self.rows.push(if t == 0 { before } else { first_row + t - 1 });
+            self.ids.push(*id);
+        }
+    }
+}
+
+/// Copies rows of `[T, d]` together.
+pub fn gather_rows(state: &[f32], rows: &[usize], d: usize) -> Vec<f32> {
+    let mut out = Vec::with_capacity(rows.len() * d);
+    for row in rows {
+        out.extend_from_slice(&state[row * d..(row + 1) * d]);
+    }
+    out
+}
+
+/// A policy's statistics on a batch, and the hidden states that a backward needs again.
+#[derive(Debug)]
+pub struct Scored {
+    pub stats: HeadStats,
+    hidden: Vec<f32>,
+}
+
+impl InternalPolicy {
+    /// Log-probability of every target and entropy (nats) of the distribution it came from (equations 5 to 7), at
+    /// `temperature`. Runs the decoder only as deep as this policy lies.
+    pub fn score(
+        self,
+        model: &Model,
+        ws: &mut Workspace,
+        packing: &Packing,
+        targets: &Targets,
+        temperature: f32,
+    ) -> HeadStats {
+        self.score_keeping(model, ws, packing, targets, temperature, Keep::Nothing).stats
+    }
+
+    /// [`InternalPolicy::score`], ready for [`InternalPolicy::backward`].
+    pub fn score_keeping(
+        self,
+        model: &Model,
+        ws: &mut Workspace,
+        packing: &Packing,
+        targets: &Targets,
+        temperature: f32,
+        keep: Keep,
+    ) -> Scored {
+        model.forward(ws, packing, self.tap(), keep);
+        let hidden = gather_rows(ws.state(), &targets.rows, model.config.hidden_size);
+        let stats = model.head(temperature).forward(&hidden, Some(&targets.ids));
+        Scored { stats, hidden }
+    }
+
+    /// Adds the gradient of a loss with the given derivatives for each target's log-prob and entropy (`[R]`; entropy may
+    /// be empty) to `grads`, laid out as the parameters. Embedding, layers up to this policy's and the unembedding get
+    /// one; everything above gets none (paper, equations 14 and 15).
+    #[allow(clippy::too_many_arguments)]
+    pub fn backward(
+        self,
+        model: &Model,
+        ws: &mut Workspace,
+        packing: &Packing,
+        targets: &Targets,
+        temperature: f32,
+        scored: &Scored,
+        d_log_probs: &[f32],
+        d_entropy: &[f32],
+        grads: &mut [f32],
+    ) {
+        let d = model.config.hidden_size;
+        let mut d_hidden = vec![0f32; targets.len() * d];
+        let d_unembed = &mut grads[model.layout.unembed.clone()];
+        let head = model.head(temperature);
+        let Scored { stats, hidden } = scored;
+        head.backward(hidden, &targets.ids, stats, d_log_probs, d_entropy, &mut d_hidden, d_unembed);
+        let mut d_state = vec![0f32; packing.rows() * d];
+        for (row, dx) in targets.rows.iter().zip(d_hidden.chunks_exact(d)) {
+            for (sum, x) in d_state[row * d..(row + 1) * d].iter_mut().zip(dx) {
+                *sum += x;
+            }
+        }
+        model.backward(ws, packing, self.tap(), &mut d_state, grads);
     }
 }
 

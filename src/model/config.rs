@@ -74,3 +74,28 @@ impl ModelConfig {
         self.q_dim() + 2 * self.kv_dim()
     }
 }
+
+impl ModelConfig {
+    /// RoPE's inverse frequencies, `[head_dim / 2]`, scaling applied (the `llama3` rule as transformers computes it).
+    pub fn inverse_frequencies(&self) -> Vec<f32> {
+        let half = self.head_dim / 2;
+        let plain = (0..half).map(|i| self.rope_theta.powf(-((2 * i) as f64) / self.head_dim as f64));
+        let Some(s) = &self.rope_scaling else {
+            return plain.map(|f| f as f32).collect();
+        };
+        let original = s.original_max_position_embeddings as f64;
+        let (long, short) = (original / s.low_freq_factor, original / s.high_freq_factor);
+        let scaled = plain.map(|f| {
+            let wavelength = 2.0 * std::f64::consts::PI / f;
+            if wavelength > long {
+                f / s.factor
+            } else if wavelength < short {
+                f
+            } else {
+                let smooth = (original / wavelength - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor);
+                (1.0 - smooth) * f / s.factor + smooth * f
+            }
+        });
+        scaled.map(|f| f as f32).collect()
+    }
+}

@@ -1,0 +1,16 @@
+//! The CPU kernels, one file an operation. Matrices are row-major f32; rows are tokens.
+//!
+//! Work is split over rows, heads or output columns, never over a reduction, so that a sum is always taken in the
+//! same order: the same input gives the same bytes on the same machine, whichever thread computes it.
+
+pub mod adamw;
+pub mod attention;
+pub mod attention_decode;
+pub mod embedding;
+pub mod gemm;
+pub mod head;
+pub mod norm;
+pub mod rope;
+mod shared;
+pub mod simd;
+pub mod swiglu;

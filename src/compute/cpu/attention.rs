@@ -1,0 +1,318 @@
+//! Causal attention over packed sequences with grouped query heads; probabilities are never stored.
+//!
+//! A task takes one key/value head of one segment (of one tree of segments in the backward), copies its keys and
+//! values together (prompt first), and goes through the queries in blocks: scores of a block against all keys it may
+//! see are one product, `[block * group, keys]`, the only place where they exist. The query heads that share the
+//! key/value head are stacked as rows, so that one product serves them all. The backward recomputes the
+//! probabilities from the saved log-sum-exp.
+
+use super::gemm::{Mat, MatMut, Write, matmul_seq};
+use super::shared::SharedMut;
+use super::simd::{LANES, dot, exp, horizontal, max, vectorize};
+use crate::compute::packing::{Packing, Segment};
+use rayon::prelude::*;
+
+/// Stacked query rows a block aims at: enough for an efficient product, few enough that scores stay in the cache.
+const BLOCK_ROWS: usize = 128;
+
+/// Sizes of the operation. Scores are scaled by `1 / sqrt(head_dim)`.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionShape {
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+}
+
+impl AttentionShape {
+    fn q_dim(&self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    fn kv_dim(&self) -> usize {
+        self.kv_heads * self.head_dim
+    }
+
+    fn qk_dim(&self) -> usize {
+        self.q_dim() + self.kv_dim()
+    }
+
+    fn qkv_dim(&self) -> usize {
+        self.q_dim() + 2 * self.kv_dim()
+    }
+
+    fn group(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+
+    fn block_queries(&self) -> usize {
+        (BLOCK_ROWS / self.group()).max(1)
+    }
+
+    fn scale(&self) -> f32 {
+        1.0 / (self.head_dim as f32).sqrt()
+    }
+}
+
+/// Buffers of one task, reused from task to task.
+#[derive(Default)]
+struct Scratch {
+    keys: Vec<f32>,
+    values: Vec<f32>,
+    queries: Vec<f32>,
+    scores: Vec<f32>,
+    out: Vec<f32>,
+    d_keys: Vec<f32>,
+    d_values: Vec<f32>,
+    d_out: Vec<f32>,
+    d_scores: Vec<f32>,
+}
+
+/// qk `[T, (H + KV) hd]` rotated queries and keys, qkv `[T, (H + 2 KV) hd]` for the values.
+/// out `[T, H hd]`; lse `[T, H]`, the log-sum-exp of each query's scaled scores.
+pub fn attention(shape: AttentionShape, packing: &Packing, qk: &[f32], qkv: &[f32], out: &mut [f32], lse: &mut [f32]) {
+    let (out, lse) = (SharedMut::new(out), SharedMut::new(lse));
+    let tasks = packing.segments().len() * shape.kv_heads;
+    (0..tasks).into_par_iter().for_each_init(Scratch::default, |s, task| {
+        let segment = &packing.segments()[task / shape.kv_heads];
+        forward_task(shape, segment, task % shape.kv_heads, qk, qkv, out, lse, s);
+    });
+}
+
+#[allow(clippy::too_many_arguments)]
+fn forward_task(
+    shape: AttentionShape,
+    segment: &Segment,
+    kv_head: usize,
+    qk: &[f32],
+    qkv: &[f32],
+    out: SharedMut<'_>,
+    lse: SharedMut<'_>,
+    s: &mut Scratch,
+) {
+    let (hd, group, prefix) = (shape.head_dim, shape.group(), segment.prefix_len());
+    gather_keys_values(shape, segment, kv_head, qk, qkv, s);
+    for from in (0..segment.len()).step_by(shape.block_queries()) {
+        let to = (from + shape.block_queries()).min(segment.len());
+        let (rows, visible) = ((to - from) * group, prefix + to);
+        let first_row = segment.rows.start + from;
+        scores(shape, kv_head, first_row, rows, visible, qk, s);
+        for row in 0..rows {
+            let (token, head) = (first_row + row / group, kv_head * group + row % group);
+            let sees = prefix + from + row / group + 1;
+            let scores = &mut s.scores[row * visible..(row + 1) * visible];
+            // SAFETY: (token, head) belongs to this task alone: it owns these heads of the segment's tokens.
+            let lse = unsafe { lse.slice(token * shape.heads + head, 1) };
+            lse[0] = softmax(scores, sees);
+        }
+        s.out.resize(rows * hd, 0.0);
+        let probs = Mat::new(&s.scores, rows, visible);
+        matmul_seq(MatMut::new(&mut s.out, rows, hd), probs, Mat::new(&s.values, visible, hd), Write::Replace);
+        for (row, x) in s.out.chunks_exact(hd).enumerate() {
+            let (token, head) = (first_row + row / group, kv_head * group + row % group);
+            // SAFETY: as above.
+            unsafe { out.slice(token * shape.q_dim() + head * hd, hd) }.copy_from_slice(x);
+        }
+    }
+}
+
+/// Copies the keys and values of a segment, its prefix first, into dense `[keys, hd]`.
+fn gather_keys_values(
+    shape: AttentionShape,
+    segment: &Segment,
+    kv_head: usize,
+    qk: &[f32],
+    qkv: &[f32],
+    s: &mut Scratch,
+) {
+    let hd = shape.head_dim;
+    s.keys.clear();
+    s.values.clear();
+    for token in key_rows(segment) {
+        let key = token * shape.qk_dim() + shape.q_dim() + kv_head * hd;
+        let value = token * shape.qkv_dim() + shape.qk_dim() + kv_head * hd;
+        s.keys.extend_from_slice(&qk[key..key + hd]);
+        s.values.extend_from_slice(&qkv[value..value + hd]);
+    }
+}
+
+/// Rows whose keys a segment sees: its prefix, then its own.
+fn key_rows(segment: &Segment) -> impl Iterator<Item = usize> {
+    segment.prefix.clone().unwrap_or(0..0).chain(segment.rows.clone())
+}
+
+/// Scaled scores of a block of stacked query rows against the first `visible` keys, into `s.scores`.
+fn scores(
+    shape: AttentionShape,
+    kv_head: usize,
+    first_row: usize,
+    rows: usize,
+    visible: usize,
+    qk: &[f32],
+    s: &mut Scratch,
+) {
+    let (hd, group, scale) = (shape.head_dim, shape.group(), shape.scale());
+    s.queries.clear();
+    for token in first_row..first_row + rows / group {
+        let start = token * shape.qk_dim() + kv_head * group * hd;
+        s.queries.extend(qk[start..start + group * hd].iter().map(|x| x * scale));
+    }
+    s.scores.resize(rows * visible, 0.0);
+    let keys = Mat::new(&s.keys, visible, hd).t();
+    matmul_seq(MatMut::new(&mut s.scores, rows, visible), Mat::new(&s.queries, rows, hd), keys, Write::Replace);
+}
+
+/// Softmax of the first `sees` scores in place, zero beyond. Returns their log-sum-exp.
+fn softmax(scores: &mut [f32], sees: usize) -> f32 {
+    let (seen, masked) = scores.split_at_mut(sees);
+    masked.fill(0.0);
+    vectorize(
+        #[inline(always)]
+        || {
+            let m = max(seen);
+            let sum = exp_sum(seen, m);
+            let inv = 1.0 / sum;
+            for x in seen.iter_mut() {
+                *x *= inv;
+            }
+            m + sum.ln()
+        },
+    )
+}
+
+/// `x = e^(x - m)` in place; returns the sum.
+#[inline(always)]
+pub(super) fn exp_sum(xs: &mut [f32], m: f32) -> f32 {
+    let mut acc = [0f32; LANES];
+    let mut chunks = xs.chunks_exact_mut(LANES);
+    for c in &mut chunks {
+        for i in 0..LANES {
+            c[i] = exp(c[i] - m);
+            acc[i] += c[i];
+        }
+    }
+    let mut sum = horizontal(acc);
+    for x in chunks.into_remainder() {
+        *x = exp(*x - m);
+        sum += *x;
+    }
+    sum
+}
+
+/// What the backward needs from the forward.
+#[derive(Clone, Copy)]
+pub struct AttentionSaved<'a> {
+    pub qk: &'a [f32],
+    pub qkv: &'a [f32],
+    pub out: &'a [f32],
+    pub lse: &'a [f32],
+}
+
+/// Backward of [`attention`]. d_out `[T, H hd]`; d_qkv `[T, (H + 2 KV) hd]` is overwritten with the gradient of the
+/// rotated queries and keys, and of the values.
+pub fn attention_backward(
+    shape: AttentionShape,
+    packing: &Packing,
+    saved: AttentionSaved<'_>,
+    d_out: &[f32],
+    d_qkv: &mut [f32],
+) {
+    d_qkv.fill(0.0);
+    let d_qkv = SharedMut::new(d_qkv);
+    let tasks = packing.trees().len() * shape.kv_heads;
+    (0..tasks).into_par_iter().for_each_init(Scratch::default, |s, task| {
+        // One task owns a whole tree: its segments add to the same prompt rows, one after the other.
+        let tree = packing.trees()[task / shape.kv_heads].clone();
+        for segment in &packing.segments()[tree] {
+            backward_task(shape, segment, task % shape.kv_heads, saved, d_out, d_qkv, s);
+        }
+    });
+}
+
+fn backward_task(
+    shape: AttentionShape,
+    segment: &Segment,
+    kv_head: usize,
+    saved: AttentionSaved<'_>,
+    d_out: &[f32],
+    d_qkv: SharedMut<'_>,
+    s: &mut Scratch,
+) {
+    let (hd, group, prefix, scale) = (shape.head_dim, shape.group(), segment.prefix_len(), shape.scale());
+    gather_keys_values(shape, segment, kv_head, saved.qk, saved.qkv, s);
+    for d in [&mut s.d_keys, &mut s.d_values] {
+        d.clear();
+        d.resize((prefix + segment.len()) * hd, 0.0);
+    }
+    for from in (0..segment.len()).step_by(shape.block_queries()) {
+        let to = (from + shape.block_queries()).min(segment.len());
+        let (rows, visible) = ((to - from) * group, prefix + to);
+        let first_row = segment.rows.start + from;
+        scores(shape, kv_head, first_row, rows, visible, saved.qk, s);
+        s.d_out.clear();
+        for token in first_row..first_row + (to - from) {
+            let start = token * shape.q_dim() + kv_head * group * hd;
+            s.d_out.extend_from_slice(&d_out[start..start + group * hd]);
+        }
+        s.d_scores.resize(rows * visible, 0.0);
+        let values = Mat::new(&s.values, visible, hd).t();
+        let d_scores = MatMut::new(&mut s.d_scores, rows, visible);
+        matmul_seq(d_scores, Mat::new(&s.d_out, rows, hd), values, Write::Replace);
+        for row in 0..rows {
+            let (token, head) = (first_row + row / group, kv_head * group + row % group);
+            let sees = prefix + from + row / group + 1;
+            let start = token * shape.q_dim() + head * hd;
+            softmax_backward(
+                &mut s.scores[row * visible..(row + 1) * visible],
+                &mut s.d_scores[row * visible..(row + 1) * visible],
+                sees,
+                saved.lse[token * shape.heads + head],
+                &saved.out[start..start + hd],
+                &s.d_out[row * hd..(row + 1) * hd],
+            );
+        }
+        let (probs, d_scores) = (Mat::new(&s.scores, rows, visible), Mat::new(&s.d_scores, rows, visible));
+        let d_values = MatMut::new(&mut s.d_values[..visible * hd], visible, hd);
+        matmul_seq(d_values, probs.t(), Mat::new(&s.d_out, rows, hd), Write::Add);
+        let d_keys = MatMut::new(&mut s.d_keys[..visible * hd], visible, hd);
+        matmul_seq(d_keys, d_scores.t(), Mat::new(&s.queries, rows, hd), Write::Add);
+        s.out.resize(rows * hd, 0.0);
+        let keys = Mat::new(&s.keys, visible, hd);
+        matmul_seq(MatMut::new(&mut s.out, rows, hd), d_scores, keys, Write::Replace);
+        for (i, d_query) in s.out.chunks_exact(group * hd).enumerate() {
+            // SAFETY: this task alone writes these heads of its tree's rows, and each query row once.
+            let d = unsafe { d_qkv.slice((first_row + i) * shape.qkv_dim() + kv_head * group * hd, group * hd) };
+            for (d, x) in d.iter_mut().zip(d_query) {
+                *d = x * scale;
+            }
+        }
+    }
+    for (i, token) in key_rows(segment).enumerate() {
+        let key = token * shape.qkv_dim() + shape.q_dim() + kv_head * hd;
+        for (at, d) in [(key, &s.d_keys), (key + shape.kv_dim(), &s.d_values)] {
+            // SAFETY: this task alone writes this key/value head of its tree's rows.
+            let sum = unsafe { d_qkv.slice(at, hd) };
+            for (sum, x) in sum.iter_mut().zip(&d[i * hd..(i + 1) * hd]) {
+                *sum += x;
+            }
+        }
+    }
+}
+
+/// Scores to probabilities and their gradients to the scores' gradients, both in place: with `P = e^(s - lse)` and
+/// `D = out . d_out = sum P dP`, `dS = P (dP - D)`.
+fn softmax_backward(scores: &mut [f32], d: &mut [f32], sees: usize, lse: f32, out: &[f32], d_out: &[f32]) {
+    vectorize(
+        #[inline(always)]
+        || {
+            let pull = dot(out, d_out);
+            let (p, p_masked) = scores.split_at_mut(sees);
+            let (d, d_masked) = d.split_at_mut(sees);
+            for (p, d) in p.iter_mut().zip(d.iter_mut()) {
+                *p = exp(*p - lse);
+                *d = *p * (*d - pull);
+            }
+            p_masked.fill(0.0);
+            d_masked.fill(0.0);
+        },
+    )
+}

@@ -1,0 +1,287 @@
+//! The forward pass, with taps: `H^l = H^{l-1} + A^l + F^l`, stopped wherever the caller's hidden state is reached.
+//!
+//! One function serves training, analysis, prompt prefill and decoding; they differ in what is kept
+//! ([`Keep`]), who looks on (an observer), and in how a token finds its keys and values ([`Attend`]).
+
+use super::taps::{LayerIndex, Tap};
+use super::{Model, params::LayerParams};
+use crate::compute::Packing;
+use crate::compute::cpu::attention::{AttentionShape, attention};
+use crate::compute::cpu::embedding::embed;
+use crate::compute::cpu::gemm::{Write, linear};
+use crate::compute::cpu::norm::{add_rms_norm, rms_norm};
+use crate::compute::cpu::rope::{QkRope, RopeTable};
+use crate::compute::cpu::swiglu::swiglu;
+use rayon::prelude::*;
+
+/// What a forward keeps for a backward.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// Nothing: scoring, analysis, decoding.
+    Nothing,
+    /// Each layer's input only; the backward computes the layer again. Less memory, about a third more time.
+    LayerInputs,
+    /// Everything that the backward reads.
+    Activations,
+}
+
+/// How queries meet keys and values. `qk` `[T, (H + KV) hd]` is rotated, `qkv` `[T, (H + 2 KV) hd]` holds the values.
+pub trait Attend {
+    /// Writes out `[T, H hd]`, and lse `[T, H]` where a backward may follow.
+    fn attend(
+        &mut self,
+        layer: usize,
+        shape: AttentionShape,
+        qk: &[f32],
+        qkv: &[f32],
+        out: &mut [f32],
+        lse: &mut [f32],
+    );
+}
+
+impl Attend for &Packing {
+    fn attend(&mut self, _: usize, shape: AttentionShape, qk: &[f32], qkv: &[f32], out: &mut [f32], lse: &mut [f32]) {
+        attention(shape, self, qk, qkv, out, lse);
+    }
+}
+
+/// One layer's activations, as the backward reads them.
+#[derive(Debug, Default)]
+pub(super) struct LayerActs {
+    /// `[T]`
+    pub inv_rms_attn: Vec<f32>,
+    /// `[T, qkv_dim]`, before the head norms and RoPE
+    pub qkv: Vec<f32>,
+    /// `[T, q_dim]`, before the output projection
+    pub attn: Vec<f32>,
+    /// `[T, H]`
+    pub lse: Vec<f32>,
+    /// `M^l` `[T, d]`
+    pub mid: Vec<f32>,
+    /// `[T]`
+    pub inv_rms_ffn: Vec<f32>,
+    /// `[T, 2 f]`
+    pub gate_up: Vec<f32>,
+}
+
+/// Buffers of the forward and backward pass. Allocated once per shape and reused.
+#[derive(Debug)]
+pub struct Workspace {
+    pub(super) rope: RopeTable,
+    pub(super) keep: Keep,
+    /// `H^0..H^L` where they are kept; two that take turns where not.
+    pub(super) streams: Vec<Vec<f32>>,
+    pub(super) layers: Vec<LayerActs>,
+    pub(super) inv_rms_final: Vec<f32>,
+    pub(super) normed: Vec<f32>,
+    pub(super) branch: Vec<f32>,
+    pub(super) qk: Vec<f32>,
+    pub(super) act: Vec<f32>,
+    pub(super) d_wide: Vec<f32>,
+    pub(super) d_inner: Vec<f32>,
+    /// The state of the tap at which the last forward stopped, `[T, d]`.
+    state: Vec<f32>,
+}
+
+impl Workspace {
+    pub fn new(model: &Model) -> Workspace {
+        Workspace {
+            rope: model.rope_table(),
+            keep: Keep::Nothing,
+            streams: Vec::new(),
+            layers: Vec::new(),
+            inv_rms_final: Vec::new(),
+            normed: Vec::new(),
+            branch: Vec::new(),
+            qk: Vec::new(),
+            act: Vec::new(),
+            d_wide: Vec::new(),
+            d_inner: Vec::new(),
+            state: Vec::new(),
+        }
+    }
+
+    /// The state of the tap at which the last forward stopped, `[T, d]`.
+    pub fn state(&self) -> &[f32] {
+        &self.state
+    }
+
+    pub(super) fn stream_slot(&self, layer: usize) -> usize {
+        if self.keep == Keep::Nothing { layer % 2 } else { layer }
+    }
+
+    pub(super) fn acts_slot(&self, layer: usize) -> usize {
+        if self.keep == Keep::Activations { layer } else { 0 }
+    }
+}
+
+pub(super) fn resize(buffer: &mut Vec<f32>, len: usize) {
+    buffer.resize(len, 0.0);
+}
+
+impl Model {
+    pub(super) fn attention_shape(&self) -> AttentionShape {
+        let c = &self.config;
+        AttentionShape { heads: c.heads, kv_heads: c.kv_heads, head_dim: c.head_dim }
+    }
+
+    pub(super) fn qk_rope<'a>(&'a self, p: &LayerParams, table: &'a RopeTable, positions: &'a [u32]) -> QkRope<'a> {
+        let c = &self.config;
+        QkRope {
+            heads: c.heads,
+            kv_heads: c.kv_heads,
+            head_dim: c.head_dim,
+            q_norm: p.q_norm.as_ref().map(|r| self.param(r)),
+            k_norm: p.k_norm.as_ref().map(|r| self.param(r)),
+            eps: c.rms_norm_eps,
+            table,
+            positions,
+        }
+    }
+
+    /// Runs the decoder on a packed batch until `until` is known, and no further: a policy of depth k costs k layers.
+    /// Its state `[T, d]` is then in [`Workspace::state`].
+    pub fn forward(&self, ws: &mut Workspace, packing: &Packing, until: Tap, keep: Keep) {
+        self.forward_with(ws, packing.ids(), packing.positions(), &mut &*packing, until, keep, &mut |_, _| ());
+    }
+
+    /// [`Model::forward`] without keeping anything, showing every hidden state on the way to `observe`.
+    pub fn forward_observed(
+        &self,
+        ws: &mut Workspace,
+        packing: &Packing,
+        until: Tap,
+        observe: &mut dyn FnMut(Tap, &[f32]),
+    ) {
+        self.forward_with(ws, packing.ids(), packing.positions(), &mut &*packing, until, Keep::Nothing, observe);
+    }
+
+    /// The general form. ids and positions `[T]`; ids must be below the vocabulary's size.
+    #[allow(clippy::too_many_arguments)]
+    pub fn forward_with(
+        &self,
+        ws: &mut Workspace,
+        ids: &[u32],
+        positions: &[u32],
+        attend: &mut dyn Attend,
+        until: Tap,
+        keep: Keep,
+        observe: &mut dyn FnMut(Tap, &[f32]),
+    ) {
+        let (t, d, layers) = (ids.len(), self.config.hidden_size, self.config.layers);
+        ws.rope.reserve(positions.iter().max().map_or(0, |p| *p as usize + 1));
+        ws.keep = keep;
+        ws.streams.resize_with(if keep == Keep::Nothing { 2 } else { layers + 1 }, Vec::new);
+        ws.layers.resize_with(if keep == Keep::Activations { layers } else { 1 }, LayerActs::default);
+        resize(&mut ws.streams[0], t * d);
+        embed(self.param(&self.layout.embed), ids, &mut ws.streams[0], d);
+        for layer in LayerIndex::all(layers) {
+            let i = layer.index();
+            let (input, output) = (ws.stream_slot(i), ws.stream_slot(i + 1));
+            let x = std::mem::take(&mut ws.streams[input]);
+            let mut post = std::mem::take(&mut ws.streams[output]);
+            observe(Tap::ResidPre(layer), &x);
+            let stopped = self.forward_layer(ws, layer, &x, &mut post, positions, attend, until, observe);
+            ws.streams[input] = x;
+            ws.streams[output] = post;
+            if stopped {
+                return;
+            }
+        }
+        let last = ws.stream_slot(layers);
+        resize(&mut ws.state, t * d);
+        resize(&mut ws.inv_rms_final, t);
+        let w = self.param(&self.layout.final_norm);
+        rms_norm(&ws.streams[last], w, self.config.rms_norm_eps, &mut ws.state, &mut ws.inv_rms_final);
+        observe(Tap::Final, &ws.state);
+    }
+
+    /// One layer: `x = H^{l-1}` to `post = H^l`. True if `until` lies in this layer, with its state saved.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn forward_layer(
+        &self,
+        ws: &mut Workspace,
+        layer: LayerIndex,
+        x: &[f32],
+        post: &mut Vec<f32>,
+        positions: &[u32],
+        attend: &mut dyn Attend,
+        until: Tap,
+        observe: &mut dyn FnMut(Tap, &[f32]),
+    ) -> bool {
+        let (c, p) = (&self.config, &self.layout.layers[layer.index()]);
+        let (t, d, f) = (positions.len(), c.hidden_size, c.intermediate_size);
+        let slot = ws.acts_slot(layer.index());
+        let Workspace { rope, layers, normed, branch, qk, act, state, .. } = ws;
+        let a = &mut layers[slot];
+        for (buffer, len) in [
+            (&mut *normed, t * d),
+            (&mut *branch, t * d),
+            (&mut *qk, t * (c.q_dim() + c.kv_dim())),
+            (&mut *act, t * f),
+            (&mut a.inv_rms_attn, t),
+            (&mut a.inv_rms_ffn, t),
+            (&mut a.qkv, t * c.qkv_dim()),
+            (&mut a.attn, t * c.q_dim()),
+            (&mut a.lse, t * c.heads),
+            (&mut a.mid, t * d),
+            (&mut a.gate_up, t * 2 * f),
+            (&mut *post, t * d),
+        ] {
+            resize(buffer, len);
+        }
+        let mut reached = |tap: Tap, x: &[f32]| {
+            observe(tap, x);
+            if tap == until {
+                state.clear();
+                state.extend_from_slice(x);
+            }
+            tap == until
+        };
+
+        rms_norm(x, self.param(&p.attn_norm), c.rms_norm_eps, normed, &mut a.inv_rms_attn);
+        if reached(Tap::AttnIn(layer), normed) {
+            return true;
+        }
+        let write = self.write_bias(p, &mut a.qkv);
+        linear(normed, self.param(&p.qkv), &mut a.qkv, t, d, c.qkv_dim(), write);
+        self.qk_rope(p, rope, positions).forward(&a.qkv, qk);
+        attend.attend(layer.index(), self.attention_shape(), qk, &a.qkv, &mut a.attn, &mut a.lse);
+        linear(&a.attn, self.param(&p.o), branch, t, c.q_dim(), d, Write::Replace);
+        if reached(Tap::Attn(layer), branch) {
+            return true;
+        }
+
+        let w = self.param(&p.ffn_norm);
+        add_rms_norm(x, branch, w, c.rms_norm_eps, &mut a.mid, normed, &mut a.inv_rms_ffn);
+        if reached(Tap::ResidMid(layer), &a.mid) || reached(Tap::FfnIn(layer), normed) {
+            return true;
+        }
+        linear(normed, self.param(&p.gate_up), &mut a.gate_up, t, d, 2 * f, Write::Replace);
+        swiglu(&a.gate_up, act, f);
+        linear(act, self.param(&p.down), branch, t, f, d, Write::Replace);
+        if reached(Tap::Ffn(layer), branch) {
+            return true;
+        }
+        add(&a.mid, branch, post);
+        reached(Tap::ResidPost(layer), post)
+    }
+
+    /// Puts the bias into every row of qkv, if the family has one, and says how the product is to be written.
+    fn write_bias(&self, p: &LayerParams, qkv: &mut [f32]) -> Write {
+        let Some(bias) = p.qkv_bias.as_ref().map(|r| self.param(r)) else {
+            return Write::Replace;
+        };
+        qkv.par_chunks_mut(bias.len()).for_each(|row| row.copy_from_slice(bias));
+        Write::Add
+    }
+}
+
+fn add(a: &[f32], b: &[f32], sum: &mut [f32]) {
+    const BLOCK: usize = 1 << 14;
+    sum.par_chunks_mut(BLOCK).zip(a.par_chunks(BLOCK).zip(b.par_chunks(BLOCK))).for_each(|(sum, (a, b))| {
+        for ((sum, a), b) in sum.iter_mut().zip(a).zip(b) {
+            *sum = a + b;
+        }
+    });
+}

@@ -1,0 +1,140 @@
+//! Keys and values of past tokens: shared prompts, and each sequence's own tokens.
+
+use super::Model;
+use super::decoder::{Attend, Keep, Workspace};
+use super::taps::Tap;
+use crate::compute::Packing;
+use crate::compute::cpu::attention::{AttentionShape, attention};
+use crate::compute::cpu::attention_decode::{KvSpan, attention_decode};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Tokens by which a sequence's cache grows: small, so that short answers do not reserve room for long ones.
+const GROWTH: usize = 64;
+
+/// Rotated keys and values of consecutive tokens, by layer, each token-major `[tokens, kv_heads * head_dim]`.
+#[derive(Clone, Debug, Default)]
+pub struct KvTokens {
+    layers: Vec<(Vec<f32>, Vec<f32>)>,
+}
+
+impl KvTokens {
+    fn push(&mut self, layer: usize, key: &[f32], value: &[f32]) {
+        if self.layers.len() <= layer {
+            self.layers.resize_with(layer + 1, Default::default);
+        }
+        let (keys, values) = &mut self.layers[layer];
+        for (cache, new) in [(keys, key), (values, value)] {
+            if cache.capacity() < cache.len() + new.len() {
+                cache.reserve_exact((GROWTH * new.len()).max(new.len()));
+            }
+            cache.extend_from_slice(new);
+        }
+    }
+
+    fn span(&self, layer: usize) -> KvSpan<'_> {
+        match self.layers.get(layer) {
+            Some((keys, values)) => KvSpan { keys, values },
+            None => KvSpan { keys: &[], values: &[] },
+        }
+    }
+}
+
+/// A sequence in the making: a prompt that others may share, and its own tokens after it.
+#[derive(Clone, Debug)]
+pub struct KvSequence {
+    prompt: Arc<KvTokens>,
+    own: KvTokens,
+    len: usize,
+}
+
+impl KvSequence {
+    /// A sequence that continues a prompt of `prompt_len` tokens.
+    pub fn new(prompt: Arc<KvTokens>, prompt_len: usize) -> KvSequence {
+        KvSequence { prompt, own: KvTokens::default(), len: prompt_len }
+    }
+
+    /// Tokens whose keys and values are cached.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
+/// Keys of row `row` in qk, and values in qkv.
+fn key_value<'a>(shape: AttentionShape, qk: &'a [f32], qkv: &'a [f32], row: usize) -> (&'a [f32], &'a [f32]) {
+    let (q, kv) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
+    let (key, value) = (row * (q + kv) + q, row * (q + 2 * kv) + q + kv);
+    (&qk[key..key + kv], &qkv[value..value + kv])
+}
+
+/// Packed attention that also stores the keys and values of every segment.
+struct Prefill<'a> {
+    packing: &'a Packing,
+    caches: Vec<KvTokens>,
+}
+
+impl Attend for Prefill<'_> {
+    fn attend(
+        &mut self,
+        layer: usize,
+        shape: AttentionShape,
+        qk: &[f32],
+        qkv: &[f32],
+        out: &mut [f32],
+        lse: &mut [f32],
+    ) {
+        attention(shape, self.packing, qk, qkv, out, lse);
+        for (segment, cache) in self.packing.segments().iter().zip(&mut self.caches) {
+            for row in segment.rows.clone() {
+                let (key, value) = key_value(shape, qk, qkv, row);
+                cache.push(layer, key, value);
+            }
+        }
+    }
+}
+
+/// One new token for each of several sequences.
+struct Decode<'a> {
+    sequences: &'a mut [&'a mut KvSequence],
+}
+
+impl Attend for Decode<'_> {
+    fn attend(&mut self, layer: usize, shape: AttentionShape, qk: &[f32], qkv: &[f32], out: &mut [f32], _: &mut [f32]) {
+        for (row, sequence) in self.sequences.iter_mut().enumerate() {
+            let (key, value) = key_value(shape, qk, qkv, row);
+            sequence.own.push(layer, key, value);
+        }
+        let spans: Vec<_> = self.sequences.iter().map(|s| [s.prompt.span(layer), s.own.span(layer)]).collect();
+        let stride = (shape.heads + shape.kv_heads) * shape.head_dim;
+        attention_decode(shape, qk, stride, &spans, out);
+    }
+}
+
+impl Model {
+    /// Runs prompts (each a segment of its own, no continuations) to `tap` and returns the cache of each.
+    /// The states are in [`Workspace::state`]; the last row of a prompt predicts its first new token.
+    pub fn prefill(&self, ws: &mut Workspace, packing: &Packing, tap: Tap) -> Vec<(Arc<KvTokens>, Range<usize>)> {
+        let caches = vec![KvTokens::default(); packing.segments().len()];
+        let mut attend = Prefill { packing, caches };
+        let ids = packing.ids();
+        self.forward_with(ws, ids, packing.positions(), &mut attend, tap, Keep::Nothing, &mut |_, _| ());
+        let rows = packing.segments().iter().map(|s| s.rows.clone());
+        attend.caches.into_iter().map(Arc::new).zip(rows).collect()
+    }
+
+    /// Appends one token to each sequence and runs them to `tap`; states `[B, d]` in [`Workspace::state`].
+    pub fn decode(&self, ws: &mut Workspace, ids: &[u32], sequences: &mut [&mut KvSequence], tap: Tap) {
+        let positions: Vec<u32> = sequences.iter().map(|s| s.len as u32).collect();
+        for sequence in sequences.iter_mut() {
+            sequence.len += 1;
+        }
+        // Reborrow: the attention context holds the sequences for as long as the forward runs.
+        let mut held: Vec<&mut KvSequence> = sequences.iter_mut().map(|s| &mut **s).collect();
+        let mut attend = Decode { sequences: &mut held };
+        self.forward_with(ws, ids, &positions, &mut attend, tap, Keep::Nothing, &mut |_, _| ());
+    }
+}
