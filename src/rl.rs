@@ -1,1 +1,15 @@
-//! rl
+//! Reinforcement learning with verifiable rewards: advantages, the surrogate loss, BuPO's schedule, the optimizer's settings.
+//!
+//! [`advantage`] turns rewards into per-token advantages, [`loss`] turns log-probabilities and advantages into the
+//! gradient that the decoder's backward starts from, [`schedule`] says which policy a step optimizes (all that
+//! distinguishes BuPO from GRPO), [`optimizer`] holds AdamW's settings and the learning rate of every step.
+
+pub mod advantage;
+pub mod loss;
+pub mod optimizer;
+pub mod schedule;
+
+pub use advantage::Advantage;
+pub use loss::{Aggregation, KlEstimator, LossConfig};
+pub use optimizer::{LrSchedule, OptimizerConfig};
+pub use schedule::{BupoConfig, LayerChoice, Phase, Schedule};

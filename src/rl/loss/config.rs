@@ -1,0 +1,166 @@
+//! Settings of the surrogate loss.
+
+use anyhow::{Result, ensure};
+use serde::de::{Unexpected, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// How the losses of tokens become one number. Every denominator is taken over the whole mini-batch, never over a
+/// micro-batch, so that the gradient does not depend on how the mini-batch is split.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Aggregation {
+    /// Mean over all response tokens (DAPO; the reference's scripts).
+    #[default]
+    TokenMean,
+    /// Mean over responses of the mean over a response's tokens (paper, equation 3).
+    SeqMeanTokenMean,
+    /// Mean over responses of the sum over a response's tokens.
+    SeqMeanTokenSum,
+    /// As `seq-mean-token-sum`, divided by the longest response allowed: a constant (Dr. GRPO).
+    SeqMeanTokenSumNorm,
+}
+
+/// Estimators of `KL(policy || reference)` from one sampled token, on `d = ref_log_prob - log_prob` (Schulman's names).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum KlEstimator {
+    /// `-d`: unbiased, high variance, may be negative.
+    K1,
+    /// `d^2 / 2`: biased, low variance.
+    K2,
+    /// `e^d - d - 1`: unbiased, low variance, never negative.
+    #[default]
+    K3,
+}
+
+/// Settings of the surrogate loss.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LossConfig {
+    /// The ratio is clipped from below at `1 - clip_low`.
+    pub clip_low: f64,
+    /// The ratio is clipped from above at `1 + clip_high`; larger than `clip_low` is DAPO's clip-higher.
+    pub clip_high: f64,
+    /// Bound `c` on the loss of a token with negative advantage, `-A c`. A number above 1, or `"off"` for `None`.
+    #[serde(serialize_with = "serialize_dual_clip", deserialize_with = "deserialize_dual_clip")]
+    pub dual_clip: Option<f64>,
+    pub aggregation: Aggregation,
+    /// Weight of the KL penalty towards the frozen reference; 0 switches it off and needs no reference.
+    pub kl_coef: f64,
+    pub kl_estimator: KlEstimator,
+    /// Weight of the entropy bonus; 0 switches it off.
+    pub entropy_coef: f64,
+}
+
+impl Default for LossConfig {
+    /// The settings of the reference's scripts (dual clip 10; 3 is verl's own default).
+    fn default() -> Self {
+        LossConfig {
+            clip_low: 0.2,
+            clip_high: 0.2,
+            dual_clip: Some(10.0),
+            aggregation: Aggregation::default(),
+            kl_coef: 0.0,
+            kl_estimator: KlEstimator::default(),
+            entropy_coef: 0.0,
+        }
+    }
+}
+
+impl LossConfig {
+    /// Refuses settings that no loss can be computed from. Messages name the key; the caller names its section.
+    pub fn check(&self) -> Result<()> {
+        ensure!(
+            self.clip_low > 0.0 && self.clip_low < 1.0,
+            "clip_low = {}: expected a number above 0 and below 1 (the ratio is clipped at 1 - clip_low; the paper uses 0.2)",
+            self.clip_low
+        );
+        ensure!(
+            self.clip_high > 0.0 && self.clip_high.is_finite(),
+            "clip_high = {}: expected a number above 0 (the ratio is clipped at 1 + clip_high; the paper uses 0.2)",
+            self.clip_high
+        );
+        if let Some(c) = self.dual_clip {
+            ensure!(
+                c > 1.0 && c.is_finite(),
+                "dual_clip = {c}: expected a number above 1, or \"off\" (3 and 10 are usual)"
+            );
+        }
+        ensure!(
+            self.kl_coef >= 0.0 && self.kl_coef.is_finite(),
+            "kl_coef = {}: expected 0 (no KL penalty, no reference model) or a positive number",
+            self.kl_coef
+        );
+        ensure!(
+            self.entropy_coef.is_finite(),
+            "entropy_coef = {}: expected 0 (no bonus) or a finite number; positive rewards entropy",
+            self.entropy_coef
+        );
+        Ok(())
+    }
+}
+
+/// TOML has no null, and leaving the key out means the default: `None` needs a word of its own.
+fn serialize_dual_clip<S: Serializer>(value: &Option<f64>, serializer: S) -> Result<S::Ok, S::Error> {
+    match value {
+        Some(c) => serializer.serialize_f64(*c),
+        None => serializer.serialize_str("off"),
+    }
+}
+
+fn deserialize_dual_clip<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
+    struct NumberOrOff;
+    impl Visitor<'_> for NumberOrOff {
+        type Value = Option<f64>;
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("a number above 1, or \"off\"")
+        }
+        fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<Self::Value, E> {
+            Ok(Some(value))
+        }
+        fn visit_i64<E: serde::de::Error>(self, value: i64) -> Result<Self::Value, E> {
+            Ok(Some(value as f64))
+        }
+        fn visit_u64<E: serde::de::Error>(self, value: u64) -> Result<Self::Value, E> {
+            Ok(Some(value as f64))
+        }
+        fn visit_str<E: serde::de::Error>(self, value: &str) -> Result<Self::Value, E> {
+            match value {
+                "off" => Ok(None),
+                _ => Err(E::invalid_value(Unexpected::Str(value), &self)),
+            }
+        }
+    }
+    deserializer.deserialize_any(NumberOrOff)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_are_checked_and_survive_a_round_trip() {
+        let base = LossConfig::default;
+        base().check().unwrap();
+        for (key, config) in [
+            ("clip_low", LossConfig { clip_low: 1.0, ..base() }),
+            ("clip_high", LossConfig { clip_high: 0.0, ..base() }),
+            ("dual_clip", LossConfig { dual_clip: Some(1.0), ..base() }),
+            ("kl_coef", LossConfig { kl_coef: f64::NAN, ..base() }),
+            ("entropy_coef", LossConfig { entropy_coef: f64::INFINITY, ..base() }),
+        ] {
+            let error = config.check().unwrap_err().to_string();
+            assert!(error.starts_with(&format!("{key} = ")), "{error}");
+        }
+        for (text, dual_clip) in [("", Some(10.0)), ("dual_clip = 3", Some(3.0)), ("dual_clip = \"off\"", None)] {
+            let config: LossConfig = toml::from_str(text).unwrap();
+            assert_eq!(config.dual_clip, dual_clip);
+            assert_eq!(toml::from_str::<LossConfig>(&toml::to_string(&config).unwrap()).unwrap(), config);
+        }
+        let names = "aggregation = \"seq-mean-token-sum-norm\"\nkl_estimator = \"k1\"";
+        let config: LossConfig = toml::from_str(names).unwrap();
+        assert_eq!((config.aggregation, config.kl_estimator), (Aggregation::SeqMeanTokenSumNorm, KlEstimator::K1));
+        assert!(toml::from_str::<LossConfig>("dual_clip = \"of\"").unwrap_err().to_string().contains("\"off\""));
+        assert!(toml::from_str::<LossConfig>("clip = 0.2").is_err());
+    }
+}
