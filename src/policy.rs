@@ -205,7 +205,9 @@ mod tests {
         let error = InternalPolicy::parse("layer:40", 36).unwrap_err().to_string();
         assert!(error.contains("40") && error.contains("1..=36"), "{error}");
         assert!(InternalPolicy::parse("layer:0", 36).is_err());
-        for nonsense in ["", "layer", "layer:", "layer:-1", "layer:x", "attention:3", "Final", "layer:99999999999999999999"] {
+        for nonsense in
+            ["", "layer", "layer:", "layer:-1", "layer:x", "attention:3", "Final", "layer:99999999999999999999"]
+        {
             assert!(InternalPolicy::parse(nonsense, 36).is_err(), "{nonsense}");
         }
     }

@@ -91,7 +91,8 @@ pub fn generate(
         let free = engine.slots - live.len();
         // A few free slots are not worth a prefill of their own while others are decoding.
         if free * 8 >= engine.slots || live.is_empty() {
-            let wanted = free.saturating_sub(ready.iter().map(|p| requests[p.request].seeds.len() - p.next_sample).sum());
+            let wanted =
+                free.saturating_sub(ready.iter().map(|p| requests[p.request].seeds.len() - p.next_sample).sum());
             prefill(model, ws, engine, requests, &mut next_request, wanted, &mut ready);
             let admitted = admit(engine, requests, &mut ready, free);
             if !admitted.is_empty() {
@@ -132,7 +133,11 @@ fn check(model: &Model, engine: &Engine<'_>, requests: &[Request]) -> Result<()>
             c.max_position_embeddings
         );
         if let Some(id) = request.prompt.iter().find(|id| **id as usize >= c.vocab_size) {
-            anyhow::bail!("prompt {} holds token id {id}, but the model's vocabulary ends at {}", i + 1, c.vocab_size - 1);
+            anyhow::bail!(
+                "prompt {} holds token id {id}, but the model's vocabulary ends at {}",
+                i + 1,
+                c.vocab_size - 1
+            );
         }
     }
     Ok(())
@@ -170,12 +175,7 @@ fn prefill(
 }
 
 /// Starts up to `free` samples of the prompts that are ready; those with none left are dropped.
-fn admit(
-    engine: &Engine<'_>,
-    requests: &[Request],
-    ready: &mut Vec<Prompt>,
-    free: usize,
-) -> Vec<(Live, Vec<f32>)> {
+fn admit(engine: &Engine<'_>, requests: &[Request], ready: &mut Vec<Prompt>, free: usize) -> Vec<(Live, Vec<f32>)> {
     let mut admitted = Vec::new();
     for prompt in ready.iter_mut() {
         let request = &requests[prompt.request];

@@ -24,7 +24,11 @@ impl<'a> Mat<'a> {
 
     /// Rows of `cols` elements that begin `row_stride` elements apart.
     pub fn strided(data: &'a [f32], rows: usize, cols: usize, row_stride: usize) -> Mat<'a> {
-        assert!(fits(data.len(), rows, cols, row_stride), "matrix {rows}x{cols}/{row_stride} in {} elements", data.len());
+        assert!(
+            fits(data.len(), rows, cols, row_stride),
+            "matrix {rows}x{cols}/{row_stride} in {} elements",
+            data.len()
+        );
         Mat { data, rows, cols, row_stride, col_stride: 1 }
     }
 
@@ -54,7 +58,11 @@ impl<'a> MatMut<'a> {
     }
 
     pub fn strided(data: &'a mut [f32], rows: usize, cols: usize, row_stride: usize) -> MatMut<'a> {
-        assert!(fits(data.len(), rows, cols, row_stride), "matrix {rows}x{cols}/{row_stride} in {} elements", data.len());
+        assert!(
+            fits(data.len(), rows, cols, row_stride),
+            "matrix {rows}x{cols}/{row_stride} in {} elements",
+            data.len()
+        );
         MatMut { data, rows, cols, row_stride }
     }
 }
@@ -197,7 +205,9 @@ mod tests {
     }
 
     fn fill(n: usize, seed: u32) -> Vec<f32> {
-        (0..n as u32).map(|i| ((i.wrapping_mul(2_654_435_761).wrapping_add(seed) >> 8) as f32 / (1 << 24) as f32) - 0.5).collect()
+        (0..n as u32)
+            .map(|i| ((i.wrapping_mul(2_654_435_761).wrapping_add(seed) >> 8) as f32 / (1 << 24) as f32) - 0.5)
+            .collect()
     }
 
     proptest! {

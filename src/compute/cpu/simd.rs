@@ -111,7 +111,15 @@ mod tests {
         for i in 0..=200_000 {
             let x = -87.0 + i as f32 * (175.0 / 200_000.0);
             let exact = (x as f64).exp();
-            worst = worst.max(((vectorize(#[inline(always)] || exp(x)) as f64 - exact) / exact).abs());
+            worst = worst.max(
+                ((vectorize(
+                    #[inline(always)]
+                    || exp(x),
+                ) as f64
+                    - exact)
+                    / exact)
+                    .abs(),
+            );
         }
         assert!(worst < 2.5e-7, "{worst}");
         assert_eq!(exp(0.0), 1.0);
