@@ -4,10 +4,13 @@
 //! gradient that the decoder's backward starts from, [`schedule`] says which policy a step optimizes (all that
 //! distinguishes BuPO from GRPO), [`optimizer`] holds AdamW's settings and the learning rate of every step.
 
+pub mod adamw;
 pub mod advantage;
+pub mod batch;
 pub mod loss;
 pub mod optimizer;
 pub mod schedule;
+pub mod update;
 
 pub use advantage::Advantage;
 pub use loss::{Aggregation, KlEstimator, LossConfig};

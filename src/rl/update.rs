@@ -1,0 +1,143 @@
+//! One mini-batch: micro-batches forward and backward, then one optimizer step.
+
+use super::adamw::{Optimizer, StepOutcome};
+use super::batch::{MicroBatch, ResponseGroup, micro_batches};
+use super::loss::{LossConfig, LossStats, Tokens, surrogate, weights};
+use super::optimizer::OptimizerConfig;
+use crate::model::{Keep, Model, Workspace};
+use crate::policy::InternalPolicy;
+use anyhow::Result;
+use std::ops::Range;
+
+/// What an update needs beside the batch.
+#[derive(Clone, Copy, Debug)]
+pub struct UpdateSettings<'a> {
+    pub policy: InternalPolicy,
+    pub temperature: f32,
+    pub loss: &'a LossConfig,
+    /// The `seq-mean-token-sum-norm` aggregation's constant.
+    pub max_new_tokens: usize,
+    pub micro_batch_tokens: usize,
+    /// [`Keep::Activations`], or [`Keep::LayerInputs`] to recompute.
+    pub keep: Keep,
+}
+
+/// Log-probs of every response's tokens: `[group][response][token]`.
+pub type LogProbs = Vec<Vec<Vec<f32>>>;
+
+/// The loss and gradient of one mini-batch.
+#[derive(Debug, Default)]
+pub struct Gradient {
+    pub loss: f64,
+    pub stats: LossStats,
+    /// Log-probs under the optimized policy, as this mini-batch's forward found them.
+    pub log_probs: Vec<((usize, usize), Vec<f32>)>,
+}
+
+/// Log-probs of the responses of `groups[range]` under a policy, written to `out[group][response]`.
+pub fn score_groups(
+    model: &Model,
+    ws: &mut Workspace,
+    groups: &[ResponseGroup],
+    range: Range<usize>,
+    settings: &UpdateSettings<'_>,
+    out: &mut LogProbs,
+) {
+    for batch in micro_batches(groups, range, settings.micro_batch_tokens) {
+        let stats = settings.policy.score(model, ws, &batch.packing, &batch.targets, settings.temperature);
+        for (group, response, range) in &batch.members {
+            out[*group][*response] = stats.log_probs[range.clone()].to_vec();
+        }
+    }
+}
+
+/// Gradient of the surrogate over `groups[range]`, added to `grads`. Exact over the mini-batch: micro-batches change
+/// it only by rounding. `old` and `reference` are log-probs by (group, response); without `old` the policy has not moved
+/// since the rollout, and its own log-probs are the old ones.
+#[allow(clippy::too_many_arguments)]
+pub fn mini_batch_gradient(
+    model: &Model,
+    ws: &mut Workspace,
+    groups: &[ResponseGroup],
+    range: Range<usize>,
+    settings: &UpdateSettings<'_>,
+    old: Option<&LogProbs>,
+    reference: Option<&LogProbs>,
+    grads: &mut [f32],
+) -> Result<Gradient> {
+    let lengths: Vec<usize> =
+        groups[range.clone()].iter().flat_map(|g| g.responses.iter().map(|r| r.ids.len())).collect();
+    let per_response = weights(settings.loss.aggregation, &lengths, settings.max_new_tokens);
+    let offsets: Vec<usize> = groups[range.clone()]
+        .iter()
+        .scan(0, |next, g| {
+            let start = *next;
+            *next += g.responses.len();
+            Some(start)
+        })
+        .collect();
+    let weight_of = |group: usize, response: usize| per_response[offsets[group - range.start] + response];
+    let mut total = Gradient::default();
+    for batch in micro_batches(groups, range.clone(), settings.micro_batch_tokens) {
+        let MicroBatch { packing, targets, members } = &batch;
+        let policy = settings.policy;
+        let scored = policy.score_keeping(model, ws, packing, targets, settings.temperature, settings.keep);
+        let log_probs = &scored.stats.log_probs;
+        let old = old.map_or_else(|| log_probs.clone(), |old| batch.tokens(|g, r| &old[g][r]));
+        let advantages = batch.tokens(|g, r| &groups[g].responses[r].advantages);
+        let reference = reference.map(|reference| batch.tokens(|g, r| &reference[g][r]));
+        let mut token_weights = Vec::with_capacity(targets.len());
+        for (group, response, range) in members {
+            token_weights.extend(range.clone().map(|_| weight_of(*group, *response)));
+        }
+        let tokens = Tokens {
+            log_probs,
+            old_log_probs: &old,
+            advantages: &advantages,
+            weights: &token_weights,
+            entropies: Some(&scored.stats.entropy),
+            ref_log_probs: reference.as_deref(),
+        };
+        let s = surrogate(settings.loss, &tokens)?;
+        let d_entropy = s.d_entropies.unwrap_or_default();
+        policy.backward(
+            model,
+            ws,
+            packing,
+            targets,
+            settings.temperature,
+            &scored,
+            &s.d_log_probs,
+            &d_entropy,
+            grads,
+        );
+        total.loss += s.loss;
+        total.stats.merge(&s.stats);
+        for (group, response, range) in members {
+            total.log_probs.push(((*group, *response), log_probs[range.clone()].to_vec()));
+        }
+    }
+    Ok(total)
+}
+
+/// One optimizer step on a mini-batch. `grads` `[n]` is scratch.
+#[allow(clippy::too_many_arguments)]
+pub fn update(
+    model: &mut Model,
+    ws: &mut Workspace,
+    optimizer: &mut Optimizer,
+    groups: &[ResponseGroup],
+    range: Range<usize>,
+    settings: &UpdateSettings<'_>,
+    old: Option<&LogProbs>,
+    reference: Option<&LogProbs>,
+    config: &OptimizerConfig,
+    lr: f64,
+    grads: &mut [f32],
+) -> Result<(Gradient, StepOutcome)> {
+    let trained = model.layout.trained_by(settings.policy.tap());
+    grads[trained.clone()].fill(0.0);
+    let gradient = mini_batch_gradient(model, ws, groups, range, settings, old, reference, grads)?;
+    let outcome = optimizer.step(model, grads, trained, config, lr);
+    Ok((gradient, outcome))
+}
