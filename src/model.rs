@@ -3,13 +3,17 @@
 pub mod backward;
 pub mod config;
 pub mod decoder;
+pub mod init;
 pub mod kv_cache;
 pub mod params;
 pub mod taps;
+pub mod weights;
 
 use crate::compute::cpu::head::Head;
 use crate::compute::cpu::rope::RopeTable;
+use anyhow::Result;
 use std::ops::Range;
+use std::path::Path;
 
 pub use config::ModelConfig;
 pub use decoder::{Keep, Workspace};
@@ -30,6 +34,14 @@ impl Model {
         let layout = ParamLayout::new(&config);
         assert_eq!(params.len(), layout.len(), "parameters do not match the layout");
         Model { config, layout, params }
+    }
+
+    /// Opens a HuggingFace checkpoint folder: `config.json` and safetensors.
+    pub fn open(dir: &Path) -> Result<Model> {
+        let config = ModelConfig::from_dir(dir)?;
+        let layout = ParamLayout::new(&config);
+        let params = weights::load(dir, &config, &layout)?;
+        Ok(Model { config, layout, params })
     }
 
     /// The values of one range of the layout.

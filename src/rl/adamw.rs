@@ -35,7 +35,13 @@ pub struct StepOutcome {
 impl Optimizer {
     pub fn new(layout: &ParamLayout) -> Optimizer {
         let n = layout.len();
-        Optimizer { m: vec![0.0; n], v: vec![0.0; n], tensor_steps: vec![0; layout.tensors.len()], steps: 0, skipped: 0 }
+        Optimizer {
+            m: vec![0.0; n],
+            v: vec![0.0; n],
+            tensor_steps: vec![0; layout.tensors.len()],
+            steps: 0,
+            skipped: 0,
+        }
     }
 
     /// Clips the gradient by its norm (as `torch.nn.utils.clip_grad_norm_`) and updates the parameters in `trained`, a

@@ -100,17 +100,7 @@ pub fn mini_batch_gradient(
         };
         let s = surrogate(settings.loss, &tokens)?;
         let d_entropy = s.d_entropies.unwrap_or_default();
-        policy.backward(
-            model,
-            ws,
-            packing,
-            targets,
-            settings.temperature,
-            &scored,
-            &s.d_log_probs,
-            &d_entropy,
-            grads,
-        );
+        policy.backward(model, ws, packing, targets, settings.temperature, &scored, &s.d_log_probs, &d_entropy, grads);
         total.loss += s.loss;
         total.stats.merge(&s.stats);
         for (group, response, range) in members {
