@@ -1,5 +1,6 @@
 //! Evaluation: how often a policy solves the problems of a set.
 //!
-//! [`scores`] turns the counts of an evaluation (n responses to every problem) into Avg@n and unbiased Pass@k.
+//! [`run`] samples and judges the responses; [`scores`] turns the counts of an evaluation (n responses to every problem) into Avg@n and unbiased Pass@k.
 
+pub mod run;
 pub mod scores;

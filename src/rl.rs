@@ -8,9 +8,12 @@ pub mod adamw;
 pub mod advantage;
 pub mod batch;
 pub mod loss;
+pub mod metrics;
 pub mod optimizer;
 pub mod schedule;
+pub mod trainer;
 pub mod update;
+pub mod warmup;
 
 pub use advantage::Advantage;
 pub use loss::{Aggregation, KlEstimator, LossConfig};

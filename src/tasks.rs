@@ -1,1 +1,9 @@
-//! tasks
+//! Problems: where they come from, in which order, and with which randomness.
+
+pub mod arithmetic;
+pub mod dataset;
+pub mod order;
+pub mod problem;
+pub mod seed;
+
+pub use problem::Problem;

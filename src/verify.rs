@@ -1,1 +1,138 @@
-//! verify
+//! Verdicts on answers: never a bare number, always a status that says why (REFERENCE: what is swallowed is not learned).
+
+pub mod boxed;
+pub mod exact;
+
+use serde::{Deserialize, Serialize};
+
+/// How a response's answer compares with the gold answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    Correct,
+    Wrong,
+    /// The response holds no boxed answer.
+    NoAnswer,
+    /// It holds one that the rule cannot read.
+    Unparsable,
+    /// The rule did not end in time. None of the rules here can run long; external ones may.
+    Timeout,
+}
+
+/// How many responses had each status.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatusCounts {
+    pub correct: usize,
+    pub wrong: usize,
+    pub no_answer: usize,
+    pub unparsable: usize,
+    pub timeout: usize,
+}
+
+impl StatusCounts {
+    pub fn add(&mut self, status: Status) {
+        *match status {
+            Status::Correct => &mut self.correct,
+            Status::Wrong => &mut self.wrong,
+            Status::NoAnswer => &mut self.no_answer,
+            Status::Unparsable => &mut self.unparsable,
+            Status::Timeout => &mut self.timeout,
+        } += 1;
+    }
+
+    pub fn merge(&mut self, other: &StatusCounts) {
+        self.correct += other.correct;
+        self.wrong += other.wrong;
+        self.no_answer += other.no_answer;
+        self.unparsable += other.unparsable;
+        self.timeout += other.timeout;
+    }
+
+    /// Responses judged.
+    pub fn total(&self) -> usize {
+        self.correct + self.wrong + self.no_answer + self.unparsable + self.timeout
+    }
+}
+
+/// A judged response.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verdict {
+    pub status: Status,
+    /// The answer that was found, as it stood in the response.
+    pub answer: Option<String>,
+}
+
+impl Verdict {
+    /// 1 for a correct answer, 0 otherwise.
+    pub fn reward(&self) -> f64 {
+        if self.status == Status::Correct { 1.0 } else { 0.0 }
+    }
+}
+
+/// Which comparison decides.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Rule {
+    /// The last `\boxed{}` as normalised text, as the released reference compares ([`boxed`]).
+    #[default]
+    Boxed,
+    /// The last `\boxed{}` as an integer ([`exact`]).
+    Exact,
+}
+
+impl Rule {
+    /// Judges a response's text against the gold answer. Never panics, and takes time linear in the text's length.
+    pub fn judge(self, response: &str, gold: &str) -> Verdict {
+        let Some(answer) = boxed::last_boxed(response) else {
+            return Verdict { status: Status::NoAnswer, answer: None };
+        };
+        let status = match self {
+            Rule::Boxed => boxed::compare(answer, gold),
+            Rule::Exact => exact::compare(answer, gold),
+        };
+        Verdict { status, answer: Some(answer.to_string()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn every_status_is_told_apart() {
+        let status = |response: &str| Rule::Exact.judge(response, "33").status;
+        assert_eq!(status("12+21=33;\\boxed{33}"), Status::Correct);
+        assert_eq!(status("\\boxed{33} no, \\boxed{34}"), Status::Wrong);
+        assert_eq!(status("33"), Status::NoAnswer);
+        assert_eq!(status("\\boxed{33"), Status::NoAnswer);
+        assert_eq!(status("\\boxed{x}"), Status::Unparsable);
+    }
+
+    #[test]
+    fn counts_add_up() {
+        let mut counts = StatusCounts::default();
+        for status in [Status::Correct, Status::Wrong, Status::Wrong, Status::NoAnswer] {
+            counts.add(status);
+        }
+        let mut twice = counts;
+        twice.merge(&counts);
+        assert_eq!((counts.total(), twice.wrong, twice.total()), (4, 4, 8));
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_panics(response in "\\PC{0,60}", gold in "\\PC{0,20}") {
+            for wrapped in [response.clone(), format!("\\boxed{{{response}}}"), format!("\\frac{response}\\boxed {response}")] {
+                Rule::Boxed.judge(&wrapped, &gold);
+                Rule::Exact.judge(&wrapped, &gold);
+            }
+        }
+
+        #[test]
+        fn an_answer_equals_itself(gold in "[0-9a-z+^ ]{1,12}") {
+            prop_assume!(!gold.trim().is_empty());
+            prop_assert_eq!(Rule::Boxed.judge(&format!("so \\boxed{{{gold}}}."), &gold).status, Status::Correct);
+        }
+    }
+}

@@ -1,33 +1,8 @@
 //! Avg@n and the unbiased Pass@k, with their standard errors over problems.
 
+use crate::verify::StatusCounts;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
-
-/// How the responses to one problem (or to all of them) were judged.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct StatusCounts {
-    pub correct: usize,
-    pub wrong: usize,
-    pub no_answer: usize,
-    pub unparsable: usize,
-    pub timeout: usize,
-}
-
-impl StatusCounts {
-    /// Responses judged.
-    pub fn total(&self) -> usize {
-        self.correct + self.wrong + self.no_answer + self.unparsable + self.timeout
-    }
-
-    pub fn merge(&mut self, other: &StatusCounts) {
-        self.correct += other.correct;
-        self.wrong += other.wrong;
-        self.no_answer += other.no_answer;
-        self.unparsable += other.unparsable;
-        self.timeout += other.timeout;
-    }
-}
 
 /// The responses to one problem, counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -41,7 +41,15 @@ pub struct Completion {
     pub ids: Vec<u32>,
     /// Log-prob of each token under the policy and temperature that it was sampled from, `[ids.len()]`.
     pub log_probs: Vec<f32>,
+    /// Entropy of the distribution that each token was drawn from, in nats, `[ids.len()]`.
+    pub entropies: Vec<f32>,
     pub finish: Finish,
+}
+
+impl Completion {
+    /// Before its first token.
+    const EMPTY: Completion =
+        Completion { ids: Vec::new(), log_probs: Vec::new(), entropies: Vec::new(), finish: Finish::Length };
 }
 
 /// What `generate` is asked for, beside the requests.
@@ -82,8 +90,7 @@ pub fn generate(
     progress: &mut dyn FnMut(u64),
 ) -> Result<Vec<Vec<Completion>>> {
     check(model, engine, requests)?;
-    let empty = Completion { ids: Vec::new(), log_probs: Vec::new(), finish: Finish::Length };
-    let mut done: Vec<Vec<Completion>> = requests.iter().map(|r| vec![empty.clone(); r.seeds.len()]).collect();
+    let mut done: Vec<Vec<Completion>> = requests.iter().map(|r| vec![Completion::EMPTY; r.seeds.len()]).collect();
     let mut live: Vec<Live> = Vec::new();
     let mut ready: Vec<Prompt> = Vec::new();
     let mut next_request = 0;
@@ -94,7 +101,7 @@ pub fn generate(
             let wanted =
                 free.saturating_sub(ready.iter().map(|p| requests[p.request].seeds.len() - p.next_sample).sum());
             prefill(model, ws, engine, requests, &mut next_request, wanted, &mut ready);
-            let admitted = admit(engine, requests, &mut ready, free);
+            let admitted = admit(requests, &mut ready, free);
             if !admitted.is_empty() {
                 let states: Vec<f32> = admitted.iter().flat_map(|(_, state)| state.iter().copied()).collect();
                 let mut fresh: Vec<Live> = admitted.into_iter().map(|(live, _)| live).collect();
@@ -175,7 +182,7 @@ fn prefill(
 }
 
 /// Starts up to `free` samples of the prompts that are ready; those with none left are dropped.
-fn admit(engine: &Engine<'_>, requests: &[Request], ready: &mut Vec<Prompt>, free: usize) -> Vec<(Live, Vec<f32>)> {
+fn admit(requests: &[Request], ready: &mut Vec<Prompt>, free: usize) -> Vec<(Live, Vec<f32>)> {
     let mut admitted = Vec::new();
     for prompt in ready.iter_mut() {
         let request = &requests[prompt.request];
@@ -185,11 +192,7 @@ fn admit(engine: &Engine<'_>, requests: &[Request], ready: &mut Vec<Prompt>, fre
                 sample: prompt.next_sample,
                 cache: KvSequence::new(prompt.cache.clone(), request.prompt.len()),
                 rng: SampleRng::new(request.seeds[prompt.next_sample]),
-                completion: Completion {
-                    ids: Vec::with_capacity(engine.sampling.max_new_tokens.min(256)),
-                    log_probs: Vec::new(),
-                    finish: Finish::Length,
-                },
+                completion: Completion::EMPTY,
             };
             admitted.push((live, prompt.state.clone()));
             prompt.next_sample += 1;
@@ -209,9 +212,10 @@ fn sample_all(model: &Model, engine: &Engine<'_>, states: &[f32], live: &mut [Li
         let logits = &mut logits[..live.len() * vocab];
         head.logits(states, logits);
         live.par_iter_mut().zip(logits.par_chunks_mut(vocab)).with_min_len(4).for_each(|(live, logits)| {
-            let (token, log_prob) = sample(logits, &engine.sampling, &mut live.rng);
-            live.completion.ids.push(token);
-            live.completion.log_probs.push(log_prob);
+            let draw = sample(logits, &engine.sampling, &mut live.rng);
+            live.completion.ids.push(draw.token);
+            live.completion.log_probs.push(draw.log_prob);
+            live.completion.entropies.push(draw.entropy);
         });
     }
 }
@@ -224,10 +228,7 @@ fn retire(engine: &Engine<'_>, live: &mut Vec<Live>, done: &mut [Vec<Completion>
         let ended = stopped || l.completion.ids.len() >= engine.sampling.max_new_tokens;
         if ended {
             l.completion.finish = if stopped { Finish::Stop } else { Finish::Length };
-            done[l.request][l.sample] = std::mem::replace(
-                &mut l.completion,
-                Completion { ids: Vec::new(), log_probs: Vec::new(), finish: Finish::Length },
-            );
+            done[l.request][l.sample] = std::mem::replace(&mut l.completion, Completion::EMPTY);
         }
         !ended
     });

@@ -1,6 +1,6 @@
 //! One token from one row of logits.
 
-use crate::compute::cpu::simd::{exp, max, vectorize};
+use crate::compute::cpu::simd::{LANES, exp, horizontal, max, vectorize};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
@@ -43,43 +43,62 @@ impl SampleRng {
     }
 }
 
+/// A drawn token, with its log-prob and the distribution's entropy in nats: of the **whole** distribution at the head's
+/// temperature, before `top_k` and `top_p`, which is what the trainer computes for it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Draw {
+    pub token: u32,
+    pub log_prob: f32,
+    pub entropy: f32,
+}
+
 /// Draws a token from one row of logits `[V]` (already divided by the temperature; overwritten).
-///
-/// The log-prob returned is the token's under the **whole** distribution, before `top_k` and `top_p`, which is what the
-/// trainer computes for it.
-pub fn sample(logits: &mut [f32], sampling: &Sampling, rng: &mut SampleRng) -> (u32, f32) {
+pub fn sample(logits: &mut [f32], sampling: &Sampling, rng: &mut SampleRng) -> Draw {
     let m = vectorize(
         #[inline(always)]
         || max(logits),
     );
-    if sampling.temperature == 0.0 {
-        let best = logits.iter().position(|z| *z == m).unwrap_or(0);
-        let sum: f64 = block_sums(logits, m).iter().sum();
-        return (best as u32, -sum.ln() as f32);
-    }
-    let u = rng.uniform();
-    let restricted = sampling.top_k > 0 && sampling.top_k < logits.len() || sampling.top_p < 1.0;
-    // block_sums turns the logits into e^(z - m).
-    let sums = block_sums(logits, m);
+    let best = if sampling.temperature == 0.0 { logits.iter().position(|z| *z == m) } else { None };
+    let Weights { sums, weighted } = weigh(logits, m);
     let total: f64 = sums.iter().sum();
-    let token = if restricted { draw_restricted(logits, sampling, total, u) } else { draw(logits, &sums, total, u) };
-    (token as u32, ((logits[token] as f64).ln() - total.ln()) as f32)
+    let restricted = sampling.top_k > 0 && sampling.top_k < logits.len() || sampling.top_p < 1.0;
+    let token = match best {
+        Some(best) => best,
+        None if restricted => draw_restricted(logits, sampling, total, rng.uniform()),
+        None => draw(logits, &sums, total, rng.uniform()),
+    };
+    let log_prob = (logits[token] as f64).ln() - total.ln();
+    Draw { token: token as u32, log_prob: log_prob as f32, entropy: (total.ln() - weighted / total) as f32 }
 }
 
-/// `z = e^(z - m)` in place; the sum of every block, in f64.
-fn block_sums(logits: &mut [f32], m: f32) -> Vec<f64> {
+/// Sums of one row: of `w = e^(z - m)` by block, and of `w (z - m)` over all.
+struct Weights {
+    sums: Vec<f64>,
+    weighted: f64,
+}
+
+/// Replaces every logit z by `e^(z - m)`.
+fn weigh(logits: &mut [f32], m: f32) -> Weights {
+    let mut weights = Weights { sums: Vec::with_capacity(logits.len().div_ceil(BLOCK)), weighted: 0.0 };
     vectorize(
         #[inline(always)]
         || {
-            let blocks = logits.chunks_mut(BLOCK).map(|block| {
-                for z in block.iter_mut() {
-                    *z = exp(*z - m);
+            for block in logits.chunks_mut(BLOCK) {
+                let (mut sum, mut weighted) = ([0f32; LANES], [0f32; LANES]);
+                for lane in block.chunks_mut(LANES) {
+                    for (i, z) in lane.iter_mut().enumerate() {
+                        let x = *z - m;
+                        *z = exp(x);
+                        sum[i] += *z;
+                        weighted[i] = z.mul_add(x, weighted[i]);
+                    }
                 }
-                block.iter().map(|p| *p as f64).sum::<f64>()
-            });
-            blocks.collect()
+                weights.sums.push(horizontal(sum) as f64);
+                weights.weighted += horizontal(weighted) as f64;
+            }
         },
-    )
+    );
+    weights
 }
 
 /// Inverse of the cumulative distribution at `u`, over all tokens in order of their ids.
@@ -141,7 +160,7 @@ mod tests {
     fn frequencies(logits: &[f32], sampling: Sampling, draws: u64) -> Vec<f64> {
         let mut counts = vec![0f64; logits.len()];
         for seed in 0..draws {
-            let (token, _) = sample(&mut logits.to_vec(), &sampling, &mut SampleRng::new(seed));
+            let token = sample(&mut logits.to_vec(), &sampling, &mut SampleRng::new(seed)).token;
             counts[token as usize] += 1.0;
         }
         counts.iter().map(|c| c / draws as f64).collect()
@@ -155,8 +174,10 @@ mod tests {
         for (f, p) in frequencies(&logits, ALL, 4000).iter().zip(probs) {
             assert!((f - p as f64).abs() < 0.035);
         }
-        let (token, log_prob) = sample(&mut logits.clone(), &ALL, &mut SampleRng::new(1));
-        assert!((log_prob - probs[token as usize].ln()).abs() < 1e-6);
+        let draw = sample(&mut logits.clone(), &ALL, &mut SampleRng::new(1));
+        assert!((draw.log_prob - probs[draw.token as usize].ln()).abs() < 1e-6);
+        let entropy: f32 = probs.iter().map(|p| -p * p.ln()).sum();
+        assert!((draw.entropy - entropy).abs() < 1e-6);
     }
 
     #[test]
@@ -169,8 +190,8 @@ mod tests {
         let f = frequencies(&logits, Sampling { top_p: 0.65, ..ALL }, 2000);
         assert!(f[1] == 0.0 && f[3] == 0.0 && f[2] > 0.3);
         let only = Sampling { top_k: 1, ..ALL };
-        let (token, log_prob) = sample(&mut logits.clone(), &only, &mut SampleRng::new(5));
-        assert!(token == 0 && (log_prob - 0.4f32.ln()).abs() < 1e-6);
+        let draw = sample(&mut logits.clone(), &only, &mut SampleRng::new(5));
+        assert!(draw.token == 0 && (draw.log_prob - 0.4f32.ln()).abs() < 1e-6);
     }
 
     #[test]
@@ -179,8 +200,8 @@ mod tests {
         logits[700] = 2.0;
         logits[900] = 2.0;
         let greedy = Sampling { temperature: 0.0, ..ALL };
-        let (token, log_prob) = sample(&mut logits, &greedy, &mut SampleRng::new(0));
+        let draw = sample(&mut logits, &greedy, &mut SampleRng::new(0));
         let expected = 2.0 - (998.0 + 2.0 * 2f64.exp()).ln();
-        assert!(token == 700 && (log_prob as f64 - expected).abs() < 1e-5);
+        assert!(draw.token == 700 && (draw.log_prob as f64 - expected).abs() < 1e-5);
     }
 }

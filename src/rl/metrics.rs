@@ -1,0 +1,82 @@
+//! What is watched, one object a step, in the field's words.
+
+use super::advantage::GroupStats;
+use super::loss::LossMetrics;
+use crate::verify::StatusCounts;
+use serde::{Deserialize, Serialize};
+
+/// Lengths of the step's responses, in tokens, the end token included.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Lengths {
+    pub mean: f64,
+    pub min: usize,
+    pub max: usize,
+}
+
+impl Lengths {
+    pub fn of(lengths: &[usize]) -> Lengths {
+        Lengths {
+            mean: lengths.iter().sum::<usize>() as f64 / lengths.len().max(1) as f64,
+            min: lengths.iter().copied().min().unwrap_or(0),
+            max: lengths.iter().copied().max().unwrap_or(0),
+        }
+    }
+}
+
+/// Agreement of the log-probs seen while sampling with those of the training forward, for the final policy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RolloutAgreement {
+    /// Tokens compared: those of the step's first mini-batch.
+    pub tokens: usize,
+    /// Mean and largest absolute difference.
+    pub mean: f64,
+    pub max: f64,
+}
+
+/// Wall-clock seconds of the step's parts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Seconds {
+    pub rollout: f64,
+    pub old_log_probs: f64,
+    pub update: f64,
+    pub total: f64,
+}
+
+/// One rollout step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StepMetrics {
+    /// Rollout step, from 1.
+    pub step: usize,
+    /// `internal` or `final`.
+    pub phase: String,
+    /// The policy that this step optimized: `final`, `layer:6`, ...
+    pub policy: String,
+    #[serde(flatten)]
+    pub rewards: GroupStats,
+    pub verdicts: StatusCounts,
+    /// Share of responses that reached the length limit.
+    pub truncated: f64,
+    /// Prompts cut from the left to the prompt limit.
+    pub prompts_truncated: usize,
+    pub response_length: Lengths,
+    /// Entropy (nats) of the optimized policy over response tokens, as the updates' forwards saw it.
+    pub entropy_policy: f64,
+    /// Entropy (nats) of the final policy over response tokens, as it was while sampling.
+    pub entropy_final: f64,
+    /// Sum of the surrogate's value over the step's mini-batches, divided by their number.
+    pub loss: f64,
+    #[serde(flatten)]
+    pub surrogate: LossMetrics,
+    /// Mean over the step's mini-batches of the gradient norm before clipping.
+    pub grad_norm: f64,
+    /// Learning rate of the step's last mini-batch.
+    pub lr: f64,
+    /// Optimizer steps taken since the start of the run, and those skipped because a gradient was not finite.
+    pub optimizer_steps: u64,
+    pub skipped_steps: u64,
+    pub rollout_log_prob_difference: RolloutAgreement,
+    pub seconds: Seconds,
+    /// Response tokens per second while sampling, and while updating.
+    pub rollout_tokens_per_second: f64,
+    pub update_tokens_per_second: f64,
+}

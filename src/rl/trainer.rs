@@ -1,0 +1,384 @@
+//! The training loop's one step, readable top to bottom: sample, judge, compare, align.
+//!
+//! There is one trainer. GRPO is BuPO with zero internal steps: all that BuPO changes is `schedule.phase_at(step)`.
+//! Nothing here touches files; a step returns what it saw, and the caller writes it down.
+
+use super::adamw::Optimizer;
+use super::advantage::{Advantage, Group, GroupStats, advantages};
+use super::batch::{Response, ResponseGroup};
+use super::loss::{LossConfig, LossStats};
+use super::metrics::{Lengths, RolloutAgreement, Seconds, StepMetrics};
+use super::optimizer::OptimizerConfig;
+use super::schedule::{Phase, Schedule};
+use super::update::{LogProbs, UpdateSettings, score_groups, update};
+use crate::model::{Keep, Model, Workspace};
+use crate::policy::InternalPolicy;
+use crate::rollout::engine::{Completion, Engine, Finish, Request, generate};
+use crate::rollout::sampler::Sampling;
+use crate::tasks::problem::Problem;
+use crate::tasks::seed::derive_seed;
+use crate::text::prompt::PromptEncoder;
+use crate::verify::{Rule, StatusCounts, Verdict};
+use anyhow::{Context, Result, ensure};
+use serde::Serialize;
+use std::time::Instant;
+
+/// Everything a step needs to know, checked by whoever built it.
+#[derive(Clone, Debug)]
+pub struct TrainSettings {
+    pub seed: u64,
+    /// Rollout steps of the whole run: the learning-rate schedule's horizon.
+    pub steps: usize,
+    pub prompts_per_step: usize,
+    pub group_size: usize,
+    pub sampling: Sampling,
+    pub slots: usize,
+    pub rule: Rule,
+    pub advantage: Advantage,
+    pub gamma: f64,
+    pub mini_batch_prompts: usize,
+    pub micro_batch_tokens: usize,
+    pub recompute: bool,
+    pub loss: LossConfig,
+    pub optimizer: OptimizerConfig,
+    pub schedule: Schedule,
+}
+
+impl TrainSettings {
+    /// Optimizer steps of one rollout step.
+    pub fn updates_per_step(&self) -> usize {
+        self.prompts_per_step.div_ceil(self.mini_batch_prompts)
+    }
+
+    fn keep(&self) -> Keep {
+        if self.recompute { Keep::LayerInputs } else { Keep::Activations }
+    }
+}
+
+/// One response with its verdict, as it is written to `completions.jsonl`.
+#[derive(Clone, Debug, Serialize)]
+pub struct CompletionRow {
+    pub step: usize,
+    pub problem: u64,
+    pub sample: usize,
+    pub prompt: String,
+    pub response: String,
+    pub gold: String,
+    #[serde(flatten)]
+    pub verdict: Verdict,
+    pub reward: f64,
+    /// Mean over the response's tokens (the same for all of them but under Reinforce++ with a discount).
+    pub advantage: f64,
+    pub tokens: usize,
+    pub finish: Finish,
+}
+
+/// What a step reports.
+#[derive(Clone, Debug)]
+pub struct StepReport {
+    pub metrics: StepMetrics,
+    pub completions: Vec<CompletionRow>,
+}
+
+/// Model, optimizer and frozen surroundings of a run.
+pub struct Trainer<'a> {
+    pub settings: TrainSettings,
+    pub model: Model,
+    pub optimizer: Optimizer,
+    /// The frozen reference of the KL penalty; needed when `loss.kl_coef` is not 0.
+    pub reference: Option<Model>,
+    pub prompts: &'a PromptEncoder,
+    workspace: Workspace,
+    grads: Vec<f32>,
+}
+
+/// The rollouts of one step.
+struct Rollouts {
+    prompts: Vec<Vec<u32>>,
+    prompts_truncated: usize,
+    completions: Vec<Vec<Completion>>,
+}
+
+impl<'a> Trainer<'a> {
+    pub fn new(
+        settings: TrainSettings,
+        model: Model,
+        optimizer: Optimizer,
+        reference: Option<Model>,
+        prompts: &'a PromptEncoder,
+    ) -> Result<Trainer<'a>> {
+        ensure!(
+            settings.loss.kl_coef == 0.0 || reference.is_some(),
+            "kl_coef = {} needs a reference model",
+            settings.loss.kl_coef
+        );
+        let (workspace, grads) = (Workspace::new(&model), vec![0f32; model.layout.len()]);
+        Ok(Trainer { settings, model, optimizer, reference, prompts, workspace, grads })
+    }
+
+    /// Rollout step `step` (from 1) on its problems. `progress` hears of every response that ended.
+    pub fn step(&mut self, step: usize, problems: &[Problem], progress: &mut dyn FnMut(u64)) -> Result<StepReport> {
+        let start = Instant::now();
+        let phase = self.settings.schedule.phase_at(step);
+
+        let rollouts = self.roll_out(step, problems, progress)?;
+        let rollout_seconds = start.elapsed().as_secs_f64();
+
+        let verdicts = self.judge(problems, &rollouts)?;
+        let groups = self.compare(&rollouts, &verdicts)?;
+
+        let update_start = Instant::now();
+        let aligned = self.align(step, phase, &groups)?;
+        let update_seconds = update_start.elapsed().as_secs_f64() - aligned.old_seconds;
+
+        let agreement = match phase {
+            Phase::Final => aligned.agreement,
+            Phase::Internal { .. } => aligned.probe,
+        };
+        let seconds = Seconds {
+            rollout: rollout_seconds,
+            old_log_probs: aligned.old_seconds,
+            update: update_seconds,
+            total: start.elapsed().as_secs_f64(),
+        };
+        let metrics = self.metrics(step, phase, &rollouts, &verdicts, &aligned, agreement, seconds)?;
+        let completions = self.rows(step, problems, &rollouts, &verdicts, &groups)?;
+        Ok(StepReport { metrics, completions })
+    }
+
+    /// Samples every problem's group of responses from the **final** policy, whatever is being optimized.
+    fn roll_out(&mut self, step: usize, problems: &[Problem], progress: &mut dyn FnMut(u64)) -> Result<Rollouts> {
+        let s = &self.settings;
+        let (mut requests, mut prompts_truncated) = (Vec::with_capacity(problems.len()), 0);
+        for problem in problems {
+            let prompt = self.prompts.encode(&problem.messages)?;
+            prompts_truncated += usize::from(prompt.truncated > 0);
+            let seeds = (0..s.group_size).map(|i| derive_seed(s.seed, step as u64, problem.id, i as u64)).collect();
+            requests.push(Request { prompt: prompt.ids, seeds });
+        }
+        let engine = Engine {
+            policy: InternalPolicy::Final,
+            sampling: s.sampling,
+            eos_ids: self.prompts.eos_ids(),
+            slots: s.slots,
+        };
+        let completions = generate(&self.model, &mut self.workspace, &engine, &requests, progress)
+            .with_context(|| format!("rollouts of step {step}"))?;
+        let prompts = requests.into_iter().map(|r| r.prompt).collect();
+        Ok(Rollouts { prompts, prompts_truncated, completions })
+    }
+
+    /// A verdict for every response: text against gold, token ids decoded without their end token.
+    fn judge(&self, problems: &[Problem], rollouts: &Rollouts) -> Result<Vec<Vec<Verdict>>> {
+        let judge_group = |(problem, group): (&Problem, &Vec<Completion>)| -> Result<Vec<Verdict>> {
+            let judge = |c: &Completion| Ok(self.settings.rule.judge(&self.prompts.decode(&c.ids)?, &problem.gold));
+            group.iter().map(judge).collect()
+        };
+        problems.iter().zip(&rollouts.completions).map(judge_group).collect()
+    }
+
+    /// Rewards to advantages, within each group.
+    fn compare(&self, rollouts: &Rollouts, verdicts: &[Vec<Verdict>]) -> Result<Vec<ResponseGroup>> {
+        let (rewards, lengths) = rewards_and_lengths(rollouts, verdicts);
+        let groups: Vec<Group<'_>> =
+            rewards.iter().zip(&lengths).map(|(rewards, lengths)| Group { rewards, lengths }).collect();
+        let advantages = advantages(self.settings.advantage, &groups, self.settings.gamma)?;
+        let mut advantages = advantages.responses();
+        let mut group = |(prompt, completions): (&Vec<u32>, &Vec<Completion>)| ResponseGroup {
+            prompt: prompt.clone(),
+            responses: completions
+                .iter()
+                .map(|c| Response {
+                    ids: c.ids.clone(),
+                    rollout_log_probs: c.log_probs.clone(),
+                    advantages: advantages.next().map(<[f32]>::to_vec).unwrap_or_default(),
+                })
+                .collect(),
+        };
+        Ok(rollouts.prompts.iter().zip(&rollouts.completions).map(&mut group).collect())
+    }
+
+    /// The mini-batch updates of one step, on the phase's policy.
+    fn align(&mut self, step: usize, phase: Phase, groups: &[ResponseGroup]) -> Result<Aligned> {
+        let s = &self.settings;
+        let settings = UpdateSettings {
+            policy: phase.policy(),
+            temperature: s.sampling.head_temperature(),
+            loss: &s.loss,
+            max_new_tokens: s.sampling.max_new_tokens,
+            micro_batch_tokens: s.micro_batch_tokens,
+            keep: s.keep(),
+        };
+        let empty = || -> LogProbs { groups.iter().map(|g| vec![Vec::new(); g.responses.len()]).collect() };
+        let first = 0..s.mini_batch_prompts.min(groups.len());
+        let mut aligned = Aligned::default();
+
+        let old_start = Instant::now();
+        // The first mini-batch meets the policy as it was while sampling: its own log-probs are the old ones.
+        let mut old = empty();
+        if first.end < groups.len() {
+            score_groups(&self.model, &mut self.workspace, groups, first.end..groups.len(), &settings, &mut old);
+        }
+        let reference = self.reference.as_ref().filter(|_| s.loss.kl_coef != 0.0).map(|model| {
+            let (mut workspace, mut out) = (Workspace::new(model), empty());
+            score_groups(model, &mut workspace, groups, 0..groups.len(), &settings, &mut out);
+            out
+        });
+        if let Phase::Internal { .. } = phase {
+            let (settings, mut out) = (UpdateSettings { policy: InternalPolicy::Final, ..settings }, empty());
+            score_groups(&self.model, &mut self.workspace, groups, first.clone(), &settings, &mut out);
+            aligned.probe = agreement(groups, first.clone().flat_map(|g| with_index(g, &out[g])));
+        }
+        aligned.old_seconds = old_start.elapsed().as_secs_f64();
+
+        let total_updates = s.steps * s.updates_per_step();
+        for from in (0..groups.len()).step_by(s.mini_batch_prompts) {
+            let range = from..(from + s.mini_batch_prompts).min(groups.len());
+            let update_index = (step - 1) * s.updates_per_step() + from / s.mini_batch_prompts;
+            let lr = s.optimizer.lr_at(update_index, total_updates);
+            let (gradient, outcome) = update(
+                &mut self.model,
+                &mut self.workspace,
+                &mut self.optimizer,
+                groups,
+                range,
+                &settings,
+                (from > 0).then_some(&old),
+                reference.as_ref(),
+                &s.optimizer,
+                lr,
+                &mut self.grads,
+            )?;
+            if from == 0 {
+                let seen = gradient.log_probs.iter().map(|(at, log_probs)| (*at, log_probs.as_slice()));
+                aligned.agreement = agreement(groups, seen);
+            }
+            aligned.updates += 1;
+            aligned.loss += gradient.loss;
+            aligned.grad_norm += outcome.grad_norm;
+            aligned.lr = outcome.lr;
+            aligned.stats.merge(&gradient.stats);
+        }
+        Ok(aligned)
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn metrics(
+        &self,
+        step: usize,
+        phase: Phase,
+        rollouts: &Rollouts,
+        verdicts: &[Vec<Verdict>],
+        aligned: &Aligned,
+        agreement: RolloutAgreement,
+        seconds: Seconds,
+    ) -> Result<StepMetrics> {
+        let (rewards, lengths) = rewards_and_lengths(rollouts, verdicts);
+        let groups: Vec<Group<'_>> =
+            rewards.iter().zip(&lengths).map(|(rewards, lengths)| Group { rewards, lengths }).collect();
+        let all: Vec<&Completion> = rollouts.completions.iter().flatten().collect();
+        let lengths: Vec<usize> = all.iter().map(|c| c.ids.len()).collect();
+        let tokens = lengths.iter().sum::<usize>() as f64;
+        let entropy: f64 = all.iter().flat_map(|c| &c.entropies).map(|h| *h as f64).sum();
+        let mut counts = StatusCounts::default();
+        verdicts.iter().flatten().for_each(|v| counts.add(v.status));
+        let surrogate = aligned.stats.finish().context("a step without response tokens")?;
+        let updates = aligned.updates.max(1) as f64;
+        Ok(StepMetrics {
+            step,
+            phase: phase.name().to_string(),
+            policy: phase.policy().to_string(),
+            rewards: GroupStats::of(&groups)?,
+            verdicts: counts,
+            truncated: all.iter().filter(|c| c.finish == Finish::Length).count() as f64 / all.len().max(1) as f64,
+            prompts_truncated: rollouts.prompts_truncated,
+            response_length: Lengths::of(&lengths),
+            entropy_policy: surrogate.entropy.unwrap_or(f64::NAN),
+            entropy_final: entropy / tokens.max(1.0),
+            loss: aligned.loss / updates,
+            surrogate,
+            grad_norm: aligned.grad_norm / updates,
+            lr: aligned.lr,
+            optimizer_steps: self.optimizer.steps,
+            skipped_steps: self.optimizer.skipped,
+            rollout_log_prob_difference: agreement,
+            rollout_tokens_per_second: tokens / seconds.rollout.max(1e-9),
+            update_tokens_per_second: tokens / seconds.update.max(1e-9),
+            seconds,
+        })
+    }
+
+    fn rows(
+        &self,
+        step: usize,
+        problems: &[Problem],
+        rollouts: &Rollouts,
+        verdicts: &[Vec<Verdict>],
+        groups: &[ResponseGroup],
+    ) -> Result<Vec<CompletionRow>> {
+        let mut rows = Vec::new();
+        for (i, problem) in problems.iter().enumerate() {
+            let prompt = self.prompts.decode_whole(&rollouts.prompts[i])?;
+            for (sample, completion) in rollouts.completions[i].iter().enumerate() {
+                let (verdict, advantages) = (&verdicts[i][sample], &groups[i].responses[sample].advantages);
+                let sum: f64 = advantages.iter().map(|a| *a as f64).sum();
+                rows.push(CompletionRow {
+                    step,
+                    problem: problem.id,
+                    sample,
+                    prompt: prompt.clone(),
+                    response: self.prompts.decode_whole(&completion.ids)?,
+                    gold: problem.gold.clone(),
+                    verdict: verdict.clone(),
+                    reward: verdict.reward(),
+                    advantage: sum / advantages.len().max(1) as f64,
+                    tokens: completion.ids.len(),
+                    finish: completion.finish,
+                });
+            }
+        }
+        Ok(rows)
+    }
+}
+
+/// Sums over the mini-batches of one step.
+#[derive(Default)]
+struct Aligned {
+    updates: usize,
+    loss: f64,
+    grad_norm: f64,
+    lr: f64,
+    stats: LossStats,
+    old_seconds: f64,
+    /// Rollout log-probs against the first update's forward, and (internal phase) against a final-policy forward.
+    agreement: RolloutAgreement,
+    probe: RolloutAgreement,
+}
+
+fn rewards_and_lengths(rollouts: &Rollouts, verdicts: &[Vec<Verdict>]) -> (Vec<Vec<f64>>, Vec<Vec<usize>>) {
+    let rewards = verdicts.iter().map(|group| group.iter().map(Verdict::reward).collect()).collect();
+    let lengths = rollouts.completions.iter().map(|group| group.iter().map(|c| c.ids.len()).collect()).collect();
+    (rewards, lengths)
+}
+
+fn with_index(group: usize, responses: &[Vec<f32>]) -> impl Iterator<Item = ((usize, usize), &[f32])> {
+    responses.iter().enumerate().map(move |(i, log_probs)| ((group, i), log_probs.as_slice()))
+}
+
+/// Largest and mean difference of log-probs seen while sampling and recomputed ones.
+fn agreement<'a>(
+    groups: &[ResponseGroup],
+    recomputed: impl Iterator<Item = ((usize, usize), &'a [f32])>,
+) -> RolloutAgreement {
+    let mut result = RolloutAgreement::default();
+    for ((group, response), log_probs) in recomputed {
+        for (a, b) in groups[group].responses[response].rollout_log_probs.iter().zip(log_probs) {
+            let difference = (*a as f64 - *b as f64).abs();
+            result.tokens += 1;
+            result.mean += difference;
+            result.max = result.max.max(difference);
+        }
+    }
+    result.mean /= result.tokens.max(1) as f64;
+    result
+}

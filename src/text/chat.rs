@@ -1,0 +1,188 @@
+//! Chat templates, rendered as transformers renders them.
+
+use super::tokenizer::Tokenizer;
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Kwargs, Serde};
+use minijinja::{Environment, Error, ErrorKind, Value};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+/// One turn of a conversation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Message {
+    pub role: String,
+    pub content: String,
+}
+
+/// A model's chat template, and the special tokens that it may name.
+#[derive(Clone, Debug)]
+pub struct ChatTemplate {
+    source: String,
+    /// Where it was read, for errors.
+    origin: String,
+    special: BTreeMap<String, String>,
+}
+
+impl ChatTemplate {
+    /// From text; `origin` names it in errors.
+    pub fn new(source: &str, origin: &str, special: BTreeMap<String, String>) -> ChatTemplate {
+        ChatTemplate { source: source.to_string(), origin: origin.to_string(), special }
+    }
+
+    /// `chat_template.jinja` of a checkpoint folder, else `chat_template` of its `tokenizer_config.json` (text, or a list of
+    /// named templates of which `default` is taken); none if it has neither.
+    pub fn from_dir(dir: &Path, tokenizer: &Tokenizer) -> Result<Option<ChatTemplate>> {
+        let special = tokenizer.special_tokens().clone();
+        let path = dir.join("chat_template.jinja");
+        if path.is_file() {
+            let source = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+            return Ok(Some(ChatTemplate::new(&source, &path.display().to_string(), special)));
+        }
+        let path = dir.join("tokenizer_config.json");
+        if !path.is_file() {
+            return Ok(None);
+        }
+        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let config: serde_json::Value =
+            serde_json::from_str(&text).with_context(|| format!("{} is no JSON", path.display()))?;
+        let source = match config.get("chat_template") {
+            None | Some(serde_json::Value::Null) => return Ok(None),
+            Some(serde_json::Value::String(source)) => source.clone(),
+            Some(serde_json::Value::Array(named)) => {
+                let default = named.iter().find(|t| t.get("name").is_some_and(|n| n == "default"));
+                let source = default.and_then(|t| t.get("template")?.as_str());
+                source
+                    .ok_or_else(|| anyhow!("{}: chat_template has no template named default", path.display()))?
+                    .to_string()
+            }
+            Some(other) => bail!("{}: chat_template: expected text or a list, got {other}", path.display()),
+        };
+        Ok(Some(ChatTemplate::new(&source, &path.display().to_string(), special)))
+    }
+
+    /// The conversation as the model expects it, with the assistant's turn opened. `variables` are the template's
+    /// own, such as `enable_thinking`.
+    pub fn render(&self, messages: &[Message], variables: &BTreeMap<String, serde_json::Value>) -> Result<String> {
+        let failed = |e: Error| {
+            let line = e.line().map_or_else(String::new, |l| format!(" line {l}"));
+            anyhow!(
+                "the chat template of {}{line} failed: {}",
+                self.origin,
+                e.detail().map_or_else(|| e.to_string(), str::to_string)
+            )
+        };
+        let mut env = Environment::new();
+        // transformers' settings, and the Python methods that templates call on strings and lists.
+        env.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(failed)?);
+        env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        env.add_function("raise_exception", |text: String| -> Result<String, Error> {
+            Err(Error::new(ErrorKind::InvalidOperation, text))
+        });
+        env.add_filter("tojson", tojson);
+        env.add_template("chat", &self.source).map_err(failed)?;
+        let mut context: BTreeMap<String, Value> =
+            self.special.iter().map(|(k, v)| (k.clone(), Value::from(v.as_str()))).collect();
+        context.extend(variables.iter().map(|(k, v)| (k.clone(), Value::from(Serde(v)))));
+        context.insert("messages".into(), Value::from(Serde(messages)));
+        context.insert("add_generation_prompt".into(), Value::from(true));
+        env.get_template("chat").and_then(|t| t.render(context)).map_err(failed)
+    }
+}
+
+/// Python's `json.dumps`: a space after commas and colons, nothing escaped for HTML.
+fn tojson(value: Value, options: Kwargs) -> Result<Value, Error> {
+    let failed = |e: serde_json::Error| Error::new(ErrorKind::BadSerialization, e.to_string());
+    let indent: Option<usize> = options.get("indent")?;
+    options.get::<Option<bool>>("ensure_ascii")?;
+    let mut out = Vec::new();
+    match indent {
+        Some(n) => {
+            let spaces = " ".repeat(n.min(16));
+            let formatter = serde_json::ser::PrettyFormatter::with_indent(spaces.as_bytes());
+            value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, formatter)).map_err(failed)?;
+        }
+        None => {
+            value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, PythonSpacing)).map_err(failed)?;
+        }
+    }
+    Ok(Value::from_safe_string(String::from_utf8_lossy(&out).into_owned()))
+}
+
+struct PythonSpacing;
+
+impl serde_json::ser::Formatter for PythonSpacing {
+    fn begin_array_value<W: ?Sized + std::io::Write>(&mut self, w: &mut W, first: bool) -> std::io::Result<()> {
+        if first { Ok(()) } else { w.write_all(b", ") }
+    }
+
+    fn begin_object_key<W: ?Sized + std::io::Write>(&mut self, w: &mut W, first: bool) -> std::io::Result<()> {
+        if first { Ok(()) } else { w.write_all(b", ") }
+    }
+
+    fn begin_object_value<W: ?Sized + std::io::Write>(&mut self, w: &mut W) -> std::io::Result<()> {
+        w.write_all(b": ")
+    }
+}
+
+/// How a run asks: through the model's chat template, or as plain text for base models.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "template", rename_all = "lowercase", deny_unknown_fields)]
+pub enum PromptTemplate {
+    Chat {
+        /// Replaces the problem's own system message, or is put before it where there is none.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        system: Option<String>,
+        /// Passed to the template, e.g. `enable_thinking = false`.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        variables: BTreeMap<String, serde_json::Value>,
+    },
+    Plain {
+        /// Text with `{problem}` where the last user message goes.
+        text: String,
+    },
+}
+
+impl Default for PromptTemplate {
+    fn default() -> Self {
+        PromptTemplate::Chat { system: None, variables: BTreeMap::new() }
+    }
+}
+
+impl PromptTemplate {
+    const PROBLEM: &'static str = "{problem}";
+
+    pub fn check(&self) -> Result<()> {
+        if let PromptTemplate::Plain { text } = self {
+            let n = text.matches(Self::PROBLEM).count();
+            ensure!(n == 1, "a plain prompt holds {} exactly once, got {n} times in {text:?}", Self::PROBLEM);
+        }
+        Ok(())
+    }
+
+    /// The text that is tokenized. `chat` is the model's template, needed for `template = "chat"`.
+    pub fn render(&self, chat: Option<&ChatTemplate>, messages: &[Message]) -> Result<String> {
+        match self {
+            PromptTemplate::Plain { text } => {
+                let last = messages.iter().rev().find(|m| m.role == "user").or(messages.last());
+                let problem = last.context("a prompt without messages")?;
+                Ok(text.replacen(Self::PROBLEM, &problem.content, 1))
+            }
+            PromptTemplate::Chat { system, variables } => {
+                let chat = chat.context(
+                    "the model has no chat template (neither chat_template.jinja nor chat_template in tokenizer_config.json): \
+                     use a plain one, template = \"plain\" with text = \"...{problem}...\"",
+                )?;
+                let Some(system) = system else { return chat.render(messages, variables) };
+                let system = Message { role: "system".into(), content: system.clone() };
+                let rest = messages.iter().filter(|m| m.role != "system").cloned();
+                chat.render(&std::iter::once(system).chain(rest).collect::<Vec<_>>(), variables)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
