@@ -1,1 +1,8 @@
-//! run
+//! A run's folder and its life: checkpoints that appear whole or not at all, metrics, the manifest, progress, Ctrl-C.
+
+pub mod atomic;
+pub mod checkpoint;
+pub mod interrupt;
+pub mod jsonl;
+pub mod manifest;
+pub mod progress;

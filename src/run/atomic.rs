@@ -1,0 +1,116 @@
+//! Files and folders that appear whole or not at all: written beside, synced, renamed.
+
+use anyhow::{Context, Result, bail};
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+const PREFIX: &str = ".tmp-";
+
+/// Writes a file; a reader sees the old one or the new one, never a part.
+pub fn write_file_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
+    let temporary = beside(path)?;
+    let write = || -> Result<()> {
+        let mut file = File::create(&temporary).with_context(|| cannot("create", &temporary))?;
+        file.write_all(bytes).with_context(|| cannot("write", &temporary))?;
+        file.sync_all().with_context(|| cannot("write", &temporary))?;
+        fs::rename(&temporary, path).with_context(|| cannot("replace", path))?;
+        sync_dir(parent(path))
+    };
+    write().inspect_err(|_| drop(fs::remove_file(&temporary)))
+}
+
+/// Makes a folder: `fill` writes into a hidden one beside it, which is synced and takes its name. A folder that was
+/// there before is replaced. If `fill` fails, nothing remains.
+pub fn write_dir_atomic(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let temporary = beside(path)?;
+    let write = || -> Result<()> {
+        if temporary.exists() {
+            fs::remove_dir_all(&temporary).with_context(|| cannot("remove", &temporary))?;
+        }
+        fs::create_dir_all(&temporary).with_context(|| cannot("create", &temporary))?;
+        fill(&temporary)?;
+        for entry in fs::read_dir(&temporary).with_context(|| cannot("read", &temporary))? {
+            let file = entry.with_context(|| cannot("read", &temporary))?.path();
+            File::open(&file).and_then(|f| f.sync_all()).with_context(|| cannot("write", &file))?;
+        }
+        sync_dir(&temporary)?;
+        if path.exists() {
+            fs::remove_dir_all(path).with_context(|| cannot("replace", path))?;
+        }
+        fs::rename(&temporary, path).with_context(|| cannot("create", path))?;
+        sync_dir(parent(path))
+    };
+    write().inspect_err(|_| drop(fs::remove_dir_all(&temporary)))
+}
+
+/// Removes what an interrupted writer left in `dir`.
+pub fn clean_leftovers(dir: &Path) -> Result<()> {
+    let Ok(entries) = fs::read_dir(dir) else { return Ok(()) };
+    for entry in entries.flatten() {
+        if entry.file_name().to_string_lossy().starts_with(PREFIX) {
+            let path = entry.path();
+            let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            removed.with_context(|| cannot("remove the leftover", &path))?;
+        }
+    }
+    Ok(())
+}
+
+fn beside(path: &Path) -> Result<PathBuf> {
+    let Some(name) = path.file_name() else { bail!("{} names no file that could be written", path.display()) };
+    fs::create_dir_all(parent(path)).with_context(|| cannot("create the folder of", path))?;
+    Ok(parent(path).join(format!("{PREFIX}{}-{}", name.to_string_lossy(), std::process::id())))
+}
+
+fn parent(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+fn sync_dir(dir: &Path) -> Result<()> {
+    File::open(dir).and_then(|d| d.sync_all()).with_context(|| cannot("write", dir))
+}
+
+fn cannot(what: &str, path: &Path) -> String {
+    format!("cannot {what} {} (is there space, and may you write there?)", path.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(dir: &Path) -> Vec<String> {
+        let mut names: Vec<_> =
+            fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_folder_appears_whole_or_not_at_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("a/step");
+        write_dir_atomic(&target, |d| Ok(fs::write(d.join("x"), "1")?)).unwrap();
+        let failed = write_dir_atomic(&target, |d| {
+            fs::write(d.join("y"), "2")?;
+            bail!("full")
+        });
+        assert!(failed.is_err());
+        assert_eq!((names(&dir.path().join("a")), names(&target)), (vec!["step".into()], vec!["x".into()]));
+        write_dir_atomic(&target, |d| Ok(fs::write(d.join("z"), "3")?)).unwrap();
+        assert_eq!(names(&target), vec!["z".to_string()]);
+    }
+
+    #[test]
+    fn files_are_replaced_and_leftovers_cleaned() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("f");
+        write_file_atomic(&file, b"1").unwrap();
+        write_file_atomic(&file, b"2").unwrap();
+        fs::write(dir.path().join(".tmp-old-1"), "").unwrap();
+        clean_leftovers(dir.path()).unwrap();
+        assert_eq!((fs::read(&file).unwrap(), names(dir.path())), (b"2".to_vec(), vec!["f".to_string()]));
+        let error = write_file_atomic(&file.join("below"), b"").unwrap_err().to_string();
+        assert!(error.contains("below"), "{error}");
+    }
+}

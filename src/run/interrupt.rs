@@ -1,0 +1,22 @@
+//! Ctrl-C: the first asks the run to finish its step and save, the second ends it at once.
+
+use anyhow::{Context, Result};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+static REQUESTED: AtomicBool = AtomicBool::new(false);
+
+/// Listens for Ctrl-C and for SIGTERM from now on.
+pub fn install() -> Result<()> {
+    let handler = || {
+        if REQUESTED.swap(true, Ordering::SeqCst) {
+            std::process::exit(130);
+        }
+        eprintln!("\nfinishing this step and saving; press Ctrl-C again to end at once");
+    };
+    ctrlc::set_handler(handler).context("cannot listen for Ctrl-C")
+}
+
+/// True once someone asked the run to end.
+pub fn requested() -> bool {
+    REQUESTED.load(Ordering::SeqCst)
+}
