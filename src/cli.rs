@@ -1,1 +1,269 @@
-//! cli
+//! The command line: types only. What each verb does is in [`crate::commands`].
+
+use crate::rl::Aggregation;
+use crate::verify::Rule;
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+/// See and train the policies hidden inside a language model.
+#[derive(Debug, Parser)]
+#[command(version, propagate_version = true, after_help = "Example: bupo train arithmetic-bupo")]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+    /// Threads to compute with [default: all cores]
+    #[arg(long, global = true)]
+    pub threads: Option<usize>,
+    /// No progress bars and no remarks
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Train a model with GRPO or BuPO, as a recipe says
+    Train(TrainArgs),
+    /// Show where a model's policy forms: entropies, changes and stages of every layer
+    Analyze(AnalyzeArgs),
+    /// Log-probs and entropies of given responses under any policy
+    Score(ScoreArgs),
+    /// Sample from any policy
+    Generate(GenerateArgs),
+    /// Avg@K and Pass@K on problems
+    Evaluate(EvaluateArgs),
+    /// Time the parts on this machine
+    #[command(subcommand)]
+    Bench(BenchCommand),
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  bupo train recipes/arithmetic-bupo.toml\n  bupo train arithmetic-grpo --set seed=2 --dir runs/grpo-2\n  bupo train recipes/arithmetic-bupo.toml --resume"
+)]
+pub struct TrainArgs {
+    /// A TOML file, or the name of a shipped recipe
+    pub recipe: String,
+    /// Go on from the run's last checkpoint
+    #[arg(long)]
+    pub resume: bool,
+    /// Change a key of the recipe, e.g. --set optimizer.lr=1e-5
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// The run's folder [default: the recipe's, else runs/NAME]
+    #[arg(long)]
+    pub dir: Option<PathBuf>,
+}
+
+/// How prompts are asked of a model, where a recipe does not say.
+#[derive(Debug, Args)]
+pub struct PromptArgs {
+    /// System message of the chat template
+    #[arg(long)]
+    pub system: Option<String>,
+    /// Plain text with {problem} in place of the chat template, for base models
+    #[arg(long, value_name = "TEXT", conflicts_with = "system")]
+    pub plain: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct AnalyzeArgs {
+    /// A HuggingFace checkpoint folder
+    pub model: PathBuf,
+    /// JSONL of {input_ids, response_start} or {prompt|messages, response}; or problems, answered by the model first
+    #[arg(long)]
+    pub data: PathBuf,
+    /// Folder for analysis.json
+    #[arg(long)]
+    pub out: PathBuf,
+    /// Only the first N rows
+    #[arg(long, value_name = "N")]
+    pub limit: Option<usize>,
+    /// Nats of FFN entropy change that still count as integration [default: 1 % of ln V]
+    #[arg(long)]
+    pub threshold: Option<f64>,
+    /// Longest response, where the model answers first
+    #[arg(long, default_value_t = 512)]
+    pub max_new_tokens: usize,
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    #[command(flatten)]
+    pub prompt: PromptArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct ScoreArgs {
+    /// A HuggingFace checkpoint folder
+    pub model: PathBuf,
+    /// JSONL of {input_ids, response_start} or {prompt|messages, response}
+    #[arg(long)]
+    pub data: PathBuf,
+    /// final, layer:N, attn:N or ffn:N
+    #[arg(long, default_value = "final")]
+    pub policy: String,
+    #[arg(long, default_value_t = 1.0)]
+    pub temperature: f32,
+    /// JSONL: log_probs and entropy of each row's response tokens
+    #[arg(long)]
+    pub out: PathBuf,
+    #[command(flatten)]
+    pub prompt: PromptArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct GenerateArgs {
+    /// A HuggingFace checkpoint folder
+    pub model: PathBuf,
+    /// The user's message
+    #[arg(long, required_unless_present = "data", conflicts_with = "data")]
+    pub prompt: Option<String>,
+    /// JSONL of prompts or of {input_ids}
+    #[arg(long)]
+    pub data: Option<PathBuf>,
+    /// final, layer:N, attn:N or ffn:N
+    #[arg(long, default_value = "final")]
+    pub policy: String,
+    /// Samples of each prompt
+    #[arg(short, default_value_t = 1)]
+    pub n: usize,
+    #[arg(long, default_value_t = 256)]
+    pub max_new_tokens: usize,
+    #[arg(long, default_value_t = 1.0)]
+    pub temperature: f32,
+    /// Only the K likeliest tokens; 0: all
+    #[arg(long, default_value_t = 0)]
+    pub top_k: usize,
+    #[arg(long, default_value_t = 1.0)]
+    pub top_p: f32,
+    /// Always the likeliest token
+    #[arg(long)]
+    pub greedy: bool,
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// JSONL with ids and log-probs too [default: text on the terminal]
+    #[arg(long)]
+    pub out: Option<PathBuf>,
+    #[command(flatten)]
+    pub style: PromptArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct EvaluateArgs {
+    /// A HuggingFace checkpoint folder
+    pub model: PathBuf,
+    /// Problems: parquet or JSONL
+    #[arg(long)]
+    pub data: PathBuf,
+    /// Responses to each problem
+    #[arg(short, default_value_t = 16)]
+    pub n: usize,
+    /// The K of Pass@K, separated by commas
+    #[arg(short, value_delimiter = ',', default_value = "1,4,16")]
+    pub k: Vec<usize>,
+    /// boxed (normalised text) or exact (integers)
+    #[arg(long, default_value = "boxed", value_parser = parse_rule)]
+    pub rule: Rule,
+    /// final, layer:N, attn:N or ffn:N
+    #[arg(long, default_value = "final")]
+    pub policy: String,
+    #[arg(long, default_value_t = 2048)]
+    pub max_new_tokens: usize,
+    #[arg(long, default_value_t = 1.0)]
+    pub temperature: f32,
+    #[arg(long, default_value_t = 1.0)]
+    pub top_p: f32,
+    #[arg(long, default_value_t = 0)]
+    pub top_k: usize,
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Sequences decoded at once
+    #[arg(long, default_value_t = 128)]
+    pub slots: usize,
+    /// Only the first N problems
+    #[arg(long, value_name = "N")]
+    pub limit: Option<usize>,
+    /// Folder for evaluation.json and responses.jsonl
+    #[arg(long)]
+    pub out: PathBuf,
+    #[command(flatten)]
+    pub prompt: PromptArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum BenchCommand {
+    /// One clipped-surrogate update on a batch; prints one line of JSON
+    Update(BenchUpdateArgs),
+    /// Sampling random prompts to a fixed length; prints one line of JSON
+    Rollout(BenchRolloutArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct BenchUpdateArgs {
+    pub model: PathBuf,
+    /// JSON of input_ids, response_mask, advantages and old_log_probs, each [sequences][tokens]
+    #[arg(long)]
+    pub batch: PathBuf,
+    /// The internal layer policy to update; the final policy without it
+    #[arg(long)]
+    pub layer: Option<usize>,
+    #[arg(long, default_value_t = 1)]
+    pub repeat: usize,
+    /// Updates in each repetition
+    #[arg(long, default_value_t = 1)]
+    pub steps: usize,
+    #[arg(long, default_value_t = 1e-6)]
+    pub lr: f64,
+    #[arg(long, default_value = "token-mean", value_parser = parse_aggregation)]
+    pub aggregation: Aggregation,
+    #[arg(long, default_value_t = 2048)]
+    pub micro_batch_tokens: usize,
+    #[arg(long)]
+    pub recompute: bool,
+    /// Writes the first gradient as safetensors
+    #[arg(long)]
+    pub grads: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct BenchRolloutArgs {
+    pub model: PathBuf,
+    /// Sequences
+    #[arg(long, default_value_t = 64)]
+    pub batch: usize,
+    /// Tokens of each prompt
+    #[arg(long, default_value_t = 32)]
+    pub prompt: usize,
+    /// New tokens of each sequence
+    #[arg(long, default_value_t = 128)]
+    pub new: usize,
+    #[arg(long, default_value_t = 3)]
+    pub repeat: usize,
+}
+
+/// Reads an enum by the name that recipes use for it.
+fn by_name<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
+    serde_json::from_value(serde_json::Value::String(text.to_string())).map_err(|e| e.to_string())
+}
+
+fn parse_rule(text: &str) -> Result<Rule, String> {
+    by_name(text)
+}
+
+fn parse_aggregation(text: &str) -> Result<Aggregation, String> {
+    by_name(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+        let cli =
+            Cli::try_parse_from(["bupo", "evaluate", "m", "--data", "d", "-k", "1,2", "--rule", "exact", "--out", "o"]);
+        let Command::Evaluate(args) = cli.unwrap().command else { panic!("another verb") };
+        assert_eq!((args.k, args.rule, args.n), (vec![1, 2], Rule::Exact, 16));
+        assert!(Cli::try_parse_from(["bupo", "generate", "m"]).is_err());
+    }
+}

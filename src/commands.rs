@@ -1,1 +1,89 @@
-//! commands
+//! One file a verb: wiring, no maths.
+
+pub mod analyze;
+pub mod bench;
+pub mod evaluate;
+pub mod generate;
+pub mod score;
+pub mod train;
+
+use crate::cli::PromptArgs;
+use crate::model::Model;
+use crate::tasks::dataset::Row;
+use crate::text::{ChatTemplate, PromptEncoder, PromptTemplate, Tokenizer};
+use anyhow::{Context, Result, bail, ensure};
+use std::path::Path;
+
+/// Starts the thread pool that everything computes on; all cores if no number is given.
+pub fn start_threads(threads: Option<usize>) -> Result<()> {
+    ensure!(threads != Some(0), "--threads 0: expected at least 1");
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.unwrap_or(0));
+    pool.build_global().context("cannot start the threads")
+}
+
+/// A checkpoint with its tokenizer and way of asking.
+pub struct Opened {
+    pub model: Model,
+    pub prompts: PromptEncoder,
+}
+
+/// Opens a checkpoint folder; prompts are asked as the options say, by the model's chat template without any.
+pub fn open(dir: &Path, prompt: &PromptArgs) -> Result<Opened> {
+    let template = match (&prompt.plain, &prompt.system) {
+        (Some(text), _) => PromptTemplate::Plain { text: text.clone() },
+        (None, system) => PromptTemplate::Chat { system: system.clone(), variables: Default::default() },
+    };
+    ensure!(dir.is_dir(), "{} is no folder: expected a HuggingFace checkpoint with config.json", dir.display());
+    let model = Model::open(dir)?;
+    let prompts = prompt_encoder(dir, template, model.config.max_position_embeddings)?;
+    Ok(Opened { model, prompts })
+}
+
+/// The tokenizer and chat template of a checkpoint folder, with a template and a limit.
+pub fn prompt_encoder(dir: &Path, template: PromptTemplate, max_prompt_tokens: usize) -> Result<PromptEncoder> {
+    let tokenizer = Tokenizer::from_dir(dir)?;
+    let chat = ChatTemplate::from_dir(dir, &tokenizer)?;
+    PromptEncoder::new(tokenizer, chat, template, max_prompt_tokens)
+}
+
+/// Token ids of a row and where its response starts, if it has one.
+pub fn row_tokens(row: &Row, prompts: Option<&PromptEncoder>) -> Result<(Vec<u32>, Option<usize>)> {
+    let encoder = || prompts.ok_or_else(|| anyhow::anyhow!("a row of text needs the model's tokenizer.json"));
+    match row {
+        Row::Tokens { input_ids, response_start } => Ok((input_ids.clone(), *response_start)),
+        Row::Text { messages, response } => {
+            let encoder = encoder()?;
+            let mut ids = encoder.encode(messages)?.ids;
+            let start = ids.len();
+            ids.extend(encoder.encode_response(response)?);
+            Ok((ids, Some(start)))
+        }
+        Row::Problem(problem) => Ok((encoder()?.encode(&problem.messages)?.ids, None)),
+        Row::Prompt { messages } => Ok((encoder()?.encode(messages)?.ids, None)),
+    }
+}
+
+/// A row's ids and response for scoring.
+pub fn response_tokens(row: &Row, prompts: Option<&PromptEncoder>, number: usize) -> Result<(Vec<u32>, usize)> {
+    match row_tokens(row, prompts)? {
+        (ids, Some(start)) if start < ids.len() => Ok((ids, start)),
+        (ids, start) => bail!(
+            "row {number} has {} tokens and {}: expected input_ids with a response_start below their number, or a prompt with \
+             a response",
+            ids.len(),
+            start.map_or("no response".to_string(), |s| format!("a response that starts at {s}"))
+        ),
+    }
+}
+
+/// The encoder of a checkpoint folder if it has a tokenizer: token rows need none.
+pub fn optional_encoder(dir: &Path, prompt: &PromptArgs, limit: usize) -> Result<Option<PromptEncoder>> {
+    if !dir.join("tokenizer.json").is_file() {
+        return Ok(None);
+    }
+    let template = match (&prompt.plain, &prompt.system) {
+        (Some(text), _) => PromptTemplate::Plain { text: text.clone() },
+        (None, system) => PromptTemplate::Chat { system: system.clone(), variables: Default::default() },
+    };
+    prompt_encoder(dir, template, limit).map(Some)
+}

@@ -1,1 +1,42 @@
-fn main() {}
+//! Parse, dispatch, print what went wrong.
+
+use anyhow::Result;
+use bupo::cli::{Cli, Command};
+use bupo::commands::{self, start_threads};
+use bupo::run::progress;
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(&cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            for cause in error.chain().skip(1) {
+                eprintln!("  because: {cause}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: &Cli) -> Result<()> {
+    progress::set_quiet(cli.quiet);
+    match &cli.command {
+        // A recipe may name its threads; `train` makes the pool itself.
+        Command::Train(args) => commands::train::run(args, cli.threads),
+        Command::Analyze(args) => start_threads(cli.threads).and_then(|()| commands::analyze::run(args)),
+        Command::Score(args) => start_threads(cli.threads).and_then(|()| commands::score::run(args)),
+        Command::Generate(args) => start_threads(cli.threads).and_then(|()| commands::generate::run(args)),
+        Command::Evaluate(args) => start_threads(cli.threads).and_then(|()| commands::evaluate::run(args)),
+        Command::Bench(command) => start_threads(cli.threads).and_then(|()| commands::bench::run(command)),
+    }
+}
+
+/// The reader of our output went away, as `head` does: no error of ours.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let io = error.chain().find_map(|e| e.downcast_ref::<std::io::Error>());
+    io.is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+}

@@ -11,7 +11,7 @@ pub mod weights;
 
 use crate::compute::cpu::head::Head;
 use crate::compute::cpu::rope::RopeTable;
-use anyhow::Result;
+use anyhow::{Result, bail, ensure};
 use std::ops::Range;
 use std::path::Path;
 
@@ -52,6 +52,20 @@ impl Model {
     /// The unembedding `E_u` as a distribution over tokens.
     pub fn head(&self, temperature: f32) -> Head<'_> {
         Head { embedding: self.param(&self.layout.unembed), hidden_size: self.config.hidden_size, temperature }
+    }
+
+    /// Fails if a sequence does not fit the context or holds an id outside of the vocabulary.
+    pub fn check_tokens(&self, ids: &[u32]) -> Result<()> {
+        let (n, c) = (ids.len(), &self.config);
+        ensure!(
+            n <= c.max_position_embeddings,
+            "{n} tokens, but the model's context is {}: shorten the sequence",
+            c.max_position_embeddings
+        );
+        match ids.iter().find(|id| **id as usize >= c.vocab_size) {
+            Some(id) => bail!("token id {id}, but the model's vocabulary ends at {}", c.vocab_size - 1),
+            None => Ok(()),
+        }
     }
 
     fn rope_table(&self) -> RopeTable {

@@ -5,7 +5,7 @@ mod save;
 mod shard;
 
 pub use load::load;
-pub use save::{SaveDtype, SaveOptions, save};
+pub use save::{SaveDtype, SaveOptions, save, save_tensors};
 
 /// The weights of a checkpoint in one file.
 const SINGLE_FILE: &str = "model.safetensors";

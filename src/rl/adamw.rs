@@ -44,6 +44,11 @@ impl Optimizer {
         }
     }
 
+    /// One without tensors, to stand in while another is elsewhere.
+    pub fn empty() -> Optimizer {
+        Optimizer { m: Vec::new(), v: Vec::new(), tensor_steps: Vec::new(), steps: 0, skipped: 0 }
+    }
+
     /// Clips the gradient by its norm (as `torch.nn.utils.clip_grad_norm_`) and updates the parameters in `trained`, a
     /// prefix of the layout. A gradient that is not finite changes nothing and is counted.
     pub fn step(

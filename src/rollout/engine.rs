@@ -8,7 +8,7 @@ use crate::compute::Packing;
 use crate::model::kv_cache::{KvSequence, KvTokens};
 use crate::model::{Model, Workspace};
 use crate::policy::{InternalPolicy, gather_rows};
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -139,13 +139,7 @@ fn check(model: &Model, engine: &Engine<'_>, requests: &[Request]) -> Result<()>
             i + 1,
             c.max_position_embeddings
         );
-        if let Some(id) = request.prompt.iter().find(|id| **id as usize >= c.vocab_size) {
-            anyhow::bail!(
-                "prompt {} holds token id {id}, but the model's vocabulary ends at {}",
-                i + 1,
-                c.vocab_size - 1
-            );
-        }
+        model.check_tokens(&request.prompt).with_context(|| format!("prompt {}", i + 1))?;
     }
     Ok(())
 }

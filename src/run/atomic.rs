@@ -57,6 +57,11 @@ pub fn clean_leftovers(dir: &Path) -> Result<()> {
     Ok(())
 }
 
+/// A whole file's bytes; the error names it.
+pub fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
 fn beside(path: &Path) -> Result<PathBuf> {
     let Some(name) = path.file_name() else { bail!("{} names no file that could be written", path.display()) };
     fs::create_dir_all(parent(path)).with_context(|| cannot("create the folder of", path))?;

@@ -121,6 +121,14 @@ pub fn save(
     write_json(dir, "generation_config.json", &generation)
 }
 
+/// Writes values laid out as the parameters (a gradient, say) to one safetensors file, under the parameters' names.
+pub fn save_tensors(path: &Path, layout: &ParamLayout, values: &[f32]) -> Result<()> {
+    ensure!(values.len() == layout.len(), "{} values for {} parameters", values.len(), layout.len());
+    let name = path.file_name().and_then(|n| n.to_str());
+    let name = name.with_context(|| format!("{} names no file that could be written", path.display()))?;
+    write_shard(path.parent().unwrap_or(Path::new("")), name, &layout.tensors, values, SaveDtype::F32)
+}
+
 /// Neighbouring tensors of the flat array, at most `max_shard_bytes` together.
 fn split<'a>(tensors: &'a [TensorSpec], options: &SaveOptions) -> Vec<&'a [TensorSpec]> {
     let mut shards = Vec::new();

@@ -1,0 +1,85 @@
+//! `bupo analyze`: responses in, `analysis.json`, a table and a chart out.
+
+use super::{optional_encoder, row_tokens};
+use crate::analysis::flow::{Flow, Sample};
+use crate::analysis::terminal;
+use crate::cli::AnalyzeArgs;
+use crate::model::{Model, Workspace};
+use crate::policy::InternalPolicy;
+use crate::rollout::engine::{Engine, Request, generate};
+use crate::rollout::sampler::Sampling;
+use crate::run::atomic::write_file_atomic;
+use crate::run::progress::{Progress, say};
+use crate::tasks::dataset::read_rows;
+use crate::tasks::seed::derive_seed;
+use crate::text::PromptEncoder;
+use anyhow::{Context, Result, ensure};
+
+/// Sequences decoded at once where responses are generated first.
+const SLOTS: usize = 64;
+
+pub fn run(args: &AnalyzeArgs) -> Result<()> {
+    let mut rows = read_rows(&args.data)?;
+    rows.truncate(args.limit.unwrap_or(usize::MAX));
+    let model = Model::open(&args.model)?;
+    let prompts = optional_encoder(&args.model, &args.prompt, model.config.max_position_embeddings)?;
+    let mut ws = Workspace::new(&model);
+    let mut samples = Vec::with_capacity(rows.len());
+    let mut unanswered = Vec::new();
+    for row in &rows {
+        match row_tokens(row, prompts.as_ref())? {
+            (ids, Some(response_start)) => samples.push(Sample { ids, response_start }),
+            (ids, None) => unanswered.push(ids),
+        }
+    }
+    if !unanswered.is_empty() {
+        samples.extend(answer(args, &model, &mut ws, prompts.as_ref(), unanswered)?);
+    }
+    let mut progress = Progress::new("analyze", samples.len() as u64);
+    let mut flow = Flow::new(model.config.layers);
+    let start = std::time::Instant::now();
+    flow.add(&model, &mut ws, &samples, &mut |n| progress.inc(n))?;
+    progress.finish();
+    let seconds = start.elapsed().as_secs_f64();
+    let analysis = flow.finish(&model, args.threshold)?;
+    let path = args.out.join("analysis.json");
+    let text = serde_json::to_string_pretty(&analysis).context("the analysis cannot be written as JSON")?;
+    write_file_atomic(&path, format!("{text}\n").as_bytes())?;
+    println!("{}\n{}", terminal::table(&analysis), terminal::summary(&analysis));
+    println!(
+        "{:.1} s, {:.0} response tokens/s. Written to {}",
+        seconds,
+        analysis.tokens as f64 / seconds,
+        path.display()
+    );
+    Ok(())
+}
+
+/// Samples one response to each prompt from the final policy.
+fn answer(
+    args: &AnalyzeArgs,
+    model: &Model,
+    ws: &mut Workspace,
+    prompts: Option<&PromptEncoder>,
+    unanswered: Vec<Vec<u32>>,
+) -> Result<Vec<Sample>> {
+    let eos_ids = prompts.map_or(&model.config.eos_token_ids[..], |p| p.eos_ids());
+    let sampling = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, max_new_tokens: args.max_new_tokens };
+    say(&format!("{} rows have no response: the model answers them first", unanswered.len()));
+    let requests: Vec<Request> = unanswered
+        .into_iter()
+        .enumerate()
+        .map(|(i, prompt)| Request { prompt, seeds: vec![derive_seed(args.seed, 0, i as u64, 0)] })
+        .collect();
+    let mut progress = Progress::new("answer", requests.len() as u64);
+    let engine = Engine { policy: InternalPolicy::Final, sampling, eos_ids, slots: SLOTS };
+    let completions = generate(model, ws, &engine, &requests, &mut |n| progress.inc(n))?;
+    progress.finish();
+    let mut samples = Vec::with_capacity(requests.len());
+    for (request, completion) in requests.into_iter().zip(completions.into_iter().flatten()) {
+        ensure!(!completion.ids.is_empty(), "a response came out empty");
+        let response_start = request.prompt.len();
+        samples.push(Sample { ids: [request.prompt, completion.ids].concat(), response_start });
+    }
+    Ok(samples)
+}

@@ -1,0 +1,161 @@
+//! `bupo bench`: the heavy parts by themselves, timed; one line of JSON each, for scripts that compare.
+
+use crate::cli::{BenchCommand, BenchRolloutArgs, BenchUpdateArgs};
+use crate::model::{Keep, Model, Workspace, weights};
+use crate::policy::{InternalPolicy, LayerIndex};
+use crate::rl::adamw::Optimizer;
+use crate::rl::batch::{Response, ResponseGroup};
+use crate::rl::update::{LogProbs, UpdateSettings, mini_batch_gradient, score_groups, update};
+use crate::rl::{LossConfig, OptimizerConfig};
+use crate::rollout::engine::{Engine, Request, generate};
+use crate::rollout::sampler::Sampling;
+use crate::run::manifest::peak_memory_mib;
+use crate::tasks::seed::derive_seed;
+use anyhow::{Context, Result, ensure};
+use serde::Deserialize;
+use serde_json::json;
+use std::time::Instant;
+
+pub fn run(command: &BenchCommand) -> Result<()> {
+    match command {
+        BenchCommand::Update(args) => bench_update(args),
+        BenchCommand::Rollout(args) => bench_rollout(args),
+    }
+}
+
+/// A batch as right-padded rows; entry t belongs to token t.
+#[derive(Deserialize)]
+struct Batch {
+    input_ids: Vec<Vec<u32>>,
+    response_mask: Vec<Vec<f32>>,
+    advantages: Vec<Vec<f32>>,
+    old_log_probs: Option<Vec<Vec<f32>>>,
+}
+
+fn bench_update(args: &BenchUpdateArgs) -> Result<()> {
+    let what = || format!("{} is no batch that can be read", args.batch.display());
+    let bytes = crate::run::atomic::read(&args.batch)?;
+    let batch: Batch = serde_json::from_slice(&bytes).with_context(what)?;
+    let mut model = Model::open(&args.model)?;
+    let policy = match args.layer {
+        None => InternalPolicy::Final,
+        Some(layer) => InternalPolicy::Layer(LayerIndex::from_one_based(layer, model.config.layers)?),
+    };
+    let (groups, given) = groups(&batch, &model).with_context(what)?;
+    let loss = LossConfig { aggregation: args.aggregation, ..LossConfig::default() };
+    let settings = UpdateSettings {
+        policy,
+        temperature: 1.0,
+        loss: &loss,
+        max_new_tokens: 1,
+        micro_batch_tokens: args.micro_batch_tokens,
+        keep: if args.recompute { Keep::LayerInputs } else { Keep::Activations },
+    };
+    let mut ws = Workspace::new(&model);
+    let all = 0..groups.len();
+    let old = match given {
+        Some(old) => old,
+        None => {
+            let mut old: LogProbs = groups.iter().map(|g| vec![Vec::new(); g.responses.len()]).collect();
+            score_groups(&model, &mut ws, &groups, all.clone(), &settings, &mut old);
+            old
+        }
+    };
+    let mut grads = vec![0f32; model.layout.len()];
+    if let Some(path) = &args.grads {
+        mini_batch_gradient(&model, &mut ws, &groups, all.clone(), &settings, Some(&old), None, &mut grads)?;
+        weights::save_tensors(path, &model.layout, &grads)?;
+    }
+    let config = OptimizerConfig { lr: args.lr, ..OptimizerConfig::default() };
+    let mut optimizer = Optimizer::new(&model.layout);
+    let (mut seconds, mut losses, mut norms) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..args.repeat.max(1) * args.steps.max(1) {
+        let start = Instant::now();
+        let (gradient, outcome) = update(
+            &mut model,
+            &mut ws,
+            &mut optimizer,
+            &groups,
+            all.clone(),
+            &settings,
+            Some(&old),
+            None,
+            &config,
+            args.lr,
+            &mut grads,
+        )?;
+        seconds.push(start.elapsed().as_secs_f64());
+        losses.push(gradient.loss);
+        norms.push(outcome.grad_norm);
+    }
+    let tokens: usize = batch.input_ids.iter().map(Vec::len).sum();
+    let median = median(&mut seconds);
+    let line = json!({
+        "losses": losses, "grad_norms": norms, "seconds": median, "tokens_per_second": tokens as f64 / median,
+        "peak_rss_mib": peak_memory_mib(),
+    });
+    println!("{line}");
+    Ok(())
+}
+
+/// Rows as groups of one response each, and their old log-probs if the batch gives them.
+fn groups(batch: &Batch, model: &Model) -> Result<(Vec<ResponseGroup>, Option<LogProbs>)> {
+    let n = batch.input_ids.len();
+    ensure!(n > 0, "input_ids is empty: expected at least one sequence");
+    ensure!(batch.response_mask.len() == n && batch.advantages.len() == n, "expected {n} rows in every field");
+    let mut groups = Vec::with_capacity(n);
+    let mut old = batch.old_log_probs.as_ref().map(|_| Vec::with_capacity(n));
+    for (i, ids) in batch.input_ids.iter().enumerate() {
+        let (mask, advantages) = (&batch.response_mask[i], &batch.advantages[i]);
+        ensure!(mask.len() == ids.len() && advantages.len() == ids.len(), "row {}: fields of different lengths", i + 1);
+        let start = mask.iter().position(|m| *m > 0.0).unwrap_or(0);
+        let end = mask.iter().rposition(|m| *m > 0.0).map_or(0, |e| e + 1);
+        ensure!(start > 0 && start < end, "row {}: expected a prompt and then a response in response_mask", i + 1);
+        ensure!(mask[start..end].iter().all(|m| *m > 0.0), "row {}: the response has holes", i + 1);
+        model.check_tokens(&ids[..end]).with_context(|| format!("row {}", i + 1))?;
+        let response = Response {
+            ids: ids[start..end].to_vec(),
+            rollout_log_probs: Vec::new(),
+            advantages: advantages[start..end].to_vec(),
+        };
+        groups.push(ResponseGroup { prompt: ids[..start].to_vec(), responses: vec![response] });
+        if let (Some(old), Some(rows)) = (&mut old, &batch.old_log_probs) {
+            let row = rows.get(i).filter(|r| r.len() == ids.len()).context("old_log_probs do not match input_ids")?;
+            old.push(vec![row[start..end].to_vec()]);
+        }
+    }
+    Ok((groups, old))
+}
+
+fn bench_rollout(args: &BenchRolloutArgs) -> Result<()> {
+    let model = Model::open(&args.model)?;
+    let vocab = model.config.vocab_size as u64;
+    let token = |i: usize, j: usize| (derive_seed(1, i as u64, j as u64, 0) % vocab) as u32;
+    let requests: Vec<Request> = (0..args.batch)
+        .map(|i| Request { prompt: (0..args.prompt).map(|j| token(i, j)).collect(), seeds: vec![i as u64] })
+        .collect();
+    let sampling = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, max_new_tokens: args.new };
+    // No token ends a response: every sequence gets its full length.
+    let engine = Engine { policy: InternalPolicy::Final, sampling, eos_ids: &[], slots: args.batch };
+    let mut ws = Workspace::new(&model);
+    let mut seconds = Vec::new();
+    for _ in 0..=args.repeat {
+        let start = Instant::now();
+        generate(&model, &mut ws, &engine, &requests, &mut |_| ())?;
+        seconds.push(start.elapsed().as_secs_f64());
+    }
+    // The first one warms up.
+    let median = median(&mut seconds[1..]);
+    let tokens = args.batch * args.new;
+    let line = json!({
+        "new_tokens": tokens, "seconds": median, "tokens_per_second": tokens as f64 / median,
+        "peak_rss_mib": peak_memory_mib(),
+    });
+    println!("{line}");
+    Ok(())
+}
+
+fn median(seconds: &mut [f64]) -> f64 {
+    seconds.sort_by(f64::total_cmp);
+    seconds.get(seconds.len() / 2).copied().unwrap_or(f64::NAN)
+}

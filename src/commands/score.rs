@@ -1,0 +1,74 @@
+//! `bupo score`: log-probs and entropies of given responses under any policy.
+
+use super::{optional_encoder, response_tokens};
+use crate::cli::ScoreArgs;
+use crate::compute::Packing;
+use crate::model::{Model, Workspace};
+use crate::policy::{InternalPolicy, Targets};
+use crate::run::jsonl::write_jsonl;
+use crate::run::progress::{Progress, say};
+use crate::tasks::dataset::read_rows;
+use anyhow::{Context, Result, ensure};
+use serde::Serialize;
+
+/// Tokens of one packed forward.
+const PACK_TOKENS: usize = 4096;
+
+#[derive(Serialize)]
+struct ScoreRow {
+    policy: String,
+    temperature: f32,
+    /// Of each response token, given everything before it.
+    log_probs: Vec<f32>,
+    /// Of the distribution that each response token came from, in nats.
+    entropy: Vec<f32>,
+}
+
+pub fn run(args: &ScoreArgs) -> Result<()> {
+    ensure!(
+        args.temperature > 0.0 && args.temperature.is_finite(),
+        "--temperature {}: expected a positive number",
+        args.temperature
+    );
+    let rows = read_rows(&args.data)?;
+    let model = Model::open(&args.model)?;
+    let policy = InternalPolicy::parse(&args.policy, model.config.layers)?;
+    let prompts = optional_encoder(&args.model, &args.prompt, model.config.max_position_embeddings)?;
+    let mut sequences = Vec::with_capacity(rows.len());
+    for (i, row) in rows.iter().enumerate() {
+        let (ids, start) = response_tokens(row, prompts.as_ref(), i + 1)?;
+        model.check_tokens(&ids).with_context(|| format!("{} row {}", args.data.display(), i + 1))?;
+        sequences.push((ids, start));
+    }
+    let (mut ws, mut out) = (Workspace::new(&model), Vec::with_capacity(rows.len()));
+    let mut progress = Progress::new("score", rows.len() as u64);
+    let mut rest = &sequences[..];
+    while !rest.is_empty() {
+        let (mut packing, mut targets, mut lengths) = (Packing::new(), Targets::default(), Vec::new());
+        for (ids, start) in rest {
+            if !lengths.is_empty() && packing.rows() + ids.len() > PACK_TOKENS {
+                break;
+            }
+            let first = packing.push(&ids[..ids.len() - 1]).start;
+            targets.push_response(ids, first, *start);
+            lengths.push(ids.len() - start);
+        }
+        let stats = policy.score(&model, &mut ws, &packing, &targets, args.temperature);
+        let mut from = 0;
+        for n in &lengths {
+            out.push(ScoreRow {
+                policy: policy.to_string(),
+                temperature: args.temperature,
+                log_probs: stats.log_probs[from..from + n].to_vec(),
+                entropy: stats.entropy[from..from + n].to_vec(),
+            });
+            from += n;
+        }
+        progress.inc(lengths.len() as u64);
+        rest = &rest[lengths.len()..];
+    }
+    progress.finish();
+    write_jsonl(&args.out, &out)?;
+    say(&format!("scored {} rows under {policy}; written to {}", out.len(), args.out.display()));
+    Ok(())
+}

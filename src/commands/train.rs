@@ -1,0 +1,361 @@
+//! `bupo train`: warm up, look inside, choose the layer, align, train, and say what changed.
+
+mod setup;
+mod state;
+mod summary;
+mod warm;
+
+use crate::analysis::flow::{Flow, Sample};
+use crate::analysis::{Analysis, terminal};
+use crate::cli::TrainArgs;
+use crate::evaluate::run::{EvaluateSettings, evaluate};
+use crate::evaluate::scores::Scores;
+use crate::model::{Model, Workspace};
+use crate::policy::{InternalPolicy, LayerIndex};
+use crate::recipe::Recipe;
+use crate::rl::adamw::Optimizer;
+use crate::rl::schedule::Schedule;
+use crate::rl::trainer::Trainer;
+use crate::rollout::engine::{Engine, Request, generate};
+use crate::rollout::sampler::Sampling;
+use crate::run::atomic::{clean_leftovers, write_file_atomic};
+use crate::run::checkpoint::Checkpoints;
+use crate::run::interrupt;
+use crate::run::jsonl::{JsonlWriter, keep_steps_until};
+use crate::run::manifest::{Manifest, now};
+use crate::run::progress::{Progress, say};
+use crate::tasks::Problem;
+use crate::tasks::seed::derive_seed;
+use crate::text::PromptEncoder;
+use anyhow::{Context, Result, bail, ensure};
+use setup::{Source, Start};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// Draws that must not meet those of rollout steps, which count from 1.
+const ANALYSIS_STREAM: u64 = u64::MAX;
+
+pub fn run(args: &TrainArgs, threads: Option<usize>) -> Result<()> {
+    let recipe = Recipe::load(&args.recipe, &args.set)?;
+    super::start_threads(threads.or(recipe.threads))?;
+    let dir = args.dir.clone().unwrap_or_else(|| recipe.dir());
+    let checkpoints = Checkpoints::new(&dir);
+    match (args.resume, checkpoints.latest()) {
+        (false, Some(_)) => {
+            bail!("{} already holds a run: go on with --resume, or choose another folder with --dir", dir.display())
+        }
+        (true, None) => bail!("{} holds no checkpoint to resume from: start without --resume", dir.display()),
+        _ => {}
+    }
+    interrupt::install()?;
+    let mut run = Run::open(recipe, dir, checkpoints)?;
+    match run.checkpoints.latest() {
+        Some(step) => run.resume(step)?,
+        None => {
+            if !run.begin()? {
+                return Ok(());
+            }
+        }
+    }
+    run.train()
+}
+
+/// A run in progress: everything but the trainer's own state.
+struct Run {
+    recipe: Recipe,
+    dir: PathBuf,
+    checkpoints: Checkpoints,
+    source: Source,
+    evaluation: Vec<Problem>,
+    prompts: PromptEncoder,
+    manifest: Manifest,
+    started: Instant,
+    // What `begin` or `resume` found:
+    model: Option<Model>,
+    optimizer: Option<Optimizer>,
+    policy: Option<InternalPolicy>,
+    step: usize,
+}
+
+impl Run {
+    /// Checks everything that can be checked before anything heavy starts: model, data, template, folder.
+    fn open(recipe: Recipe, dir: PathBuf, checkpoints: Checkpoints) -> Result<Run> {
+        let Start { model, prompts } = setup::start(&recipe, &checkpoints)?;
+        recipe.check_against(&model.config)?;
+        let source = Source::open(&recipe)?;
+        let evaluation = setup::evaluation_problems(&recipe)?;
+        // A template that fails does so now.
+        prompts.encode(&source.problem(recipe.seed, 0)?.messages)?;
+        std::fs::create_dir_all(checkpoints.dir())
+            .with_context(|| format!("cannot create the run's folder {}", dir.display()))?;
+        clean_leftovers(checkpoints.dir())?;
+        clean_leftovers(&dir)?;
+        let manifest = Manifest::new(&recipe.name, recipe.seed, rayon::current_num_threads());
+        Ok(Run {
+            recipe,
+            dir,
+            checkpoints,
+            source,
+            evaluation,
+            prompts,
+            manifest,
+            started: Instant::now(),
+            model: Some(model),
+            optimizer: None,
+            policy: None,
+            step: 0,
+        })
+    }
+
+    /// A new run up to its first checkpoint. False if it was interrupted before there was anything to save.
+    fn begin(&mut self) -> Result<bool> {
+        write_file_atomic(&self.dir.join("recipe.toml"), self.recipe.to_toml()?.as_bytes())?;
+        self.manifest.write(&self.dir.join("manifest.json"))?;
+        let mut model = self.model.take().context("a run begins with a model")?;
+        say(&format!(
+            "{}: {} layers, {:.2} M parameters, seed {}, {} threads",
+            self.recipe.name,
+            model.config.layers,
+            model.layout.len() as f64 / 1e6,
+            self.recipe.seed,
+            rayon::current_num_threads()
+        ));
+        if !warm::warm_up(&self.recipe, &self.source, &self.prompts, &mut model)? {
+            say("interrupted during the warm-up: nothing was saved, start again");
+            return Ok(false);
+        }
+        let analysis = self.analyse(&model, "before")?;
+        println!("{}\n{}\n", terminal::table(&analysis), terminal::summary(&analysis));
+        self.policy = self.choose_policy(&model, &analysis)?;
+        self.optimizer = Some(Optimizer::new(&model.layout));
+        self.save(&model, 0)?;
+        self.model = Some(model);
+        Ok(true)
+    }
+
+    /// The internal policy that BuPO optimizes first: the recipe's, or the boundary layer's.
+    fn choose_policy(&self, model: &Model, analysis: &Analysis) -> Result<Option<InternalPolicy>> {
+        let bupo = &self.recipe.bupo;
+        if bupo.steps == 0 {
+            return Ok(None);
+        }
+        let layers = model.config.layers;
+        let policy = match (bupo.fixed_policy(layers)?, analysis.boundary_layer) {
+            (Some(policy), _) => policy,
+            (None, Some(layer)) => {
+                say(&format!("bupo.layer = \"auto\": the boundary layer of this model is {layer}"));
+                InternalPolicy::Layer(LayerIndex::from_one_based(layer, layers)?)
+            }
+            // Nothing is silent: the analysis is on the screen, and the way out is named.
+            (None, None) => bail!(
+                "bupo.layer = \"auto\" found no boundary layer: no layer's FFN widens the distribution of this model. Name a \
+                 layer (bupo.layer = N), or set bupo.steps = 0 for GRPO"
+            ),
+        };
+        Ok(Some(policy))
+    }
+
+    /// Takes up a run where its checkpoint of `step` left it.
+    fn resume(&mut self, step: usize) -> Result<()> {
+        let model = self.model.as_ref().context("a run resumes with a model")?;
+        let state = state::load(&self.checkpoints.path(step), &model.layout)?;
+        state::same_recipe(&self.recipe, &state.recipe, &self.dir)?;
+        self.policy = match &state.policy {
+            Some(name) => Some(InternalPolicy::parse(name, model.config.layers)?),
+            None => None,
+        };
+        (self.optimizer, self.step) = (Some(state.optimizer), step);
+        for file in ["metrics.jsonl", "completions.jsonl"] {
+            keep_steps_until(&self.dir.join(file), step)?;
+        }
+        say(&format!("{}: going on after step {step} of {}", self.recipe.name, self.recipe.rl.steps));
+        Ok(())
+    }
+
+    /// Rollout steps, from where the run stands to its end.
+    fn train(mut self) -> Result<()> {
+        let (mut model, optimizer) = (
+            self.model.take().context("a run trains a model")?,
+            self.optimizer.take().context("a run trains with an optimizer")?,
+        );
+        let before = self.scores(&mut model, "before")?;
+        let schedule = Schedule::new(&self.recipe.bupo, self.policy)?;
+        let reference = match self.recipe.loss.kl_coef != 0.0 {
+            true => Some(Model::open(&self.checkpoints.path(0)).context("the reference model of the KL penalty")?),
+            false => None,
+        };
+        let settings = setup::train_settings(&self.recipe, schedule);
+        let (prompts, steps, every) = (self.prompts.clone(), self.recipe.rl.steps, self.recipe.run.checkpoint_every);
+        let mut trainer = Trainer::new(settings, model, optimizer, reference, &prompts)?;
+        let mut metrics = JsonlWriter::open(&self.dir.join("metrics.jsonl"))?;
+        let mut completions = JsonlWriter::open(&self.dir.join("completions.jsonl"))?;
+        let mut progress = Progress::new("train", steps as u64);
+        progress.inc(self.step as u64);
+        if self.step == 0 {
+            self.show_first_prompt()?;
+        }
+        let mut history = Vec::new();
+        for step in self.step + 1..=steps {
+            let problems = self.step_problems(step)?;
+            let report = trainer.step(step, &problems, &mut |_| ())?;
+            metrics.append(std::slice::from_ref(&report.metrics))?;
+            completions.append(&report.completions)?;
+            self.step = step;
+            progress.message(summary::line(&report.metrics));
+            progress.inc(1);
+            summary::explain(&report.metrics);
+            history.push(report.metrics);
+            let stop = interrupt::requested();
+            if stop || step == steps || every > 0 && step % every == 0 {
+                self.optimizer = Some(std::mem::replace(&mut trainer.optimizer, Optimizer::empty()));
+                self.save(&trainer.model, step)?;
+                trainer.optimizer = self.optimizer.take().context("the optimizer was just put there")?;
+            }
+            if stop && step < steps {
+                progress.finish();
+                say(&format!(
+                    "stopped after step {step}, saved in {}. Go on with: bupo train {} --resume",
+                    self.checkpoints.path(step).display(),
+                    self.dir.join("recipe.toml").display()
+                ));
+                return Ok(());
+            }
+            let evaluate_every = self.recipe.evaluate.as_ref().map_or(0, |e| e.every);
+            if evaluate_every > 0 && step % evaluate_every == 0 && step < steps {
+                self.scores(&mut trainer.model, &format!("step-{step:06}"))?;
+            }
+        }
+        progress.finish();
+        drop(metrics);
+        let mut model = trainer.model;
+        let after = self.scores(&mut model, "after")?;
+        let analysis = self.analyse(&model, "after")?;
+        self.manifest.finished = Some(now());
+        self.manifest.write(&self.dir.join("manifest.json"))?;
+        summary::print(&summary::Ending {
+            dir: &self.dir,
+            checkpoint: &self.checkpoints.path(steps),
+            policy: self.policy.filter(|_| self.recipe.bupo.steps > 0),
+            internal_steps: self.recipe.bupo.steps,
+            before: before.as_ref(),
+            after: after.as_ref(),
+            history: &history,
+            analysis_before: self.read_analysis("before"),
+            analysis_after: &analysis,
+            seconds: self.started.elapsed().as_secs_f64(),
+        });
+        Ok(())
+    }
+
+    fn step_problems(&self, step: usize) -> Result<Vec<Problem>> {
+        let n = self.recipe.rollout.prompts_per_step as u64;
+        ((step as u64 - 1) * n..step as u64 * n).map(|at| self.source.problem(self.recipe.seed, at)).collect()
+    }
+
+    /// The first prompt with its ids: most mistakes with templates show here.
+    fn show_first_prompt(&self) -> Result<()> {
+        let prompt = self.prompts.encode(&self.source.problem(self.recipe.seed, 0)?.messages)?;
+        let text = self.prompts.decode_whole(&prompt.ids)?;
+        let shown: Vec<String> = prompt.ids.iter().take(24).map(u32::to_string).collect();
+        let more = if prompt.ids.len() > 24 { " ..." } else { "" };
+        say(&format!("first prompt ({} tokens): {text:?}\n  ids: {}{more}", prompt.ids.len(), shown.join(" ")));
+        Ok(())
+    }
+
+    /// Evaluates once; a name that was evaluated before is read back.
+    fn scores(&self, model: &mut Model, name: &str) -> Result<Option<Scores>> {
+        let Some(e) = &self.recipe.evaluate else { return Ok(None) };
+        let dir = self.dir.join(format!("evaluation-{name}"));
+        if let Ok(bytes) = crate::run::atomic::read(&dir.join("evaluation.json")) {
+            return Ok(serde_json::from_slice(&bytes).ok());
+        }
+        let r = &self.recipe.rollout;
+        let settings = EvaluateSettings {
+            seed: self.recipe.seed,
+            policy: InternalPolicy::Final,
+            sampling: Sampling {
+                temperature: e.temperature,
+                top_k: 0,
+                top_p: e.top_p,
+                max_new_tokens: r.max_new_tokens,
+            },
+            slots: r.slots,
+            n: e.n,
+            k: e.k.clone(),
+            rule: self.recipe.reward.rule,
+        };
+        let mut progress = Progress::new("evaluate", (self.evaluation.len() * e.n) as u64);
+        let mut ws = Workspace::new(model);
+        let (scores, rows) =
+            evaluate(model, &mut ws, &self.prompts, &self.evaluation, &settings, &mut |n| progress.inc(n))?;
+        progress.finish();
+        super::evaluate::save(&dir, &scores, &rows)?;
+        say(&format!(
+            "{name}: Avg@{} {:.1} % on {} problems",
+            e.n,
+            100.0 * scores.avg_at_n.mean,
+            self.evaluation.len()
+        ));
+        Ok(Some(scores))
+    }
+
+    /// Samples responses from the final policy and analyses them.
+    fn analyse(&self, model: &Model, name: &str) -> Result<Analysis> {
+        let section = &self.recipe.analysis;
+        let problems: Vec<Problem> = match self.evaluation.is_empty() {
+            false => self.evaluation.iter().take(section.responses).cloned().collect(),
+            true => (0..section.responses as u64)
+                .map(|i| self.source.problem(self.recipe.seed, i))
+                .collect::<Result<_>>()?,
+        };
+        let mut requests = Vec::with_capacity(problems.len());
+        for problem in &problems {
+            let seed = derive_seed(self.recipe.seed, ANALYSIS_STREAM, problem.id, 0);
+            requests.push(Request { prompt: self.prompts.encode(&problem.messages)?.ids, seeds: vec![seed] });
+        }
+        let r = &self.recipe.rollout;
+        let engine = Engine {
+            policy: InternalPolicy::Final,
+            sampling: r.sampling(),
+            eos_ids: self.prompts.eos_ids(),
+            slots: r.slots,
+        };
+        let mut ws = Workspace::new(model);
+        let mut progress = Progress::new("analyze", 2 * requests.len() as u64);
+        let completions = generate(model, &mut ws, &engine, &requests, &mut |n| progress.inc(n))?;
+        let samples: Vec<Sample> = requests
+            .into_iter()
+            .zip(completions.into_iter().flatten())
+            .map(|(request, completion)| {
+                let response_start = request.prompt.len();
+                Sample { ids: [request.prompt, completion.ids].concat(), response_start }
+            })
+            .collect();
+        let mut flow = Flow::new(model.config.layers);
+        flow.add(model, &mut ws, &samples, &mut |n| progress.inc(n))?;
+        progress.finish();
+        let analysis = flow.finish(model, section.threshold)?;
+        let text = serde_json::to_string_pretty(&analysis).context("the analysis cannot be written as JSON")?;
+        write_file_atomic(&self.analysis_path(name), format!("{text}\n").as_bytes())?;
+        Ok(analysis)
+    }
+
+    fn analysis_path(&self, name: &str) -> PathBuf {
+        self.dir.join(format!("analysis-{name}")).join("analysis.json")
+    }
+
+    fn read_analysis(&self, name: &str) -> Option<Analysis> {
+        let bytes = crate::run::atomic::read(&self.analysis_path(name)).ok()?;
+        serde_json::from_slice(&bytes).ok()
+    }
+
+    /// Writes a checkpoint whole, and lets old ones go.
+    fn save(&self, model: &Model, step: usize) -> Result<()> {
+        let optimizer = self.optimizer.as_ref().context("a checkpoint holds an optimizer")?;
+        let policy = self.policy.map(|p| p.to_string());
+        let path: &Path = &self.checkpoints.path(step);
+        state::save(path, model, self.prompts.tokenizer(), optimizer, &self.recipe, policy, step)?;
+        ensure!(path.is_dir(), "the checkpoint {} did not appear", path.display());
+        self.checkpoints.prune(self.recipe.run.keep_checkpoints)
+    }
+}

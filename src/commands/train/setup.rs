@@ -1,0 +1,110 @@
+//! From a recipe to what a run works with: model, prompts, problems, settings.
+
+use crate::commands::prompt_encoder;
+use crate::model::init::random_params;
+use crate::model::{Model, ParamLayout};
+use crate::recipe::Recipe;
+use crate::rl::schedule::Schedule;
+use crate::rl::trainer::TrainSettings;
+use crate::run::checkpoint::Checkpoints;
+use crate::tasks::Problem;
+use crate::tasks::arithmetic::{ArithmeticConfig, Split};
+use crate::tasks::dataset::read_problems;
+use crate::tasks::order::index_at;
+use crate::text::{PromptEncoder, Tokenizer};
+use anyhow::{Context, Result, ensure};
+use std::path::Path;
+
+/// Held-out problems are the same for every seed of a recipe, so that runs are compared on the same ones.
+const HELD_OUT_SEED: u64 = 0;
+
+/// A model and its way of being asked.
+pub struct Start {
+    pub model: Model,
+    pub prompts: PromptEncoder,
+}
+
+/// The model that a run begins with or goes on with: its last checkpoint, the recipe's folder, or a fresh one.
+pub fn start(recipe: &Recipe, checkpoints: &Checkpoints) -> Result<Start> {
+    let limit = recipe.rollout.max_prompt_tokens;
+    let open = |dir: &Path| -> Result<Start> {
+        ensure!(dir.is_dir(), "model folder {} does not exist: expected a HuggingFace checkpoint", dir.display());
+        Ok(Start { model: Model::open(dir)?, prompts: prompt_encoder(dir, recipe.prompt.clone(), limit)? })
+    };
+    if let Some(step) = checkpoints.latest() {
+        return open(&checkpoints.path(step));
+    }
+    if let Some(path) = &recipe.model.path {
+        return open(path).context("[model] path");
+    }
+    let init = recipe.model.init.as_ref().context("[model] needs a path or a table init")?;
+    let tokenizer = Tokenizer::byte_level()?;
+    let mut config = init.model_config(tokenizer.vocab_size()).context("[model.init]")?;
+    config.eos_token_ids = tokenizer.eos_ids().to_vec();
+    let layout = ParamLayout::new(&config);
+    let params = random_params(&config, &layout, init.std, recipe.seed);
+    let prompts = PromptEncoder::new(tokenizer, None, recipe.prompt.clone(), limit)?;
+    Ok(Start { model: Model { config, layout, params }, prompts })
+}
+
+/// Where training problems come from.
+pub enum Source {
+    Files(Vec<Problem>),
+    Arithmetic(ArithmeticConfig),
+}
+
+impl Source {
+    pub fn open(recipe: &Recipe) -> Result<Source> {
+        if let Some(config) = &recipe.data.arithmetic {
+            return Ok(Source::Arithmetic(config.clone()));
+        }
+        let mut problems = Vec::new();
+        for path in &recipe.data.train {
+            problems.extend(read_problems(path)?);
+        }
+        Ok(Source::Files(problems))
+    }
+
+    /// The problem at a position of the run's order: a pure function of the seed.
+    pub fn problem(&self, seed: u64, position: u64) -> Result<Problem> {
+        match self {
+            Source::Files(problems) => Ok(problems[index_at(seed, problems.len(), position)].clone()),
+            Source::Arithmetic(config) => config.problem(Split::Train, seed, position),
+        }
+    }
+}
+
+/// Problems that training does not see.
+pub fn evaluation_problems(recipe: &Recipe) -> Result<Vec<Problem>> {
+    let Some(e) = &recipe.evaluate else { return Ok(Vec::new()) };
+    if e.data.is_empty() {
+        let arithmetic = recipe.data.arithmetic.as_ref().context("[evaluate] needs data = [...]")?;
+        return arithmetic.distinct(Split::HeldOut, HELD_OUT_SEED, e.problems);
+    }
+    let mut problems = Vec::new();
+    for path in &e.data {
+        problems.extend(read_problems(path)?);
+    }
+    problems.truncate(e.problems);
+    Ok(problems)
+}
+
+pub fn train_settings(recipe: &Recipe, schedule: Schedule) -> TrainSettings {
+    TrainSettings {
+        seed: recipe.seed,
+        steps: recipe.rl.steps,
+        prompts_per_step: recipe.rollout.prompts_per_step,
+        group_size: recipe.rollout.group_size,
+        sampling: recipe.rollout.sampling(),
+        slots: recipe.rollout.slots,
+        rule: recipe.reward.rule,
+        advantage: recipe.rl.advantage,
+        gamma: recipe.rl.gamma,
+        mini_batch_prompts: recipe.rl.mini_batch_prompts,
+        micro_batch_tokens: recipe.rl.micro_batch_tokens,
+        recompute: recipe.rl.recompute,
+        loss: recipe.loss.clone(),
+        optimizer: recipe.optimizer.clone(),
+        schedule,
+    }
+}

@@ -1,0 +1,82 @@
+//! What a person sees of a run: a line a step, remarks on what looks wrong, and a table in the end.
+
+use crate::analysis::Analysis;
+use crate::evaluate::scores::Scores;
+use crate::policy::InternalPolicy;
+use crate::rl::metrics::StepMetrics;
+use crate::run::progress::say;
+use comfy_table::{CellAlignment, Table, presets::UTF8_HORIZONTAL_ONLY};
+use std::path::Path;
+
+/// Beside the progress bar.
+pub fn line(m: &StepMetrics) -> String {
+    format!(
+        "{} reward {:.2} entropy {:.2} length {:.0}",
+        m.policy, m.rewards.reward_mean, m.entropy_final, m.response_length.mean
+    )
+}
+
+/// Says in plain words what would otherwise be a riddle.
+pub fn explain(m: &StepMetrics) {
+    if m.rewards.frac_reward_zero_std >= 1.0 && m.rewards.groups > 0 {
+        let why = if m.rewards.frac_all_rewarded >= 1.0 { "every response is right" } else { "all rewards are equal" };
+        say(&format!("step {}: in every group {why}, so nothing can be learned from it (loss 0)", m.step));
+    }
+    if m.rollout_log_prob_difference.max > 1e-3 {
+        let d = m.rollout_log_prob_difference;
+        say(&format!("step {}: log-probs of sampling and training differ by up to {:.1e}", m.step, d.max));
+    }
+    if !m.grad_norm.is_finite() {
+        say(&format!("step {}: a gradient was not finite; {} optimizer steps skipped so far", m.step, m.skipped_steps));
+    }
+}
+
+/// Everything that the last table tells.
+pub struct Ending<'a> {
+    pub dir: &'a Path,
+    pub checkpoint: &'a Path,
+    pub policy: Option<InternalPolicy>,
+    pub internal_steps: usize,
+    pub before: Option<&'a Scores>,
+    pub after: Option<&'a Scores>,
+    pub history: &'a [StepMetrics],
+    pub analysis_before: Option<Analysis>,
+    pub analysis_after: &'a Analysis,
+    pub seconds: f64,
+}
+
+pub fn print(e: &Ending<'_>) {
+    let mut table = Table::new();
+    table.load_style(UTF8_HORIZONTAL_ONLY).set_header(["", "before", "after", "change"]);
+    let mut row = |name: String, before: Option<f64>, after: Option<f64>, digits: usize| {
+        let show = |x: Option<f64>| x.map_or("-".to_string(), |x| format!("{x:.digits$}"));
+        let change = before.zip(after).map_or("-".to_string(), |(b, a)| format!("{:+.digits$}", a - b));
+        table.add_row([name, show(before), show(after), change]);
+    };
+    let percent = |scores: Option<&Scores>| scores.map(|s| 100.0 * s.avg_at_n.mean);
+    if let Some(any) = e.after.or(e.before) {
+        row(format!("Avg@{} (%)", any.responses_per_problem), percent(e.before), percent(e.after), 1);
+        for (i, pass) in any.pass_at_k.iter().enumerate() {
+            let of = |s: Option<&Scores>| s.and_then(|s| s.pass_at_k.get(i)).map(|p| 100.0 * p.pass.mean);
+            row(format!("Pass@{} (%)", pass.k), of(e.before), of(e.after), 1);
+        }
+    }
+    if let (Some(first), Some(last)) = (e.history.first(), e.history.last()) {
+        row("reward".into(), Some(first.rewards.reward_mean), Some(last.rewards.reward_mean), 3);
+        row("response length".into(), Some(first.response_length.mean), Some(last.response_length.mean), 1);
+    }
+    let before = e.analysis_before.as_ref();
+    row("final entropy (nats)".into(), before.map(|a| a.final_entropy), Some(e.analysis_after.final_entropy), 3);
+    let layer = |a: &Analysis| a.boundary_layer.map(|l| l as f64);
+    row("boundary layer".into(), before.and_then(layer), layer(e.analysis_after), 0);
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    let how = match e.policy {
+        Some(policy) => format!("BuPO: {} steps on {policy}, then the final policy", e.internal_steps),
+        None => "GRPO: the final policy in every step".to_string(),
+    };
+    println!("{table}\n{how}. {:.0} s in all.", e.seconds);
+    println!("Run folder: {}   (metrics.jsonl, completions.jsonl, evaluation-*, analysis-*)", e.dir.display());
+    println!("Model:      {}   (opens with transformers)", e.checkpoint.display());
+}

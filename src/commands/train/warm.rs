@@ -1,0 +1,92 @@
+//! The supervised warm-up of a fresh model.
+
+use super::setup::Source;
+use crate::model::{Model, Workspace};
+use crate::policy::InternalPolicy;
+use crate::recipe::{Recipe, WarmupSection};
+use crate::rl::OptimizerConfig;
+use crate::rl::adamw::Optimizer;
+use crate::rl::warmup::{Example, supervised_step};
+use crate::rollout::engine::{Engine, Request, generate};
+use crate::run::interrupt;
+use crate::run::progress::{Progress, say};
+use crate::tasks::Problem;
+use crate::tasks::seed::derive_seed;
+use crate::text::PromptEncoder;
+use anyhow::Result;
+
+/// Positions of the warm-up's problems, and of its probes, in an endless train split: far from those of the rollouts.
+const WARMUP_FROM: u64 = 1 << 40;
+const PROBES_FROM: u64 = 1 << 41;
+
+/// Trains until `stop_at` or `max_steps`. False if it was interrupted.
+pub fn warm_up(recipe: &Recipe, source: &Source, prompts: &PromptEncoder, model: &mut Model) -> Result<bool> {
+    let Some(w) = &recipe.warmup else { return Ok(true) };
+    let config = OptimizerConfig { lr: w.lr, warmup_steps: w.lr_warmup_steps, ..OptimizerConfig::default() };
+    let mut optimizer = Optimizer::new(&model.layout);
+    let (mut ws, mut grads) = (Workspace::new(model), vec![0f32; model.layout.len()]);
+    let probes: Vec<Problem> =
+        (0..w.probe_problems as u64).map(|i| source.problem(recipe.seed, PROBES_FROM + i)).collect::<Result<_>>()?;
+    let mut progress = Progress::new("warm up", w.max_steps as u64);
+    let (mut accuracy, mut taken, mut loss) = (0.0, 0, f64::NAN);
+    for step in 0..w.max_steps {
+        if interrupt::requested() {
+            progress.finish();
+            return Ok(false);
+        }
+        let examples = (0..w.batch as u64)
+            .map(|i| {
+                let at = WARMUP_FROM + (step * w.batch) as u64 + i;
+                Example::of(&source.problem(recipe.seed, at)?, prompts)
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let lr = config.lr_at(step, w.max_steps);
+        let budget = recipe.rl.micro_batch_tokens;
+        (loss, _) = supervised_step(model, &mut ws, &mut optimizer, &examples, budget, &config, lr, &mut grads)?;
+        taken = step + 1;
+        if taken % w.check_every == 0 || taken == w.max_steps {
+            accuracy = probe(recipe, w, prompts, model, &mut ws, &probes, step)?;
+        }
+        progress.message(format!("loss {loss:.3}, sampled accuracy {:.0} %", 100.0 * accuracy));
+        progress.inc(1);
+        if w.stop_at.is_some_and(|stop| accuracy >= stop) {
+            break;
+        }
+    }
+    progress.finish();
+    say(&format!(
+        "warm-up: {taken} steps, loss {loss:.3} nats per token, {:.1} % of {} sampled answers right",
+        100.0 * accuracy,
+        w.probe_problems
+    ));
+    Ok(true)
+}
+
+/// Share of probe problems that one sampled response each solves.
+fn probe(
+    recipe: &Recipe,
+    w: &WarmupSection,
+    prompts: &PromptEncoder,
+    model: &Model,
+    ws: &mut Workspace,
+    probes: &[Problem],
+    step: usize,
+) -> Result<f64> {
+    let mut requests = Vec::with_capacity(probes.len());
+    for problem in probes {
+        let seed = derive_seed(recipe.seed, PROBES_FROM + step as u64, problem.id, 0);
+        requests.push(Request { prompt: prompts.encode(&problem.messages)?.ids, seeds: vec![seed] });
+    }
+    let engine = Engine {
+        policy: InternalPolicy::Final,
+        sampling: recipe.rollout.sampling(),
+        eos_ids: prompts.eos_ids(),
+        slots: recipe.rollout.slots,
+    };
+    let completions = generate(model, ws, &engine, &requests, &mut |_| ())?;
+    let mut right = 0.0;
+    for (problem, completion) in probes.iter().zip(completions.iter().flatten()) {
+        right += recipe.reward.rule.judge(&prompts.decode(&completion.ids)?, &problem.gold).reward();
+    }
+    Ok(right / w.probe_problems as f64)
+}
