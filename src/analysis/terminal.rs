@@ -2,7 +2,7 @@
 
 use super::result::Analysis;
 use super::stages::Stage;
-use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
+use comfy_table::presets::UTF8_BORDERS_ONLY;
 use comfy_table::{CellAlignment, Table};
 
 /// Cells of the entropy bar.
@@ -11,7 +11,7 @@ const BAR: usize = 16;
 /// The table, one row a layer, bottom layer first.
 pub fn table(analysis: &Analysis) -> String {
     let mut table = Table::new();
-    table.load_style(UTF8_HORIZONTAL_ONLY);
+    table.load_style(UTF8_BORDERS_ONLY);
     table.set_header(["layer", "H layer", "", "dH attn", "dH ffn", "dH layer", "cos attn", "cos ffn", "norm", "stage"]);
     let most = analysis.per_layer.iter().map(|l| l.entropy.resid_post).fold(1e-9, f64::max);
     for l in &analysis.per_layer {

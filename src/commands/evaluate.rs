@@ -12,7 +12,7 @@ use crate::run::jsonl::write_jsonl;
 use crate::run::progress::Progress;
 use crate::tasks::dataset::read_problems;
 use anyhow::{Context, Result, ensure};
-use comfy_table::{Table, presets::UTF8_HORIZONTAL_ONLY};
+use comfy_table::{Table, presets::UTF8_BORDERS_ONLY};
 use std::path::Path;
 
 pub fn run(args: &EvaluateArgs) -> Result<()> {
@@ -58,7 +58,7 @@ pub fn save<T: serde::Serialize>(dir: &Path, scores: &Scores, rows: &[T]) -> Res
 
 fn table(scores: &Scores) -> String {
     let mut table = Table::new();
-    table.load_style(UTF8_HORIZONTAL_ONLY).set_header(["score", "percent", "standard error"]);
+    table.load_style(UTF8_BORDERS_ONLY).set_header(["score", "percent", "standard error"]);
     let percent = |x: f64| format!("{:.2}", 100.0 * x);
     let error = |e: Option<f64>| e.map_or("-".to_string(), percent);
     let avg = &scores.avg_at_n;

@@ -5,7 +5,7 @@ use crate::evaluate::scores::Scores;
 use crate::policy::InternalPolicy;
 use crate::rl::metrics::StepMetrics;
 use crate::run::progress::say;
-use comfy_table::{CellAlignment, Table, presets::UTF8_HORIZONTAL_ONLY};
+use comfy_table::{CellAlignment, Table, presets::UTF8_BORDERS_ONLY};
 use std::path::Path;
 
 /// Beside the progress bar.
@@ -47,7 +47,7 @@ pub struct Ending<'a> {
 
 pub fn print(e: &Ending<'_>) {
     let mut table = Table::new();
-    table.load_style(UTF8_HORIZONTAL_ONLY).set_header(["", "before", "after", "change"]);
+    table.load_style(UTF8_BORDERS_ONLY).set_header(["", "before", "after", "change"]);
     let mut row = |name: String, before: Option<f64>, after: Option<f64>, digits: usize| {
         let show = |x: Option<f64>| x.map_or("-".to_string(), |x| format!("{x:.digits$}"));
         let change = before.zip(after).map_or("-".to_string(), |(b, a)| format!("{:+.digits$}", a - b));
