@@ -81,11 +81,14 @@ pub struct AnalyzeArgs {
     /// Nats of FFN entropy change that still count as integration [default: 1 % of ln V]
     #[arg(long)]
     pub threshold: Option<f64>,
-    /// Longest response, where the model answers first
-    #[arg(long, default_value_t = 512)]
-    pub max_new_tokens: usize,
+    /// Longest response, where the model answers first [default: 512, or what the context leaves]
+    #[arg(long)]
+    pub max_new_tokens: Option<usize>,
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
+    /// One line of JSON with the time and memory it took, in place of the table
+    #[arg(long)]
+    pub json: bool,
     #[command(flatten)]
     pub prompt: PromptArgs,
 }
@@ -125,8 +128,9 @@ pub struct GenerateArgs {
     /// Samples of each prompt
     #[arg(short, default_value_t = 1)]
     pub n: usize,
-    #[arg(long, default_value_t = 256)]
-    pub max_new_tokens: usize,
+    /// Longest response [default: 256, or what the context leaves]
+    #[arg(long)]
+    pub max_new_tokens: Option<usize>,
     #[arg(long, default_value_t = 1.0)]
     pub temperature: f32,
     /// Only the K likeliest tokens; 0: all
@@ -165,8 +169,9 @@ pub struct EvaluateArgs {
     /// final, layer:N, attn:N or ffn:N
     #[arg(long, default_value = "final")]
     pub policy: String,
-    #[arg(long, default_value_t = 2048)]
-    pub max_new_tokens: usize,
+    /// Longest response [default: 2048, or what the context leaves]
+    #[arg(long)]
+    pub max_new_tokens: Option<usize>,
     #[arg(long, default_value_t = 1.0)]
     pub temperature: f32,
     #[arg(long, default_value_t = 1.0)]

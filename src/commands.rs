@@ -46,6 +46,17 @@ pub fn prompt_encoder(dir: &Path, template: PromptTemplate, max_prompt_tokens: u
     PromptEncoder::new(tokenizer, chat, template, max_prompt_tokens)
 }
 
+/// Room for a response: what was asked for, else `usual` or what the context leaves after the longest prompt.
+pub fn max_new_tokens<'a>(
+    asked: Option<usize>,
+    usual: usize,
+    model: &Model,
+    prompts: impl Iterator<Item = &'a Vec<u32>>,
+) -> usize {
+    let longest = prompts.map(Vec::len).max().unwrap_or(0);
+    asked.unwrap_or_else(|| usual.min(model.config.max_position_embeddings.saturating_sub(longest)).max(1))
+}
+
 /// Token ids of a row and where its response starts, if it has one.
 pub fn row_tokens(row: &Row, prompts: Option<&PromptEncoder>) -> Result<(Vec<u32>, Option<usize>)> {
     let encoder = || prompts.ok_or_else(|| anyhow::anyhow!("a row of text needs the model's tokenizer.json"));

@@ -93,9 +93,9 @@ impl Targets {
 
     /// The response tokens of one sequence packed in `rows`, from token `response_start` (1 or more) on.
     pub fn push_response(&mut self, ids: &[u32], first_row: usize, response_start: usize) {
-        for t in response_start..ids.len() {
+        for (t, id) in ids.iter().enumerate().skip(response_start) {
             self.rows.push(first_row + t - 1);
-            self.ids.push(ids[t]);
+            self.ids.push(*id);
         }
     }
 

@@ -9,6 +9,7 @@ use crate::policy::InternalPolicy;
 use crate::rollout::engine::{Engine, Request, generate};
 use crate::rollout::sampler::Sampling;
 use crate::run::atomic::write_file_atomic;
+use crate::run::manifest::peak_memory_mib;
 use crate::run::progress::{Progress, say};
 use crate::tasks::dataset::read_rows;
 use crate::tasks::seed::derive_seed;
@@ -45,6 +46,14 @@ pub fn run(args: &AnalyzeArgs) -> Result<()> {
     let path = args.out.join("analysis.json");
     let text = serde_json::to_string_pretty(&analysis).context("the analysis cannot be written as JSON")?;
     write_file_atomic(&path, format!("{text}\n").as_bytes())?;
+    if args.json {
+        let rate = analysis.tokens as f64 / seconds;
+        let line = serde_json::json!({
+            "tokens": analysis.tokens, "seconds": seconds, "tokens_per_second": rate, "peak_rss_mib": peak_memory_mib(),
+        });
+        println!("{line}");
+        return Ok(());
+    }
     println!("{}\n{}", terminal::table(&analysis), terminal::summary(&analysis));
     println!(
         "{:.1} s, {:.0} response tokens/s. Written to {}",
@@ -64,7 +73,8 @@ fn answer(
     unanswered: Vec<Vec<u32>>,
 ) -> Result<Vec<Sample>> {
     let eos_ids = prompts.map_or(&model.config.eos_token_ids[..], |p| p.eos_ids());
-    let sampling = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, max_new_tokens: args.max_new_tokens };
+    let max_new_tokens = super::max_new_tokens(args.max_new_tokens, 512, model, unanswered.iter());
+    let sampling = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, max_new_tokens };
     say(&format!("{} rows have no response: the model answers them first", unanswered.len()));
     let requests: Vec<Request> = unanswered
         .into_iter()

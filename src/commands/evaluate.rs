@@ -25,6 +25,7 @@ pub fn run(args: &EvaluateArgs) -> Result<()> {
     let mut problems = read_problems(&args.data)?;
     problems.truncate(args.limit.unwrap_or(usize::MAX));
     let opened = open(&args.model, &args.prompt)?;
+    let asked = problems.iter().map(|p| Ok(opened.prompts.encode(&p.messages)?.ids)).collect::<Result<Vec<_>>>()?;
     let settings = EvaluateSettings {
         seed: args.seed,
         policy: InternalPolicy::parse(&args.policy, opened.model.config.layers)?,
@@ -32,7 +33,7 @@ pub fn run(args: &EvaluateArgs) -> Result<()> {
             temperature: args.temperature,
             top_k: args.top_k,
             top_p: args.top_p,
-            max_new_tokens: args.max_new_tokens,
+            max_new_tokens: super::max_new_tokens(args.max_new_tokens, 2048, &opened.model, asked.iter()),
         },
         slots: args.slots,
         n: args.n,

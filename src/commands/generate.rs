@@ -52,7 +52,7 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
         temperature: if args.greedy { 0.0 } else { args.temperature },
         top_k: args.top_k,
         top_p: args.top_p,
-        max_new_tokens: args.max_new_tokens,
+        max_new_tokens: super::max_new_tokens(args.max_new_tokens, 256, model, requests.iter().map(|r| &r.prompt)),
     };
     let engine = Engine { policy, sampling, eos_ids: prompts.eos_ids(), slots: SLOTS };
     let mut progress = Progress::new("generate", (requests.len() * args.n) as u64);

@@ -86,9 +86,7 @@ impl Run {
         let evaluation = setup::evaluation_problems(&recipe)?;
         // A template that fails does so now.
         prompts.encode(&source.problem(recipe.seed, 0)?.messages)?;
-        std::fs::create_dir_all(checkpoints.dir())
-            .with_context(|| format!("cannot create the run's folder {}", dir.display()))?;
-        clean_leftovers(checkpoints.dir())?;
+        checkpoints.create()?;
         clean_leftovers(&dir)?;
         let manifest = Manifest::new(&recipe.name, recipe.seed, rayon::current_num_threads());
         Ok(Run {

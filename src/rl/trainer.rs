@@ -282,7 +282,7 @@ impl<'a> Trainer<'a> {
         let entropy: f64 = all.iter().flat_map(|c| &c.entropies).map(|h| *h as f64).sum();
         let mut counts = StatusCounts::default();
         verdicts.iter().flatten().for_each(|v| counts.add(v.status));
-        let surrogate = aligned.stats.finish().context("a step without response tokens")?;
+        let mut surrogate = aligned.stats.finish().context("a step without response tokens")?;
         let updates = aligned.updates.max(1) as f64;
         Ok(StepMetrics {
             step,
@@ -293,7 +293,8 @@ impl<'a> Trainer<'a> {
             truncated: all.iter().filter(|c| c.finish == Finish::Length).count() as f64 / all.len().max(1) as f64,
             prompts_truncated: rollouts.prompts_truncated,
             response_length: Lengths::of(&lengths),
-            entropy_policy: surrogate.entropy.unwrap_or(f64::NAN),
+            // Under a name of its own, beside the final policy's.
+            entropy_policy: surrogate.entropy.take().unwrap_or(f64::NAN),
             entropy_final: entropy / tokens.max(1.0),
             loss: aligned.loss / updates,
             surrogate,

@@ -3,6 +3,7 @@
 //! A checkpoint is a HuggingFace folder (`checkpoints/step-000123`) with one file more: `trainer_state.safetensors`, whose
 //! arrays are the optimizer's moments and whose metadata is everything else, as JSON.
 
+use super::atomic::clean_leftovers;
 use anyhow::{Context, Result, bail, ensure};
 use safetensors::tensor::{Dtype, TensorView};
 use safetensors::{SafeTensors, serialize_to_file};
@@ -67,6 +68,14 @@ pub struct Checkpoints {
 impl Checkpoints {
     pub fn new(run_dir: &Path) -> Checkpoints {
         Checkpoints { dir: run_dir.join("checkpoints") }
+    }
+
+    /// Makes the folder, and clears what an interrupted writer left in it.
+    pub fn create(&self) -> Result<()> {
+        let dir = self.dir.display();
+        fs::create_dir_all(&self.dir)
+            .with_context(|| format!("cannot create the run's folder {dir} (may you write there?)"))?;
+        clean_leftovers(&self.dir)
     }
 
     /// Where the checkpoint of a step lies.

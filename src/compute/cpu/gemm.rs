@@ -181,6 +181,10 @@ impl Out {
 
 /// Linear layer: `y = x W^T`, x `[t, i]`, w `[o, i]`, y `[t, o]`.
 pub fn linear(x: &[f32], w: &[f32], y: &mut [f32], t: usize, i: usize, o: usize, write: Write) {
+    #[cfg(target_arch = "x86_64")]
+    if super::thin::applies(t, i) {
+        return super::thin::linear(x, w, y, t, i, o, write == Write::Add);
+    }
     matmul(MatMut::new(y, t, o), Mat::new(x, t, i), Mat::new(w, o, i).t(), write);
 }
 

@@ -59,8 +59,10 @@ pub struct LossMetrics {
     pub ratio_mean: f64,
     pub ratio_max: f64,
     /// In nats; `None` where no entropies were given.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub entropy: Option<f64>,
     /// By the configured estimator; `None` where no reference was given.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub reference_kl: Option<f64>,
 }
 

@@ -1,0 +1,361 @@
+//! The binary as a person uses it: a whole small run, its resumption, every verb on what it wrote, and bad input.
+
+use serde_json::{Value, json};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+
+/// A run of seconds: BuPO on the first layer for two steps, then two steps of GRPO.
+const RECIPE: &str = r#"
+name = "tiny"
+seed = 3
+[run]
+checkpoint_every = 2
+keep_checkpoints = 5
+[model.init]
+hidden_size = 32
+layers = 3
+heads = 2
+kv_heads = 1
+head_dim = 16
+intermediate_size = 48
+max_position_embeddings = 96
+[data.arithmetic]
+operations = [1, 1]
+max_operand = 4
+operators = "+"
+[prompt]
+template = "plain"
+text = "{problem}"
+[warmup]
+max_steps = 120
+batch = 32
+lr = 5e-3
+check_every = 40
+probe_problems = 8
+[rollout]
+prompts_per_step = 6
+group_size = 4
+max_prompt_tokens = 16
+max_new_tokens = 24
+slots = 16
+[reward]
+rule = "exact"
+[rl]
+steps = 4
+mini_batch_prompts = 3
+micro_batch_tokens = 64
+[loss]
+kl_coef = 0.01
+[optimizer]
+lr = 1e-3
+[bupo]
+layer = 1
+steps = 2
+[evaluate]
+problems = 3
+n = 4
+k = [1, 4]
+[analysis]
+responses = 3
+"#;
+
+fn bupo(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_bupo")).args(args).args(["--threads", "2"]).output().expect("the binary runs")
+}
+
+fn ok(args: &[&str]) -> String {
+    let output = bupo(args);
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(output.status.success(), "bupo {args:?}\n{}\n{}", text(&output.stdout), text(&output.stderr));
+    text(&output.stdout)
+}
+
+/// Fails with one clear error, exit code 1 and no panic.
+fn fails(args: &[&str], expected: &[&str]) {
+    let output = bupo(args);
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "bupo {args:?}: {error}");
+    assert!(error.contains("error:") && !error.contains("panicked"), "{error}");
+    for part in expected {
+        assert!(error.contains(part), "bupo {args:?}: {part:?} is not in: {error}");
+    }
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("a path in UTF-8")
+}
+
+fn recipe(dir: &Path) -> PathBuf {
+    let path = dir.join("tiny.toml");
+    fs::write(&path, RECIPE).unwrap();
+    path
+}
+
+/// One run for all tests: its folder.
+fn run() -> &'static Path {
+    static RUN: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
+    let (_, dir) = RUN.get_or_init(|| {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("run");
+        ok(&["train", text(&recipe(root.path())), "--dir", text(&dir)]);
+        (root, dir)
+    });
+    dir
+}
+
+fn model() -> PathBuf {
+    run().join("checkpoints/step-000004")
+}
+
+fn rows(path: &Path) -> Vec<Value> {
+    fs::read_to_string(path).unwrap().lines().map(|l| serde_json::from_str(l).unwrap()).collect()
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+/// A step's metrics without its clock.
+fn timeless(mut row: Value) -> Value {
+    for key in ["seconds", "rollout_tokens_per_second", "update_tokens_per_second"] {
+        row.as_object_mut().unwrap().remove(key);
+    }
+    row
+}
+
+#[test]
+fn a_run_leaves_everything_behind_that_it_promises() {
+    let dir = run();
+    for file in ["recipe.toml", "manifest.json", "metrics.jsonl", "completions.jsonl"] {
+        assert!(dir.join(file).is_file(), "{file}");
+    }
+    let metrics = rows(&dir.join("metrics.jsonl"));
+    let phases: Vec<_> =
+        metrics.iter().map(|m| (m["step"].as_u64(), m["phase"].as_str(), m["policy"].as_str())).collect();
+    let internal = (Some("internal"), Some("layer:1"));
+    let last = (Some("final"), Some("final"));
+    let expected: Vec<_> =
+        [(1, internal), (2, internal), (3, last), (4, last)].map(|(s, (p, q))| (Some(s), p, q)).into();
+    assert_eq!(phases, expected);
+    for m in &metrics {
+        for key in ["reward_mean", "entropy_policy", "entropy_final", "grad_norm", "reference_kl", "ratio_max", "loss"]
+        {
+            assert!(m[key].is_number(), "{key} in {m}");
+        }
+        assert!(m["rollout_log_prob_difference"]["max"].as_f64().unwrap() < 1e-4);
+    }
+    // The layer's entropy is not the final policy's: both are there, each under its own name.
+    assert_ne!(metrics[0]["entropy_policy"], metrics[0]["entropy_final"]);
+    let completions = rows(&dir.join("completions.jsonl"));
+    assert_eq!(completions.len(), 4 * 6 * 4);
+    assert!(completions.iter().all(|c| c["status"].is_string() && c["response"].is_string()));
+    let analysis: Value =
+        serde_json::from_slice(&fs::read(dir.join("analysis-before/analysis.json")).unwrap()).unwrap();
+    assert_eq!(analysis["per_layer"].as_array().unwrap().len(), 3);
+    for step in [0, 2, 4] {
+        assert!(dir.join(format!("checkpoints/step-{step:06}/model.safetensors")).is_file());
+    }
+}
+
+#[test]
+fn a_resumed_run_equals_one_never_stopped_bit_for_bit() {
+    let whole = run();
+    let root = tempfile::tempdir().unwrap();
+    for from in [2, 0] {
+        // As a kill would leave it: later checkpoints missing, later rows and a torn line there.
+        let dir = root.path().join(format!("from-{from}"));
+        copy(whole, &dir);
+        for step in [2, 4].into_iter().filter(|s| *s > from) {
+            fs::remove_dir_all(dir.join(format!("checkpoints/step-{step:06}"))).unwrap();
+        }
+        fs::create_dir_all(dir.join("checkpoints/.tmp-step-000004-1")).unwrap();
+        fs::write(dir.join("metrics.jsonl"), fs::read_to_string(dir.join("metrics.jsonl")).unwrap() + "{\"step\": 1")
+            .unwrap();
+        ok(&["train", text(&dir.join("recipe.toml")), "--dir", text(&dir), "--resume"]);
+        for file in ["model.safetensors", "trainer_state.safetensors"] {
+            let read = |d: &Path| fs::read(d.join("checkpoints/step-000004").join(file)).unwrap();
+            assert!(read(&dir) == read(whole), "{file} after resuming from step {from}");
+        }
+        let metrics = |d: &Path| rows(&d.join("metrics.jsonl")).into_iter().map(timeless).collect::<Vec<_>>();
+        assert_eq!(metrics(&dir), metrics(whole));
+        assert_eq!(rows(&dir.join("completions.jsonl")), rows(&whole.join("completions.jsonl")));
+        assert!(!dir.join("checkpoints/.tmp-step-000004-1").exists());
+    }
+    let path = recipe(root.path());
+    let dir = root.path().join("from-2");
+    fails(&["train", text(&path), "--dir", text(&dir), "--resume", "--set", "optimizer.lr=1e-2"], &["recipe"]);
+    fails(&["train", text(&path), "--dir", text(&dir)], &["already holds a run", "--resume"]);
+    fails(&["train", text(&path), "--dir", text(&root.path().join("no")), "--resume"], &["no checkpoint"]);
+}
+
+#[test]
+fn the_same_recipe_and_seed_give_the_same_bytes_and_another_seed_others() {
+    let root = tempfile::tempdir().unwrap();
+    let path = recipe(root.path());
+    let train = |name: &str, set: &str| {
+        let dir = root.path().join(name);
+        ok(&["train", text(&path), "--dir", text(&dir), "--set", set]);
+        fs::read(dir.join("checkpoints/step-000004/model.safetensors")).unwrap()
+    };
+    let again = train("again", "seed=3");
+    assert!(again == fs::read(model().join("model.safetensors")).unwrap());
+    assert!(again != train("other", "seed=4"));
+}
+
+#[test]
+fn every_verb_works_on_the_checkpoint_and_they_agree_with_each_other() {
+    let root = tempfile::tempdir().unwrap();
+    let at = |name: &str| root.path().join(name);
+    let (model, out) = (model(), at("samples.jsonl"));
+    let model = text(&model);
+    for policy in ["final", "layer:2", "attn:1", "ffn:3"] {
+        ok(&[
+            "generate",
+            model,
+            "--prompt",
+            "2+2=",
+            "--plain",
+            "{problem}",
+            "-n",
+            "3",
+            "--max-new-tokens",
+            "12",
+            "--policy",
+            policy,
+            "--out",
+            text(&out),
+        ]);
+        let samples = rows(&out);
+        assert_eq!(samples.len(), 3);
+        // What was sampled is scored without tokenizing it again, and the log-probs are the same.
+        ok(&["score", model, "--data", text(&out), "--policy", policy, "--out", text(&at("scores.jsonl"))]);
+        for (sample, score) in samples.iter().zip(rows(&at("scores.jsonl"))) {
+            let values = |v: &Value| v.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect::<Vec<_>>();
+            let (seen, scored) = (values(&sample["log_probs"]), values(&score["log_probs"]));
+            assert_eq!(seen.len(), scored.len());
+            assert!(seen.iter().zip(&scored).all(|(a, b)| (a - b).abs() < 1e-4), "{policy}: {seen:?} {scored:?}");
+        }
+        assert!(
+            ok(&["generate", model, "--prompt", "2+2=", "--plain", "{problem}", "--policy", policy])
+                == ok(&["generate", model, "--prompt", "2+2=", "--plain", "{problem}", "--policy", policy])
+        );
+    }
+    let shown = ok(&["analyze", model, "--data", text(&out), "--out", text(&at("analysis"))]);
+    assert!(shown.contains("dH ffn") && shown.contains("Final policy"), "{shown}");
+    let problems = at("problems.jsonl");
+    fs::write(&problems, "{\"prompt\": \"1+2=\", \"answer\": \"3\"}\n{\"prompt\": \"2+2=\", \"answer\": 4}\n").unwrap();
+    let verb = |out: &Path| {
+        ok(&[
+            "evaluate",
+            model,
+            "--data",
+            text(&problems),
+            "-n",
+            "4",
+            "-k",
+            "1,2,4",
+            "--rule",
+            "exact",
+            "--max-new-tokens",
+            "16",
+            "--plain",
+            "{problem}",
+            "--out",
+            text(out),
+        ])
+    };
+    verb(&at("evaluation"));
+    let scores: Value = serde_json::from_slice(&fs::read(at("evaluation/evaluation.json")).unwrap()).unwrap();
+    assert_eq!((&scores["problems"], rows(&at("evaluation/responses.jsonl")).len()), (&json!(2), 8));
+    // Problems without responses are answered before they are analysed.
+    ok(&[
+        "analyze",
+        model,
+        "--data",
+        text(&problems),
+        "--out",
+        text(&at("analysis-2")),
+        "--plain",
+        "{problem}",
+        "--max-new-tokens",
+        "8",
+    ]);
+    assert!(at("analysis-2/analysis.json").is_file());
+}
+
+#[test]
+fn bad_input_ends_with_one_clear_error_and_no_half_written_output() {
+    let root = tempfile::tempdir().unwrap();
+    let at = |name: &str| root.path().join(name);
+    let (path, whole) = (recipe(root.path()), model());
+    let data = at("rows.jsonl");
+    fs::write(&data, "{\"input_ids\": [1, 2, 3, 4], \"response_start\": 2}\n").unwrap();
+    let score = |model: &Path, data: &Path, policy: &str, expected: &[&str]| {
+        let out = at("out.jsonl");
+        fails(&["score", text(model), "--data", text(data), "--policy", policy, "--out", text(&out)], expected);
+        assert!(!out.exists(), "a half-written output");
+    };
+    let broken = |name: &str, change: &dyn Fn(&Path)| {
+        let dir = at(name);
+        copy(&whole, &dir);
+        change(&dir);
+        dir
+    };
+    score(&at("nowhere"), &data, "final", &["nowhere"]);
+    score(&whole, &at("no.jsonl"), "final", &["no.jsonl"]);
+    score(&whole, &data, "layer:40", &["40", "1..=3"]);
+    score(&whole, &data, "layer:x", &["layer:N"]);
+    let write = |text: &str| fs::write(&data, text).unwrap();
+    write("");
+    score(&whole, &data, "final", &["empty"]);
+    write("{\"input_ids\": [1, 2, 300], \"response_start\": 2}\n");
+    score(&whole, &data, "final", &["300", "258"]);
+    write(&json!({"input_ids": vec![1; 97], "response_start": 2}).to_string());
+    score(&whole, &data, "final", &["97 tokens", "96"]);
+    write("{\"input_ids\": [1, 2, 3, 4], \"response_start\": 2}\n");
+    let truncated = broken("truncated", &|dir| {
+        let file = dir.join("model.safetensors");
+        let bytes = fs::read(&file).unwrap();
+        fs::write(&file, &bytes[..bytes.len() / 2]).unwrap();
+    });
+    score(&truncated, &data, "final", &["model.safetensors"]);
+    let lying = broken("lying", &|dir| fs::write(dir.join("model.safetensors"), u64::MAX.to_le_bytes()).unwrap());
+    score(&lying, &data, "final", &["model.safetensors"]);
+    let shape = broken("shape", &|dir| {
+        let file = dir.join("config.json");
+        let mut config: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+        config["intermediate_size"] = json!(64);
+        fs::write(&file, config.to_string()).unwrap();
+    });
+    score(&shape, &data, "final", &["mlp", "48", "64"]);
+    let foreign = broken("foreign", &|dir| fs::write(dir.join("config.json"), "{\"model_type\": \"mamba\"}").unwrap());
+    score(&foreign, &data, "final", &["mamba", "qwen3"]);
+    // Recipes: refused before anything is made.
+    let dir = at("run");
+    let train = |set: &str, expected: &[&str]| {
+        fails(&["train", text(&path), "--dir", text(&dir), "--set", set], expected);
+        assert!(!dir.exists(), "{set} left a folder behind");
+    };
+    train("bupo.layer=40", &["40", "1..=3"]);
+    train("bupo.stepz=1", &["did you mean bupo.steps?"]);
+    train("rollout.max_new_tokens=1000", &["context is 96"]);
+    train("data.arithmetic.operators=\"/\"", &["operators"]);
+    fails(&["train", text(&at("none.toml"))], &["none.toml", "arithmetic-bupo"]);
+    // The model has no chat template, and says what to do.
+    fails(&["generate", text(&whole), "--prompt", "hi"], &["chat template", "plain"]);
+    // A file where a folder should be.
+    fs::write(at("file"), "").unwrap();
+    fails(&["train", text(&path), "--dir", text(&at("file/run"))], &["file"]);
+    assert_eq!(bupo(&["train"]).status.code(), Some(2));
+}
