@@ -108,6 +108,8 @@ pub struct WarmupSection {
     pub check_every: usize,
     /// Training problems sampled at each look (never held-out ones).
     pub probe_problems: usize,
+    /// Share of steps that the worked solutions get wrong: the model then errs as often as its teacher.
+    pub slips: f64,
 }
 
 impl Default for WarmupSection {
@@ -120,6 +122,7 @@ impl Default for WarmupSection {
             stop_at: None,
             check_every: 25,
             probe_problems: 128,
+            slips: 0.0,
         }
     }
 }
@@ -282,6 +285,7 @@ impl Recipe {
                 &[("batch", w.batch), ("check_every", w.check_every), ("probe_problems", w.probe_problems)],
             )?;
             ensure!(w.lr > 0.0 && w.lr.is_finite(), "warmup.lr = {}: expected a positive number", w.lr);
+            ensure!((0.0..1.0).contains(&w.slips), "warmup.slips = {}: expected a share from 0 up to 1", w.slips);
             ensure!(
                 w.stop_at.is_none_or(|s| s > 0.0 && s <= 1.0),
                 "warmup.stop_at = {}: expected an accuracy above 0, up to 1",

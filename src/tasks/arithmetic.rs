@@ -75,6 +75,12 @@ impl ArithmeticConfig {
     /// Problem `index` of a split: a pure function of its arguments, without end. Fails if the settings leave too few
     /// expressions (bounds that nearly none can keep).
     pub fn problem(&self, split: Split, seed: u64, index: u64) -> Result<Problem> {
+        self.problem_with_slips(split, seed, index, 0.0)
+    }
+
+    /// The same problem, worked by someone who gets a step wrong with probability `slips` and carries on from there. The
+    /// gold answer stays right: a model that imitates such work knows the answers, and errs as often as its teacher.
+    pub fn problem_with_slips(&self, split: Split, seed: u64, index: u64, slips: f64) -> Result<Problem> {
         for attempt in 0..PATIENCE {
             let mut state = derive_seed(seed, split as u64, index, attempt);
             let mut below = |n: u64| {
@@ -91,7 +97,17 @@ impl ArithmeticConfig {
             if held_out != (split == Split::HeldOut) {
                 continue;
             }
-            if let Some((worked, result)) = self.solve(numbers, operators) {
+            if let Some((worked, result)) = self.solve(&numbers, &operators, &mut |right| right) {
+                let mut slip = |right: i64| {
+                    let off = 1 + below(9) as i64;
+                    let (slipped, sign) = (below(1 << 20) < (slips * (1 << 20) as f64) as u64, below(2) as i64 * 2 - 1);
+                    if slipped { (right + sign * off).max(0) } else { right }
+                };
+                // A slip may leave the bounds; the true work then stands.
+                let worked = match slips > 0.0 {
+                    true => self.solve(&numbers, &operators, &mut slip).map_or(worked, |(slipped, _)| slipped),
+                    false => worked,
+                };
                 let message = Message { role: "user".into(), content: format!("{text}=") };
                 return Ok(Problem::new("arithmetic", vec![message], result.to_string(), Some(worked)));
             }
@@ -121,8 +137,10 @@ impl ArithmeticConfig {
         Ok(problems)
     }
 
-    /// Steps and result, products first and then from the left; none if a result leaves the bounds.
-    fn solve(&self, mut numbers: Vec<i64>, mut operators: Vec<char>) -> Option<(String, i64)> {
+    /// Steps and result, products first and then from the left; none if a result leaves the bounds. `write` says what
+    /// is written down for a step's true result.
+    fn solve(&self, numbers: &[i64], operators: &[char], write: &mut dyn FnMut(i64) -> i64) -> Option<(String, i64)> {
+        let (mut numbers, mut operators) = (numbers.to_vec(), operators.to_vec());
         let mut worked = String::new();
         while !operators.is_empty() {
             let at = operators.iter().position(|o| *o == '*').unwrap_or(0);
@@ -132,6 +150,7 @@ impl ArithmeticConfig {
                 '-' => a - b,
                 _ => a.checked_mul(b)?,
             };
+            let result = write(result);
             if result.abs() > self.max_result || result < 0 && !self.negative {
                 return None;
             }
@@ -164,7 +183,7 @@ mod tests {
 
     #[test]
     fn steps_follow_precedence() {
-        let (worked, result) = config().solve(vec![12, 7, 3, 5], vec!['+', '*', '-']).unwrap();
+        let (worked, result) = config().solve(&[12, 7, 3, 5], &['+', '*', '-'], &mut |right| right).unwrap();
         assert_eq!((worked.as_str(), result), ("7*3=21;12+21=33;33-5=28;\\boxed{28}", 28));
     }
 
@@ -177,6 +196,23 @@ mod tests {
             let verdict = Rule::Exact.judge(problem.worked.as_deref().unwrap(), &problem.gold);
             assert_eq!(verdict.status, Status::Correct);
         }
+    }
+
+    #[test]
+    fn slips_change_the_work_and_never_the_problem() {
+        let config = config();
+        let mut right = 0;
+        for i in 0..300 {
+            let (plain, slipped) =
+                (config.problem(Split::Train, 1, i), config.problem_with_slips(Split::Train, 1, i, 0.5));
+            let (plain, slipped) = (plain.unwrap(), slipped.unwrap());
+            assert_eq!((plain.id, &plain.gold), (slipped.id, &slipped.gold));
+            right += usize::from(
+                Rule::Exact.judge(slipped.worked.as_deref().unwrap(), &plain.gold).status == Status::Correct,
+            );
+        }
+        // Half of the steps slip: 1 to 4 steps leave 23 % right on average, far from none and from all.
+        assert!((30..150).contains(&right), "{right}");
     }
 
     #[test]

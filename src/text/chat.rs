@@ -2,13 +2,17 @@
 
 use super::tokenizer::Tokenizer;
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use chrono::format::{Item, StrftimeItems};
+use chrono::{NaiveDate, NaiveTime};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde};
 use minijinja::{Environment, Error, ErrorKind, Value};
+use regex::{Captures, Regex};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::sync::LazyLock;
 
 /// One turn of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,7 +33,7 @@ pub struct ChatTemplate {
 impl ChatTemplate {
     /// From text; `origin` names it in errors.
     pub fn new(source: &str, origin: &str, special: BTreeMap<String, String>) -> ChatTemplate {
-        ChatTemplate { source: source.to_string(), origin: origin.to_string(), special }
+        ChatTemplate { source: without_generation_tags(source), origin: origin.to_string(), special }
     }
 
     /// `chat_template.jinja` of a checkpoint folder, else `chat_template` of its `tokenizer_config.json` (text, or a list of
@@ -65,35 +69,82 @@ impl ChatTemplate {
 
     /// The conversation as the model expects it, with the assistant's turn opened. `variables` are the template's
     /// own, such as `enable_thinking`.
+    ///
+    /// One differs from transformers: `strftime_now` shows the date given as the variable `strftime_now`
+    /// (`"2025-01-31"`) and is not defined without it. A run's prompts must not change with the day it is resumed on;
+    /// most templates that ask for the date have one of their own for this case.
     pub fn render(&self, messages: &[Message], variables: &BTreeMap<String, serde_json::Value>) -> Result<String> {
-        let failed = |e: Error| {
-            let line = e.line().map_or_else(String::new, |l| format!(" line {l}"));
-            anyhow!(
-                "the chat template of {}{line} failed: {}",
-                self.origin,
-                e.detail().map_or_else(|| e.to_string(), str::to_string)
-            )
-        };
         let mut env = Environment::new();
         // transformers' settings, and the Python methods that templates call on strings and lists.
-        env.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(failed)?);
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        env.set_syntax(syntax.map_err(|e| self.failed(&e))?);
         env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         env.add_function("raise_exception", |text: String| -> Result<String, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, text))
         });
         env.add_filter("tojson", tojson);
-        env.add_template("chat", &self.source).map_err(failed)?;
         let mut context: BTreeMap<String, Value> =
             self.special.iter().map(|(k, v)| (k.clone(), Value::from(v.as_str()))).collect();
-        context.extend(variables.iter().map(|(k, v)| (k.clone(), Value::from(Serde(v)))));
+        // Present and none in transformers when a conversation has neither.
+        context.extend(["tools", "documents"].map(|name| (name.to_string(), Value::from(()))));
+        for (name, value) in variables {
+            if name == CLOCK {
+                let date = parse_date(value)?;
+                env.add_function(CLOCK, move |format: String| -> Result<String, Error> {
+                    let items: Vec<Item<'_>> = StrftimeItems::new(&format).collect();
+                    let known = !items.contains(&Item::Error);
+                    let refused = || Error::new(ErrorKind::InvalidOperation, format!("strftime_now({format:?})"));
+                    known.then(|| date.and_time(NaiveTime::MIN).format(&format).to_string()).ok_or_else(refused)
+                });
+            } else {
+                context.insert(name.clone(), Value::from(Serde(value)));
+            }
+        }
         context.insert("messages".into(), Value::from(Serde(messages)));
         context.insert("add_generation_prompt".into(), Value::from(true));
-        env.get_template("chat").and_then(|t| t.render(context)).map_err(failed)
+        env.template_from_str(&self.source).and_then(|t| t.render(context)).map_err(|e| self.failed(&e))
     }
+
+    /// The error with the template's file, its line and what it raised.
+    fn failed(&self, e: &Error) -> anyhow::Error {
+        let line = e.line().map_or_else(String::new, |l| format!(" line {l}"));
+        let reason = e.detail().map_or_else(|| e.to_string(), str::to_string);
+        let advice = if e.kind() == ErrorKind::UnknownFunction && reason.contains(CLOCK) {
+            ": it asks for today's date; give it a fixed one, variables.strftime_now = \"2025-01-31\""
+        } else {
+            ""
+        };
+        anyhow!("the chat template of {}{line} failed: {reason}{advice}", self.origin)
+    }
+}
+
+/// The template function that shows the date, and the variable that sets it.
+const CLOCK: &str = "strftime_now";
+
+fn parse_date(value: &serde_json::Value) -> Result<NaiveDate> {
+    let date = value.as_str().and_then(|text| NaiveDate::parse_from_str(text, "%Y-%m-%d").ok());
+    date.ok_or_else(|| anyhow!("strftime_now = {value}: expected a date like \"2025-01-31\""))
+}
+
+/// `{% generation %}` marks what an assistant wrote, for training masks that are not taken from templates here: its
+/// body is rendered as it is. The tag keeps its line and its white-space control.
+static GENERATION: LazyLock<Option<Regex>> =
+    LazyLock::new(|| Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}").ok());
+
+fn without_generation_tags(source: &str) -> String {
+    let Some(tag) = GENERATION.as_ref() else { return source.to_string() };
+    let block = |found: &Captures<'_>| {
+        let word = if found.get(2).is_some() { "endif" } else { "if true" };
+        format!("{{%{} {word} {}%}}", &found[1], &found[3])
+    };
+    tag.replace_all(source, block).into_owned()
 }
 
 /// Python's `json.dumps`: a space after commas and colons, nothing escaped for HTML.
 fn tojson(value: Value, options: Kwargs) -> Result<Value, Error> {
+    if value.is_undefined() {
+        return Err(Error::new(ErrorKind::UndefinedError, "tojson of a variable that is not defined"));
+    }
     let failed = |e: serde_json::Error| Error::new(ErrorKind::BadSerialization, e.to_string());
     let indent: Option<usize> = options.get("indent")?;
     options.get::<Option<bool>>("ensure_ascii")?;

@@ -72,6 +72,14 @@ impl Source {
             Source::Arithmetic(config) => config.problem(Split::Train, seed, position),
         }
     }
+
+    /// A problem with a worked solution to imitate, slips included.
+    pub fn worked(&self, seed: u64, position: u64, slips: f64) -> Result<Problem> {
+        match self {
+            Source::Files(_) => self.problem(seed, position),
+            Source::Arithmetic(config) => config.problem_with_slips(Split::Train, seed, position, slips),
+        }
+    }
 }
 
 /// Problems that training does not see.

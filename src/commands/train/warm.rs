@@ -37,7 +37,7 @@ pub fn warm_up(recipe: &Recipe, source: &Source, prompts: &PromptEncoder, model:
         let examples = (0..w.batch as u64)
             .map(|i| {
                 let at = WARMUP_FROM + (step * w.batch) as u64 + i;
-                Example::of(&source.problem(recipe.seed, at)?, prompts)
+                Example::of(&source.worked(recipe.seed, at, w.slips)?, prompts)
             })
             .collect::<Result<Vec<_>>>()?;
         let lr = config.lr_at(step, w.max_steps);

@@ -57,3 +57,96 @@ fn system_messages_and_plain_prompts() {
     assert!(PromptTemplate::Plain { text: "no place".into() }.check().is_err());
     assert!(PromptTemplate::default().render(None, &own).unwrap_err().to_string().contains("plain"));
 }
+
+/// A fixture's template by its file name.
+fn fixture(name: &str) -> &'static str {
+    match name {
+        "qwen3.jinja" => include_str!("../../../tests/golden/chat/qwen3.jinja"),
+        "qwen2.5.jinja" => include_str!("../../../tests/golden/chat/qwen2.5.jinja"),
+        "chatml.jinja" => include_str!("../../../tests/golden/chat/chatml.jinja"),
+        "llama2.jinja" => include_str!("../../../tests/golden/chat/llama2.jinja"),
+        "llama3.jinja" => include_str!("../../../tests/golden/chat/llama3.jinja"),
+        "llama3.2.jinja" => include_str!("../../../tests/golden/chat/llama3.2.jinja"),
+        other => panic!("no fixture {other}"),
+    }
+}
+
+#[derive(Deserialize)]
+struct Rendering {
+    template: String,
+    special: BTreeMap<String, String>,
+    variables: BTreeMap<String, serde_json::Value>,
+    messages: Vec<Message>,
+    expected: String,
+}
+
+#[test]
+fn templates_of_the_families_render_as_transformers_renders_them() {
+    #[derive(Deserialize)]
+    struct Golden {
+        made_with: String,
+        cases: Vec<Rendering>,
+    }
+    let golden: Golden = serde_json::from_str(include_str!("../../../tests/golden/chat/renderings.json")).unwrap();
+    assert!(golden.made_with.starts_with("transformers") && golden.cases.len() >= 10);
+    for case in golden.cases {
+        let template = ChatTemplate::new(fixture(&case.template), &case.template, case.special);
+        assert_eq!(template.render(&case.messages, &case.variables).unwrap(), case.expected, "{}", case.template);
+    }
+}
+
+#[test]
+fn the_date_is_the_recipes_and_never_todays() {
+    let llama = template(fixture("llama3.2.jinja"));
+    let dated = |variables: BTreeMap<String, serde_json::Value>| llama.render(&[message("user", "q")], &variables);
+    // Without one, the template's own.
+    assert!(dated(BTreeMap::new()).unwrap().contains("Today Date: 26 Jul 2024\n"));
+    let date = |text: &str| [("strftime_now".to_string(), serde_json::json!(text))].into();
+    assert!(dated(date("2025-01-31")).unwrap().contains("Today Date: 31 Jan 2025\n"));
+    assert!(dated(date("2025-02-31")).is_err());
+    let asking = template("{{ strftime_now('%Y') }}");
+    let error = asking.render(&[], &BTreeMap::new()).unwrap_err().to_string();
+    assert!(error.contains("variables.strftime_now"), "{error}");
+}
+
+#[test]
+fn generation_tags_keep_their_body_and_their_white_space() {
+    let t = template("a {%- generation %}\nb\n {%- endgeneration -%}\n c{% generation -%} d{% endgeneration %}\ne");
+    assert_eq!(t.render(&[], &BTreeMap::new()).unwrap(), "abcde");
+    // Not a tag: text and names that hold the word.
+    let t = template(
+        "generation {{ add_generation_prompt is defined }}{% if add_generation_prompt %} endgeneration{% endif %}",
+    );
+    assert!(t.render(&[], &BTreeMap::new()).unwrap().ends_with(" endgeneration"));
+}
+
+#[test]
+fn tools_are_none_and_what_is_not_defined_is_no_json() {
+    let t = template("{{ 'none' if tools is none and documents is none }}");
+    assert_eq!(t.render(&[], &BTreeMap::new()).unwrap(), "none");
+    assert!(template("{{ nowhere | tojson }}").render(&[], &BTreeMap::new()).is_err());
+}
+
+#[test]
+fn templates_are_found_where_transformers_looks() {
+    let dir = tempfile::tempdir().unwrap();
+    let tokenizer = Tokenizer::byte_level().unwrap();
+    tokenizer.save(dir.path()).unwrap();
+    let found = || ChatTemplate::from_dir(dir.path(), &tokenizer);
+    let config = |template: serde_json::Value| {
+        let config = serde_json::json!({ "chat_template": template });
+        fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+    };
+    let rendered = || found().unwrap().unwrap().render(&[], &BTreeMap::new()).unwrap();
+    assert!(found().unwrap().is_none());
+    config(serde_json::json!("from the config, {{ eos_token }}"));
+    assert_eq!(rendered(), "from the config, <|endoftext|>");
+    config(serde_json::json!([{"name": "tool_use", "template": "t"}, {"name": "default", "template": "named"}]));
+    assert_eq!(rendered(), "named");
+    config(serde_json::json!([{"name": "tool_use", "template": "t"}]));
+    assert!(found().unwrap_err().to_string().contains("default"));
+    config(serde_json::json!(5));
+    assert!(found().unwrap_err().to_string().contains("tokenizer_config.json"));
+    fs::write(dir.path().join("chat_template.jinja"), "from the file").unwrap();
+    assert_eq!(rendered(), "from the file");
+}
