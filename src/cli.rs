@@ -46,7 +46,7 @@ pub struct TrainArgs {
     /// Go on from the run's last checkpoint
     #[arg(long)]
     pub resume: bool,
-    /// Change a key of the recipe, e.g. --set optimizer.lr=1e-5
+    /// Change a key of the recipe, e.g. --set rl.lr=1e-5
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,
     /// The run's folder [default: the recipe's, else runs/NAME]

@@ -29,8 +29,8 @@ pub enum InternalPolicy {
 pub enum PolicyError {
     #[error("unknown policy {got:?}: expected final, layer:N, attn:N or ffn:N, with N a layer from 1 to {layers}")]
     Unknown { got: String, layers: usize },
-    #[error("policy {got:?}: {source}")]
-    Layer { got: String, source: LayerOutOfRange },
+    #[error("policy {got:?}: {reason}")]
+    Layer { got: String, reason: LayerOutOfRange },
 }
 
 impl InternalPolicy {
@@ -43,7 +43,7 @@ impl InternalPolicy {
         let (kind, number) = text.split_once(':').ok_or_else(unknown)?;
         let number: usize = number.parse().map_err(|_| unknown())?;
         let layer = LayerIndex::from_one_based(number, layers)
-            .map_err(|source| PolicyError::Layer { got: text.to_string(), source });
+            .map_err(|reason| PolicyError::Layer { got: text.to_string(), reason });
         match kind {
             "layer" => Ok(InternalPolicy::Layer(layer?)),
             "attn" => Ok(InternalPolicy::Attention(layer?)),

@@ -1,5 +1,6 @@
 //! A run's whole configuration: loaded from TOML, checked before anything heavy starts, written back as resolved.
 
+mod explain;
 mod load;
 
 use crate::model::ModelConfig;
@@ -9,7 +10,7 @@ use crate::rollout::Sampling;
 use crate::tasks::arithmetic::ArithmeticConfig;
 use crate::text::PromptTemplate;
 use crate::verify::Rule;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -178,6 +179,8 @@ pub struct RewardSection {
 pub struct RlSection {
     /// Rollout steps.
     pub steps: usize,
+    /// Peak learning rate, constant but for `[optimizer]`'s warm-up and schedule.
+    pub lr: f64,
     pub advantage: Advantage,
     /// Discount of Reinforce++'s return-to-go.
     pub gamma: f64,
@@ -193,6 +196,7 @@ impl Default for RlSection {
     fn default() -> Self {
         RlSection {
             steps: 300,
+            lr: 1e-6,
             advantage: Advantage::Grpo,
             gamma: 1.0,
             mini_batch_prompts: 32,
@@ -261,11 +265,17 @@ impl Recipe {
     /// Everything that can be checked without the model.
     fn check(&self) -> Result<()> {
         ensure!(
-            !self.name.is_empty() && self.name.chars().all(|c| c.is_alphanumeric() || "-_.".contains(c)),
-            "name = {:?}: expected letters, digits, - _ and . only",
+            self.name.starts_with(char::is_alphanumeric)
+                && self.name.chars().all(|c| c.is_alphanumeric() || "-_.".contains(c)),
+            "name = {:?}: expected letters, digits, - _ and . only, and a letter or digit first (it names a folder)",
             self.name
         );
         ensure!(self.threads != Some(0), "threads = 0: expected at least 1, or no threads key for all cores");
+        ensure!(
+            self.run.dir.as_ref().is_none_or(|dir| !dir.as_os_str().is_empty()),
+            "run.dir is empty: expected a folder, or no run.dir key for runs/{}",
+            self.name
+        );
         let m = &self.model;
         ensure!(
             m.path.is_some() != m.init.is_some(),
@@ -282,7 +292,12 @@ impl Recipe {
         if let Some(w) = &self.warmup {
             at_least_one(
                 "warmup",
-                &[("batch", w.batch), ("check_every", w.check_every), ("probe_problems", w.probe_problems)],
+                &[
+                    ("max_steps", w.max_steps),
+                    ("batch", w.batch),
+                    ("check_every", w.check_every),
+                    ("probe_problems", w.probe_problems),
+                ],
             )?;
             ensure!(w.lr > 0.0 && w.lr.is_finite(), "warmup.lr = {}: expected a positive number", w.lr);
             ensure!((0.0..1.0).contains(&w.slips), "warmup.slips = {}: expected a share from 0 up to 1", w.slips);
@@ -317,6 +332,11 @@ impl Recipe {
             "rl",
             &[("mini_batch_prompts", self.rl.mini_batch_prompts), ("micro_batch_tokens", self.rl.micro_batch_tokens)],
         )?;
+        ensure!(
+            self.rl.lr > 0.0 && self.rl.lr.is_finite(),
+            "rl.lr = {}: expected a positive number (the paper uses 1e-6)",
+            self.rl.lr
+        );
         ensure!((0.0..=1.0).contains(&self.rl.gamma), "rl.gamma = {}: expected 0 to 1", self.rl.gamma);
         self.loss.check().context("[loss]")?;
         self.optimizer.check().context("[optimizer]")?;
@@ -331,25 +351,57 @@ impl Recipe {
             for k in &e.k {
                 ensure!((1..=e.n).contains(k), "evaluate.k holds {k}: expected 1 to evaluate.n = {}", e.n);
             }
-            ensure!(e.temperature >= 0.0, "evaluate.temperature = {}: expected 0 (greedy) or more", e.temperature);
+            ensure!(
+                e.temperature >= 0.0 && e.temperature.is_finite(),
+                "evaluate.temperature = {}: expected 0 (greedy) or a positive number",
+                e.temperature
+            );
             ensure!(e.top_p > 0.0 && e.top_p <= 1.0, "evaluate.top_p = {}: expected above 0, up to 1", e.top_p);
             ensure!(
                 !e.data.is_empty() || self.data.arithmetic.is_some(),
                 "[evaluate] needs data = [\"FILE\", ...]: only generated arithmetic has a held-out split of its own"
             );
         }
-        ensure!(self.analysis.responses > 0, "analysis.responses = 0: expected at least 1");
+        at_least_one("analysis", &[("responses", self.analysis.responses)])?;
+        if let Some(threshold) = self.analysis.threshold {
+            ensure!(
+                threshold >= 0.0 && threshold.is_finite(),
+                "analysis.threshold = {threshold}: expected nats, 0 or more"
+            );
+        }
         Ok(())
+    }
+
+    /// What the recipe names must be there, and its model must fit it: seen from `config.json`, before any weight is read.
+    /// A resumed run (`resume`) takes its model from its own checkpoint.
+    pub fn check_inputs(&self, resume: bool) -> Result<()> {
+        let files = self.data.train.iter().map(|f| ("data.train", f));
+        let files = files.chain(self.evaluate.iter().flat_map(|e| e.data.iter().map(|f| ("evaluate.data", f))));
+        for (key, file) in files {
+            ensure!(file.is_file(), "{key} names {}, but there is no such file (recipe {})", file.display(), self.name);
+        }
+        let Some(dir) = self.model.path.as_ref().filter(|_| !resume) else { return Ok(()) };
+        ensure!(
+            dir.is_dir(),
+            "model.path names {}, but there is no such folder: expected a HuggingFace checkpoint (recipe {})",
+            dir.display(),
+            self.name
+        );
+        self.check_against(&ModelConfig::from_dir(dir).context("model.path")?)
     }
 
     /// What can only be checked beside a model.
     pub fn check_against(&self, config: &ModelConfig) -> Result<()> {
-        self.bupo.fixed_policy(config.layers).with_context(|| format!("[bupo] of recipe {}", self.name))?;
+        if let Err(error) = self.bupo.fixed_policy(config.layers) {
+            bail!("bupo.{error:#} (recipe {})", self.name);
+        }
         let (prompt, new) = (self.rollout.max_prompt_tokens, self.rollout.max_new_tokens);
         ensure!(
             prompt + new <= config.max_position_embeddings,
-            "rollout.max_prompt_tokens = {prompt} and max_new_tokens = {new}, but the model's context is {} tokens: lower one",
-            config.max_position_embeddings
+            "rollout.max_prompt_tokens = {prompt} and max_new_tokens = {new}, but the model's context is {} tokens: lower one \
+             (recipe {})",
+            config.max_position_embeddings,
+            self.name
         );
         Ok(())
     }

@@ -231,7 +231,6 @@ fn five_adamw_steps() {
             let a = case.meta["adamw"].clone();
             let number = |key: &str| a[key].as_f64().unwrap();
             let config = OptimizerConfig {
-                lr: number("lr"),
                 beta1: number("beta1"),
                 beta2: number("beta2"),
                 eps: number("eps"),
@@ -254,7 +253,7 @@ fn five_adamw_steps() {
                     old,
                     None,
                     &config,
-                    config.lr,
+                    number("lr"),
                     &mut grads,
                 )
                 .unwrap();

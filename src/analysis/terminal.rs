@@ -6,17 +6,21 @@ use comfy_table::presets::UTF8_BORDERS_ONLY;
 use comfy_table::{CellAlignment, Table};
 
 /// Cells of the entropy bar.
-const BAR: usize = 16;
+const BAR: usize = 12;
+
+/// Beside the boundary layer's stage.
+const MARK: &str = " ◀";
 
 /// The table, one row a layer, bottom layer first.
 pub fn table(analysis: &Analysis) -> String {
     let mut table = Table::new();
     table.load_style(UTF8_BORDERS_ONLY);
-    table.set_header(["layer", "H layer", "", "dH attn", "dH ffn", "dH layer", "cos attn", "cos ffn", "norm", "stage"]);
+    // Two lines of header keep it within the 80 columns of a plain terminal.
+    table.set_header(["layer", "H", "", "dH\nattn", "dH\nffn", "dH\nlayer", "cos\nattn", "cos\nffn", "norm", "stage"]);
     let most = analysis.per_layer.iter().map(|l| l.entropy.resid_post).fold(1e-9, f64::max);
     for l in &analysis.per_layer {
         let stage = Stage::of(l.entropy_change.ffn, analysis.stage_threshold).name();
-        let mark = if analysis.boundary_layer == Some(l.layer) { " < boundary" } else { "" };
+        let mark = if analysis.boundary_layer == Some(l.layer) { MARK } else { "" };
         table.add_row([
             l.layer.to_string(),
             format!("{:.3}", l.entropy.resid_post),
@@ -34,7 +38,7 @@ pub fn table(analysis: &Analysis) -> String {
         if !matches!(i, 2 | 9) {
             column.set_cell_alignment(CellAlignment::Right);
         }
-        column.set_padding((0, 1));
+        column.set_padding((0, 0));
     }
     table.to_string()
 }
@@ -65,7 +69,7 @@ pub fn summary(analysis: &Analysis) -> String {
                 _ => ", which is within the threshold of no change: read it with care",
             };
             format!(
-                "The boundary layer is {layer}, the last whose FFN widens the distribution ({change:+.3} nats{doubt})."
+                "The boundary layer{MARK} is {layer}, the last whose FFN widens the distribution ({change:+.3} nats{doubt})."
             )
         }
     };
@@ -111,8 +115,9 @@ mod tests {
     fn the_boundary_layer_is_marked_and_doubts_are_spoken() {
         let clear = analysis(&[0.5, 0.4, -0.6]);
         let table = table(&clear);
-        let marked: Vec<&str> = table.lines().filter(|l| l.contains("boundary")).collect();
+        let marked: Vec<&str> = table.lines().filter(|l| l.contains(MARK)).collect();
         assert!(marked.len() == 1 && marked[0].contains("+0.400"), "{table}");
+        assert!(table.lines().all(|l| l.chars().count() <= 80), "{table}");
         assert!(summary(&clear).contains("exploration 1-2, convergence 3") && !summary(&clear).contains("care"));
         assert!(summary(&analysis(&[0.5, 0.01])).contains("care"));
         assert!(summary(&analysis(&[-0.5, -0.01])).contains("no boundary layer"));

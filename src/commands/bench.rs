@@ -66,7 +66,7 @@ fn bench_update(args: &BenchUpdateArgs) -> Result<()> {
         mini_batch_gradient(&model, &mut ws, &groups, all.clone(), &settings, Some(&old), None, &mut grads)?;
         weights::save_tensors(path, &model.layout, &grads)?;
     }
-    let config = OptimizerConfig { lr: args.lr, ..OptimizerConfig::default() };
+    let config = OptimizerConfig::default();
     let mut optimizer = Optimizer::new(&model.layout);
     let (mut seconds, mut losses, mut norms) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..args.repeat.max(1) * args.steps.max(1) {

@@ -80,6 +80,7 @@ struct Run {
 impl Run {
     /// Checks everything that can be checked before anything heavy starts: model, data, template, folder.
     fn open(recipe: Recipe, dir: PathBuf, checkpoints: Checkpoints) -> Result<Run> {
+        recipe.check_inputs(checkpoints.latest().is_some())?;
         let Start { model, prompts } = setup::start(&recipe, &checkpoints)?;
         recipe.check_against(&model.config)?;
         let source = Source::open(&recipe)?;

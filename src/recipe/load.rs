@@ -1,7 +1,8 @@
 //! From TOML text and command-line overrides to a checked [`Recipe`], with errors that name the line and the key.
 
 use super::Recipe;
-use anyhow::{Context, Result, anyhow, bail};
+use super::explain::explain;
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use std::path::Path;
 use toml::{Table, Value};
 
@@ -29,14 +30,11 @@ impl Recipe {
     /// model.
     pub fn load(name_or_path: &str, overrides: &[String]) -> Result<Recipe> {
         let path = Path::new(name_or_path);
-        // A shipped file's path names the embedded copy too, so that the binary works away from its sources.
-        let name = path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
-        let shipped = SHIPPED.iter().find(|(shipped, _)| *shipped == name);
-        let text = match (path.is_file(), shipped) {
+        let text = match (path.is_file(), shipped(name_or_path)) {
             (true, _) => {
                 std::fs::read_to_string(path).with_context(|| format!("cannot read the recipe {}", path.display()))?
             }
-            (false, Some((_, text))) => text.to_string(),
+            (false, Some(text)) => text.to_string(),
             (false, None) => bail!(
                 "no recipe {name_or_path}: expected a TOML file, or one of the shipped recipes {}",
                 Recipe::shipped().collect::<Vec<_>>().join(", ")
@@ -47,29 +45,30 @@ impl Recipe {
 
     /// From TOML text; `origin` names it in errors.
     pub fn parse(text: &str, origin: &str, overrides: &[String]) -> Result<Recipe> {
-        let mut table: Table = toml::from_str(text).map_err(|e| located(&e, text, origin))?;
+        let written = toml::from_str::<Recipe>(text);
+        let located = |e: &toml::de::Error| {
+            let (sentence, line) = explain(e, text, &known_keys());
+            anyhow!("{sentence} ({origin}, line {line})")
+        };
         if overrides.is_empty() {
-            // From the text itself: only then do errors know their line.
-            let recipe: Recipe = toml::from_str(text).map_err(|e| located(&e, text, origin))?;
+            let recipe = written.map_err(|e| located(&e))?;
             recipe.check().with_context(|| format!("recipe {origin}"))?;
             return Ok(recipe);
         }
+        let mut table: Table = toml::from_str(text).map_err(|e| located(&e))?;
         for assignment in overrides {
             set(&mut table, assignment)?;
         }
-        let recipe = Recipe::deserialize_table(table)
-            .with_context(|| format!("recipe {origin} with --set {}", overrides.join(" --set ")))?;
-        recipe.check().with_context(|| format!("recipe {origin} with --set {}", overrides.join(" --set ")))?;
-        Ok(recipe)
-    }
-
-    fn deserialize_table(table: Table) -> Result<Recipe> {
-        // Through text: then an error has a span, and with it the section that it lies in.
+        let origin = format!("{origin} with --set {}", overrides.join(" --set "));
+        // Through text: only then does an error know the key that it is about.
         let text = toml::to_string(&table).context("the overridden recipe cannot be written as TOML")?;
-        toml::from_str(&text).map_err(|e| {
-            let at = e.span().map_or(0, |s| s.start);
-            anyhow!("{}", explain(e.message(), &section_at(&text, at)))
-        })
+        let recipe: Recipe = toml::from_str(&text).map_err(|overridden| match &written {
+            // A mistake of the file's own, which has a line there.
+            Err(own) if own.message() == overridden.message() => located(own),
+            _ => anyhow!("{} ({origin})", explain(&overridden, &text, &known_keys()).0),
+        })?;
+        recipe.check().with_context(|| format!("recipe {origin}"))?;
+        Ok(recipe)
     }
 
     /// As TOML, every default spelled out: what the run's folder keeps.
@@ -78,52 +77,54 @@ impl Recipe {
     }
 }
 
+/// The embedded text of a shipped recipe: `NAME`, or the path that it has in the sources, so that the binary works away
+/// from them. No other folder counts: a mistyped path must not train something else.
+fn shipped(name_or_path: &str) -> Option<&'static str> {
+    let name = name_or_path.strip_prefix("./").unwrap_or(name_or_path);
+    let name = name.strip_prefix("recipes/").unwrap_or(name);
+    let name = name.strip_suffix(".toml").unwrap_or(name);
+    SHIPPED.iter().find(|(shipped, _)| *shipped == name).map(|(_, text)| *text)
+}
+
+/// Dotted keys of whole recipes, sorted: a fresh model on arithmetic, and a checkpoint on files.
+fn known_keys() -> Vec<String> {
+    let mut keys = Vec::new();
+    for (_, text) in SHIPPED.iter().filter(|(name, _)| ["arithmetic-bupo", "qwen3-4b-bupo"].contains(name)) {
+        let whole = toml::from_str::<Recipe>(text).ok().and_then(|r| Table::try_from(r).ok());
+        collect_keys(&whole.unwrap_or_default(), "", &mut keys);
+    }
+    keys.sort();
+    keys.dedup();
+    keys
+}
+
+fn collect_keys(table: &Table, prefix: &str, keys: &mut Vec<String>) {
+    for (key, value) in table {
+        match value {
+            Value::Table(inner) => collect_keys(inner, &format!("{prefix}{key}."), keys),
+            _ => keys.push(format!("{prefix}{key}")),
+        }
+    }
+}
+
 /// `a.b.c=value`: the value as TOML, or as text if it is none.
 fn set(table: &mut Table, assignment: &str) -> Result<()> {
     let (key, value) = assignment
         .split_once('=')
-        .ok_or_else(|| anyhow!("--set {assignment}: expected KEY=VALUE, e.g. --set optimizer.lr=1e-5"))?;
+        .ok_or_else(|| anyhow!("--set {assignment}: expected KEY=VALUE, e.g. --set rl.lr=1e-5"))?;
     let (key, value) = (key.trim(), value.trim());
-    let parsed = toml::from_str::<Table>(&format!("x = {value}")).ok().and_then(|mut t| t.remove("x"));
-    let parsed = parsed.unwrap_or_else(|| Value::String(value.to_string()));
-    let mut parts: Vec<&str> = key.split('.').collect();
-    let last = parts.pop().filter(|l| !l.is_empty()).ok_or_else(|| anyhow!("--set {assignment}: the key is empty"))?;
+    let parsed = value.parse::<Value>().unwrap_or_else(|_| Value::String(value.to_string()));
+    let parts: Vec<&str> = key.split('.').collect();
+    ensure!(
+        parts.iter().all(|part| !part.is_empty()),
+        "--set {assignment}: expected a dotted key before =, e.g. rl.lr"
+    );
+    let (sections, last) = parts.split_at(parts.len() - 1);
     let mut at = table;
-    for part in parts {
-        let entry = at.entry(part).or_insert_with(|| Value::Table(Table::new()));
+    for part in sections {
+        let entry = at.entry(*part).or_insert_with(|| Value::Table(Table::new()));
         at = entry.as_table_mut().ok_or_else(|| anyhow!("--set {assignment}: {part} is a value, not a section"))?;
     }
-    at.insert(last.to_string(), parsed);
+    at.insert(last.concat(), parsed);
     Ok(())
-}
-
-/// A TOML error with file, line and, for an unknown key, the nearest known one.
-fn located(error: &toml::de::Error, text: &str, origin: &str) -> anyhow::Error {
-    let at = error.span().map_or(0, |s| s.start).min(text.len());
-    let line = text.as_bytes()[..at].iter().filter(|b| **b == b'\n').count() + 1;
-    anyhow!("{} ({origin}, line {line})", explain(error.message(), &section_at(text, at)))
-}
-
-/// The header that byte `at` lies under.
-fn section_at(text: &str, at: usize) -> String {
-    let before = text.get(..at).unwrap_or(text);
-    let header = before.lines().rev().find_map(|l| l.trim().strip_prefix('[')?.split(']').next().map(str::to_string));
-    header.unwrap_or_default()
-}
-
-/// serde's words into ours: ``unknown field `x`, expected one of `a`, `b` `` names the nearest.
-fn explain(message: &str, section: &str) -> String {
-    let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
-    let full = |key: &str| if section.is_empty() { key.to_string() } else { format!("{section}.{key}") };
-    match (message.starts_with("unknown field"), quoted.split_first()) {
-        (true, Some((unknown, known))) => {
-            let distance = |k: &&&str| strsim::damerau_levenshtein(unknown, k);
-            match known.iter().min_by_key(distance).filter(|k| distance(k) <= 1 + k.len() / 2) {
-                Some(near) => format!("unknown key {}: did you mean {}?", full(unknown), full(near)),
-                None => format!("unknown key {}: expected one of {}", full(unknown), known.join(", ")),
-            }
-        }
-        _ if section.is_empty() => message.to_string(),
-        _ => format!("[{section}] {message}"),
-    }
 }

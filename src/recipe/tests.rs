@@ -1,6 +1,7 @@
 use super::*;
+use proptest::prelude::*;
 
-const SMALL: &str = "name = \"x\"\n[model]\npath = \"m\"\n[data]\ntrain = [\"a.parquet\"]\n[optimizer]\nlr = 1e-6\n";
+const SMALL: &str = "name = \"x\"\n[model]\npath = \"m\"\n[data]\ntrain = [\"a.parquet\"]\n[optimizer]\neps = 1e-6\n";
 
 fn error(text: &str, overrides: &[&str]) -> String {
     let overrides: Vec<String> = overrides.iter().map(|s| s.to_string()).collect();
@@ -25,7 +26,7 @@ fn the_papers_runs_have_the_papers_settings() {
     {
         let bupo = Recipe::load(&format!("{name}-bupo"), &[]).unwrap();
         let grpo = Recipe::load(&format!("{name}-grpo"), &[]).unwrap();
-        assert_eq!((bupo.bupo.steps, bupo.rl.steps, bupo.optimizer.lr), (steps, 300, 1e-6));
+        assert_eq!((bupo.bupo.steps, bupo.rl.steps, bupo.rl.lr), (steps, 300, 1e-6));
         assert_eq!(bupo.bupo.layer, crate::rl::LayerChoice::Number(layer));
         assert_eq!((bupo.rollout.prompts_per_step, bupo.rollout.group_size, bupo.rl.mini_batch_prompts), (128, 8, 32));
         // Invariant: GRPO is BuPO with zero internal steps, and nothing else.
@@ -34,21 +35,69 @@ fn the_papers_runs_have_the_papers_settings() {
     }
 }
 
+/// The whole message, to the letter: it is what a person sees.
 #[test]
-fn typos_are_named_with_line_and_remedy() {
-    let message = error(&SMALL.replace("lr =", "lrr ="), &[]);
-    assert!(
-        message.contains("optimizer.lrr")
-            && message.contains("line 7")
-            && message.contains("did you mean optimizer.lr?"),
-        "{message}"
-    );
-    let message = error(&format!("{SMALL}[lss]\n"), &[]);
-    assert!(message.contains("did you mean") && message.contains("loss"), "{message}");
-    let message = error(&SMALL.replace("1e-6", "\"fast\""), &[]);
-    assert!(message.contains("line 7") && message.contains("optimizer"), "{message}");
-    let message = error("name = [", &[]);
-    assert!(message.contains("x.toml"), "{message}");
+fn typos_are_named_with_key_line_and_remedy() {
+    let with = |more: &str| format!("{SMALL}{more}");
+    for (text, expected) in [
+        (SMALL.replace("eps =", "epps ="), "unknown key optimizer.epps: did you mean optimizer.eps? (x.toml, line 7)"),
+        (with("[lss]\n"), "unknown key lss: did you mean loss? (x.toml, line 8)"),
+        (
+            with("[loss]\n\nclip_hihg = 1.0"),
+            "unknown key loss.clip_hihg: did you mean loss.clip_high? (x.toml, line 10)",
+        ),
+        (with("lr = 1e-5"), "unknown key optimizer.lr: did you mean rl.lr or warmup.lr? (x.toml, line 8)"),
+        (with("[rl]\nclip_low = 0.1"), "unknown key rl.clip_low: did you mean loss.clip_low? (x.toml, line 9)"),
+        (with("[rl]\nbupo.steps = 1"), "unknown key rl.bupo: expected one of steps, lr, advantage, gamma"),
+        (with("[model.inti]\n"), "unknown key model.inti: did you mean model.init? (x.toml, line 8)"),
+        (
+            with("[model.init]\nlayer = 3"),
+            "unknown key model.init.layer: did you mean model.init.layers? (x.toml, line 9)",
+        ),
+        // A line that looks like a header, and a table whose kind a key decides.
+        (
+            with("[prompt]\ntemplate = \"plain\"\ntxt = \"\"\"\n[INST] {problem}\"\"\""),
+            "unknown key prompt.txt: did you mean prompt.text? (x.toml, line 10)",
+        ),
+        (with("reward.rul = 1"), "unknown key optimizer.reward: expected one of beta1"),
+        (SMALL.replace("name = \"x\"\n", ""), "the key name is missing (x.toml, line 1)"),
+        (with("[bupo]\nlayer = 2"), "the key bupo.steps is missing (x.toml, line 8)"),
+    ] {
+        let message = error(&text, &[]);
+        assert!(message.contains(expected), "{message}\nexpected: {expected}");
+    }
+}
+
+#[test]
+fn wrong_values_are_named_with_key_and_line() {
+    let with = |more: &str| format!("{SMALL}{more}");
+    for (text, expected) in [
+        (
+            SMALL.replace("1e-6", "\"fast\""),
+            "optimizer.eps: invalid type: string \"fast\", expected f64 (x.toml, line 7)",
+        ),
+        (with("[rl]\nsteps = -1"), "rl.steps: invalid value: integer `-1`, expected usize (x.toml, line 9)"),
+        (with("[rollout]\n\nslots = 1.5"), "rollout.slots: invalid type: floating point `1.5`, expected usize"),
+        (
+            with("[rl]\nadvantage = \"gpro\""),
+            "rl.advantage = \"gpro\": did you mean \"grpo\"? expected \"grpo\", \"dr-grpo\"",
+        ),
+        (
+            with("[reward]\nrule = \"zzzzzz\""),
+            "reward.rule = \"zzzzzz\": expected \"boxed\", \"exact\" (x.toml, line 9)",
+        ),
+        (
+            with("[bupo]\nlayer = 0\nsteps = 1"),
+            "bupo.layer: invalid value: integer `0`, expected a layer counted from 1",
+        ),
+        (with("rl = 3"), "optimizer.rl"),
+        (with("[evaluate]\nk = [1, \"2\"]"), "evaluate.k: invalid type: string \"2\", expected usize (x.toml, line 9)"),
+        ("\n\nname = [".to_string(), "(x.toml, line 3)"),
+        (with("[optimizer]\n"), "(x.toml, line 8)"),
+    ] {
+        let message = error(&text, &[]);
+        assert!(message.contains(expected), "{message}\nexpected: {expected}");
+    }
 }
 
 #[test]
@@ -56,14 +105,23 @@ fn overrides_set_values_and_are_checked_too() {
     let recipe = Recipe::parse(
         SMALL,
         "x",
-        &["optimizer.lr=1e-5".into(), "rl.advantage=rloo".into(), "bupo.layer=3".into(), "bupo.steps=2".into()],
+        &["rl.lr=1e-5".into(), "rl.advantage=rloo".into(), "bupo.layer=3".into(), "bupo.steps=2".into()],
     )
     .unwrap();
-    assert_eq!((recipe.optimizer.lr, recipe.rl.advantage), (1e-5, Advantage::Rloo));
+    assert_eq!((recipe.rl.lr, recipe.rl.advantage), (1e-5, Advantage::Rloo));
     assert_eq!((recipe.bupo.layer, recipe.bupo.steps), (crate::rl::LayerChoice::Number(3), 2));
     assert!(error(SMALL, &["rl.stepz=3"]).contains("did you mean rl.steps?"));
     assert!(error(SMALL, &["rl"]).contains("KEY=VALUE"));
     assert!(error(SMALL, &["name.x=1"]).contains("not a section"));
+    assert!(error(SMALL, &["rl..steps=1"]).contains("dotted key"));
+    assert!(error(SMALL, &["optimizer.lr=1e-5"]).contains("did you mean rl.lr"));
+    assert!(error(SMALL, &["rl.steps=many"]).contains("rl.steps: invalid type: string \"many\""));
+    // One assignment sets one key, whatever its text.
+    assert!(error(SMALL, &["rl.steps=1\nseed = 9"]).contains("invalid type: string"));
+    // A mistake of the file's own keeps its line beside overrides; one that an override mends is none.
+    let wrong = SMALL.replace("1e-6", "\"fast\"");
+    assert!(error(&wrong, &["seed=2"]).contains("(x.toml, line 7)"));
+    assert_eq!(Recipe::parse(&wrong, "x", &["optimizer.eps=1e-5".into()]).unwrap().optimizer.eps, 1e-5);
 }
 
 #[test]
@@ -74,15 +132,59 @@ fn nonsense_is_refused_before_anything_starts() {
         ("rollout.top_p=1.5", "top_p"),
         ("rl.gamma=2.0", "gamma"),
         ("loss.clip_low=-1.0", "[loss]"),
-        ("optimizer.lr=-1.0", "[optimizer]"),
+        ("optimizer.eps=-1.0", "[optimizer]"),
         ("evaluate.k=[64]", "evaluate.k"),
         ("model.init.layers=2", "not both"),
         ("name=a/b", "name"),
+        ("name=..", "name"),
+        ("name=\"\"", "name"),
+        ("run.dir=\"\"", "run.dir"),
+        ("threads=0", "threads = 0"),
+        ("rl.lr=nan", "rl.lr"),
+        ("rollout.temperature=inf", "rollout.temperature"),
+        ("analysis.threshold=-1.0", "analysis.threshold"),
+        ("loss.dual_clip=1.0", "dual_clip"),
+        ("warmup.max_steps=0", "warmup.max_steps"),
+        ("warmup.batch=8", "data.arithmetic"),
+        ("evaluate.n=16", "[evaluate] needs data"),
+        ("bupo={ steps = 400 }", "rl.steps = 300"),
     ] {
         let message = error(SMALL, &[key]);
         assert!(message.contains(expected), "{key}: {message}");
     }
     assert!(format!("{:#}", Recipe::load("no-such-recipe", &[]).unwrap_err()).contains("arithmetic-bupo"));
+}
+
+#[test]
+fn only_a_shipped_recipes_own_name_stands_for_it() {
+    for name in
+        ["arithmetic-grpo", "arithmetic-grpo.toml", "recipes/arithmetic-grpo.toml", "./recipes/arithmetic-grpo.toml"]
+    {
+        assert_eq!(Recipe::load(name, &[]).unwrap().name, "arithmetic-grpo");
+    }
+    // A mistyped path to a changed copy must not train the one that ships.
+    for name in ["experiments/arithmetic-grpo.toml", "/nowhere/arithmetic-grpo.toml", "arithmetic", ""] {
+        assert!(Recipe::load(name, &[]).is_err(), "{name}");
+    }
+}
+
+#[test]
+fn inputs_that_are_not_there_are_named_before_anything_is_opened() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, model) = (dir.path().join("a.jsonl"), dir.path().join("model"));
+    let overrides =
+        [format!("data.train=[{file:?}]"), format!("model.path={model:?}"), "bupo={layer = 40, steps = 2}".into()];
+    let recipe = Recipe::parse(SMALL, "x", &overrides).unwrap();
+    let error = |resume: bool| format!("{:#}", recipe.check_inputs(resume).unwrap_err());
+    assert!(error(false).contains("data.train names") && error(false).contains("a.jsonl"), "{}", error(false));
+    std::fs::write(&file, "").unwrap();
+    assert!(error(false).contains("model.path names"), "{}", error(false));
+    recipe.check_inputs(true).unwrap();
+    std::fs::create_dir(&model).unwrap();
+    let config = InitConfig { layers: 36, max_position_embeddings: 40_960, ..InitConfig::default() };
+    let config = config.model_config(1000).unwrap().to_json();
+    std::fs::write(model.join("config.json"), config.to_string()).unwrap();
+    assert_eq!(error(false), "bupo.layer = 40, but this model has layers 1..=36 (recipe x)");
 }
 
 #[test]
@@ -94,4 +196,33 @@ fn a_layer_outside_of_the_model_is_refused_with_its_range() {
     assert!(message.contains("40") && message.contains("1..=36"), "{message}");
     let recipe = Recipe::load("qwen3-4b-bupo", &["rollout.max_new_tokens=50000".into()]).unwrap();
     assert!(format!("{:#}", recipe.check_against(&config).unwrap_err()).contains("40960 tokens"));
+}
+
+proptest! {
+    /// What the run's folder keeps is the run's recipe, to the last bit of every number.
+    #[test]
+    fn a_resolved_recipe_reads_back_equal(
+        (seed, steps, lr, beta2) in (0..=i64::MAX as u64, 0usize..1 << 40, 1e-12f64..1.0, 0.0f64..1.0),
+        (temperature, top_p, text) in (1e-3f32..10.0, 1e-3f32..=1.0, ".*"),
+        (layer, threshold, dir) in (1usize..100, proptest::option::of(0.0f64..9.0), proptest::option::of(r#"[a-z./\\" é]+"#)),
+    ) {
+        let mut recipe = Recipe::load("arithmetic-bupo", &[]).unwrap();
+        (recipe.seed, recipe.rl.steps, recipe.bupo.steps) = (seed, steps, 0);
+        (recipe.rl.lr, recipe.optimizer.beta2) = (lr, beta2);
+        (recipe.rollout.temperature, recipe.rollout.top_p) = (temperature, top_p);
+        recipe.bupo.layer = crate::rl::LayerChoice::Number(layer);
+        recipe.analysis.threshold = threshold;
+        recipe.run.dir = dir.map(PathBuf::from);
+        recipe.prompt = PromptTemplate::Plain { text: format!("{}{{problem}}", text.replace("{problem}", "")) };
+        let again = Recipe::parse(&recipe.to_toml().unwrap(), "again", &[]);
+        prop_assert_eq!(again.unwrap(), recipe);
+    }
+
+    /// A hostile file or override is refused with a message, never with a panic.
+    #[test]
+    fn no_text_panics(text in r"\PC*", key in r#"[a-z.\[\]"']{0,12}"#, value in r"\PC{0,12}") {
+        drop(Recipe::parse(&text, "x", &[]));
+        drop(Recipe::parse(&format!("{SMALL}{text}"), "x", &[]));
+        drop(Recipe::parse(SMALL, "x", &[format!("{key}={value}")]));
+    }
 }

@@ -9,34 +9,33 @@ use serde::{Deserialize, Serialize};
 pub enum LrSchedule {
     #[default]
     Constant,
-    /// Straight down to `min_lr_ratio * lr` at the last step.
+    /// Straight down to `min_lr_ratio` of the peak at the last step.
     Linear,
-    /// Half a cosine down to `min_lr_ratio * lr` at the last step.
+    /// Half a cosine down to `min_lr_ratio` of the peak at the last step.
     Cosine,
 }
 
-/// Settings of AdamW (decoupled weight decay) and its learning rate. Defaults are the paper's and PyTorch's.
+/// Settings of AdamW (decoupled weight decay) and the course of its learning rate, whose peak belongs to what is trained
+/// (`rl.lr`, `warmup.lr`). Defaults are the paper's and PyTorch's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct OptimizerConfig {
-    pub lr: f64,
     pub beta1: f64,
     pub beta2: f64,
     pub eps: f64,
     pub weight_decay: f64,
     /// Largest L2 norm of the whole gradient; a longer one is scaled down to it.
     pub grad_clip: f64,
-    /// Optimizer steps (not rollout steps) over which the learning rate rises from 0 to `lr`.
+    /// Optimizer steps (not rollout steps) over which the learning rate rises from 0 to its peak.
     pub warmup_steps: usize,
     pub schedule: LrSchedule,
-    /// The floor of a decaying schedule, as a share of `lr`.
+    /// The floor of a decaying schedule, as a share of the peak.
     pub min_lr_ratio: f64,
 }
 
 impl Default for OptimizerConfig {
     fn default() -> Self {
         OptimizerConfig {
-            lr: 1e-6,
             beta1: 0.9,
             beta2: 0.999,
             eps: 1e-8,
@@ -52,11 +51,6 @@ impl Default for OptimizerConfig {
 impl OptimizerConfig {
     /// Refuses settings that AdamW cannot run with. Messages name the key; the caller names its section.
     pub fn check(&self) -> Result<()> {
-        ensure!(
-            self.lr > 0.0 && self.lr.is_finite(),
-            "lr = {}: expected a positive number (the paper uses 1e-6)",
-            self.lr
-        );
         for (key, beta) in [("beta1", self.beta1), ("beta2", self.beta2)] {
             ensure!((0.0..1.0).contains(&beta), "{key} = {beta}: expected a number from 0 up to, not including, 1");
         }
@@ -73,20 +67,20 @@ impl OptimizerConfig {
         );
         ensure!(
             (0.0..=1.0).contains(&self.min_lr_ratio),
-            "min_lr_ratio = {}: expected a share of lr, from 0 to 1",
+            "min_lr_ratio = {}: expected a share of the learning rate, from 0 to 1",
             self.min_lr_ratio
         );
         Ok(())
     }
 
-    /// Learning rate of an optimizer step, of `total_steps` in the run; `step` counts those already taken (0 is the first).
+    /// Learning rate of an optimizer step, of `total_steps` in the run that peaks at `lr`; `step` counts those already taken (0 is the first).
     ///
     /// The conventions of HuggingFace's `get_scheduler`: `lr * step / warmup_steps` while warming up (the very first
     /// step of a warm-up has a rate of 0), then with `p = (step - warmup_steps) / (total_steps - warmup_steps)` a factor
     /// of 1, `1 - p`, or `(1 + cos(pi p)) / 2`, mapped onto `min_lr_ratio..=1`; the floor holds after `total_steps`.
-    pub fn lr_at(&self, step: usize, total_steps: usize) -> f64 {
+    pub fn lr_at(&self, lr: f64, step: usize, total_steps: usize) -> f64 {
         if step < self.warmup_steps {
-            return self.lr * step as f64 / self.warmup_steps as f64;
+            return lr * step as f64 / self.warmup_steps as f64;
         }
         let decay_steps = total_steps.saturating_sub(self.warmup_steps).max(1);
         let progress = ((step - self.warmup_steps) as f64 / decay_steps as f64).min(1.0);
@@ -95,7 +89,7 @@ impl OptimizerConfig {
             LrSchedule::Linear => 1.0 - progress,
             LrSchedule::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * progress).cos()),
         };
-        self.lr * (self.min_lr_ratio + (1.0 - self.min_lr_ratio) * factor)
+        lr * (self.min_lr_ratio + (1.0 - self.min_lr_ratio) * factor)
     }
 }
 
@@ -104,9 +98,9 @@ mod tests {
     use super::*;
 
     fn lrs(schedule: LrSchedule, warmup_steps: usize, min_lr_ratio: f64, steps: &[usize], total: usize) -> Vec<f64> {
-        let config = OptimizerConfig { lr: 8.0, warmup_steps, schedule, min_lr_ratio, ..Default::default() };
+        let config = OptimizerConfig { warmup_steps, schedule, min_lr_ratio, ..Default::default() };
         config.check().unwrap();
-        steps.iter().map(|&step| config.lr_at(step, total)).collect()
+        steps.iter().map(|&step| config.lr_at(8.0, step, total)).collect()
     }
 
     #[test]
@@ -139,8 +133,6 @@ mod tests {
     fn settings_that_cannot_run_are_refused_by_name() {
         let base = OptimizerConfig::default;
         for (key, config) in [
-            ("lr", OptimizerConfig { lr: 0.0, ..base() }),
-            ("lr", OptimizerConfig { lr: f64::NAN, ..base() }),
             ("beta1", OptimizerConfig { beta1: 1.0, ..base() }),
             ("beta2", OptimizerConfig { beta2: -0.1, ..base() }),
             ("eps", OptimizerConfig { eps: 0.0, ..base() }),
@@ -153,8 +145,8 @@ mod tests {
         }
         base().check().unwrap();
         assert!(toml::from_str::<OptimizerConfig>("learning_rate = 1.0").is_err());
-        let read: OptimizerConfig = toml::from_str("lr = 1e-5\nschedule = \"cosine\"").unwrap();
-        assert_eq!(read, OptimizerConfig { lr: 1e-5, schedule: LrSchedule::Cosine, ..base() });
+        let read: OptimizerConfig = toml::from_str("beta2 = 0.95\nschedule = \"cosine\"").unwrap();
+        assert_eq!(read, OptimizerConfig { beta2: 0.95, schedule: LrSchedule::Cosine, ..base() });
         assert_eq!(toml::from_str::<OptimizerConfig>(&toml::to_string(&read).unwrap()).unwrap(), read);
     }
 }

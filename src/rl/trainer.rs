@@ -40,6 +40,8 @@ pub struct TrainSettings {
     pub micro_batch_tokens: usize,
     pub recompute: bool,
     pub loss: LossConfig,
+    /// Peak learning rate.
+    pub lr: f64,
     pub optimizer: OptimizerConfig,
     pub schedule: Schedule,
 }
@@ -235,7 +237,7 @@ impl<'a> Trainer<'a> {
         for from in (0..groups.len()).step_by(s.mini_batch_prompts) {
             let range = from..(from + s.mini_batch_prompts).min(groups.len());
             let update_index = (step - 1) * s.updates_per_step() + from / s.mini_batch_prompts;
-            let lr = s.optimizer.lr_at(update_index, total_updates);
+            let lr = s.optimizer.lr_at(s.lr, update_index, total_updates);
             let (gradient, outcome) = update(
                 &mut self.model,
                 &mut self.workspace,

@@ -12,7 +12,7 @@ use crate::tasks::arithmetic::{ArithmeticConfig, Split};
 use crate::tasks::dataset::read_problems;
 use crate::tasks::order::index_at;
 use crate::text::{PromptEncoder, Tokenizer};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use std::path::Path;
 
 /// Held-out problems are the same for every seed of a recipe, so that runs are compared on the same ones.
@@ -28,14 +28,13 @@ pub struct Start {
 pub fn start(recipe: &Recipe, checkpoints: &Checkpoints) -> Result<Start> {
     let limit = recipe.rollout.max_prompt_tokens;
     let open = |dir: &Path| -> Result<Start> {
-        ensure!(dir.is_dir(), "model folder {} does not exist: expected a HuggingFace checkpoint", dir.display());
         Ok(Start { model: Model::open(dir)?, prompts: prompt_encoder(dir, recipe.prompt.clone(), limit)? })
     };
     if let Some(step) = checkpoints.latest() {
         return open(&checkpoints.path(step));
     }
     if let Some(path) = &recipe.model.path {
-        return open(path).context("[model] path");
+        return open(path).context("model.path");
     }
     let init = recipe.model.init.as_ref().context("[model] needs a path or a table init")?;
     let tokenizer = Tokenizer::byte_level()?;
@@ -112,6 +111,7 @@ pub fn train_settings(recipe: &Recipe, schedule: Schedule) -> TrainSettings {
         micro_batch_tokens: recipe.rl.micro_batch_tokens,
         recompute: recipe.rl.recompute,
         loss: recipe.loss.clone(),
+        lr: recipe.rl.lr,
         optimizer: recipe.optimizer.clone(),
         schedule,
     }

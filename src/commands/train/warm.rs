@@ -22,7 +22,7 @@ const PROBES_FROM: u64 = 1 << 41;
 /// Trains until `stop_at` or `max_steps`. False if it was interrupted.
 pub fn warm_up(recipe: &Recipe, source: &Source, prompts: &PromptEncoder, model: &mut Model) -> Result<bool> {
     let Some(w) = &recipe.warmup else { return Ok(true) };
-    let config = OptimizerConfig { lr: w.lr, warmup_steps: w.lr_warmup_steps, ..OptimizerConfig::default() };
+    let config = OptimizerConfig { warmup_steps: w.lr_warmup_steps, ..OptimizerConfig::default() };
     let mut optimizer = Optimizer::new(&model.layout);
     let (mut ws, mut grads) = (Workspace::new(model), vec![0f32; model.layout.len()]);
     let probes: Vec<Problem> =
@@ -40,7 +40,7 @@ pub fn warm_up(recipe: &Recipe, source: &Source, prompts: &PromptEncoder, model:
                 Example::of(&source.worked(recipe.seed, at, w.slips)?, prompts)
             })
             .collect::<Result<Vec<_>>>()?;
-        let lr = config.lr_at(step, w.max_steps);
+        let lr = config.lr_at(w.lr, step, w.max_steps);
         let budget = recipe.rl.micro_batch_tokens;
         (loss, _) = supervised_step(model, &mut ws, &mut optimizer, &examples, budget, &config, lr, &mut grads)?;
         taken = step + 1;
