@@ -38,10 +38,10 @@ pub enum Command {
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  bupo train recipes/arithmetic-bupo.toml\n  bupo train arithmetic-grpo --set seed=2 --dir runs/grpo-2\n  bupo train recipes/arithmetic-bupo.toml --resume"
+    after_help = "Examples:\n  bupo train recipes/arithmetic-bupo.toml\n  bupo train arithmetic-grpo --set seed=2 --dir runs/grpo-2\n  bupo train runs/grpo-2 --resume"
 )]
 pub struct TrainArgs {
-    /// A TOML file, or the name of a shipped recipe
+    /// A TOML file, the name of a shipped recipe, or a run's folder
     pub recipe: String,
     /// Go on from the run's last checkpoint
     #[arg(long)]
@@ -49,7 +49,7 @@ pub struct TrainArgs {
     /// Change a key of the recipe, e.g. --set rl.lr=1e-5
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,
-    /// The run's folder [default: the recipe's, else runs/NAME]
+    /// The run's folder [default: the recipe's, else runs/NAME; when resuming, the one the recipe lies in]
     #[arg(long)]
     pub dir: Option<PathBuf>,
 }

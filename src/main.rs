@@ -3,13 +3,15 @@
 use anyhow::Result;
 use bupo::cli::{Cli, Command};
 use bupo::commands::{self, start_threads};
-use bupo::run::progress;
+use bupo::run::{interrupt, progress};
 use clap::Parser;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     match run(&cli) {
+        // What a shell reports of a program that Ctrl-C ended.
+        Ok(()) if interrupt::requested() => ExitCode::from(130),
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {

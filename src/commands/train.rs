@@ -36,9 +36,13 @@ use std::time::Instant;
 const ANALYSIS_STREAM: u64 = u64::MAX;
 
 pub fn run(args: &TrainArgs, threads: Option<usize>) -> Result<()> {
-    let recipe = Recipe::load(&args.recipe, &args.set)?;
+    // A run's folder stands for the recipe in it.
+    let (path, of_run) = (Path::new(&args.recipe), Path::new(&args.recipe).join("recipe.toml"));
+    let path = if of_run.is_file() { &of_run } else { path };
+    let recipe = Recipe::load(&path.to_string_lossy(), &args.set)?;
     super::start_threads(threads.or(recipe.threads))?;
-    let dir = args.dir.clone().unwrap_or_else(|| recipe.dir());
+    let beside = path.parent().filter(|dir| args.resume && Checkpoints::new(dir).latest().is_some());
+    let dir = args.dir.clone().or_else(|| beside.map(Path::to_path_buf)).unwrap_or_else(|| recipe.dir());
     let checkpoints = Checkpoints::new(&dir);
     match (args.resume, checkpoints.latest()) {
         (false, Some(_)) => {
@@ -213,9 +217,9 @@ impl Run {
             if stop && step < steps {
                 progress.finish();
                 say(&format!(
-                    "stopped after step {step}, saved in {}. Go on with: bupo train {} --resume",
+                    "stopped after step {step}, saved in {}. Go on with:\n  bupo train {} --resume",
                     self.checkpoints.path(step).display(),
-                    self.dir.join("recipe.toml").display()
+                    self.dir.display()
                 ));
                 return Ok(());
             }
