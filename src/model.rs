@@ -9,6 +9,7 @@ pub mod params;
 pub mod taps;
 pub mod weights;
 
+use crate::compute::cpu::gemm::Compute;
 use crate::compute::cpu::head::Head;
 use crate::compute::cpu::rope::RopeTable;
 use anyhow::{Result, bail, ensure};
@@ -26,6 +27,8 @@ pub struct Model {
     pub config: ModelConfig,
     pub layout: ParamLayout,
     pub params: Vec<f32>,
+    /// What linear layers and the head multiply in.
+    pub compute: Compute,
 }
 
 impl Model {
@@ -33,7 +36,7 @@ impl Model {
     pub fn new(config: ModelConfig, params: Vec<f32>) -> Model {
         let layout = ParamLayout::new(&config);
         assert_eq!(params.len(), layout.len(), "parameters do not match the layout");
-        Model { config, layout, params }
+        Model { config, layout, params, compute: Compute::F32 }
     }
 
     /// Opens a HuggingFace checkpoint folder: `config.json` and safetensors.
@@ -41,7 +44,7 @@ impl Model {
         let config = ModelConfig::from_dir(dir)?;
         let layout = ParamLayout::new(&config);
         let params = weights::load(dir, &config, &layout)?;
-        Ok(Model { config, layout, params })
+        Ok(Model { config, layout, params, compute: Compute::F32 })
     }
 
     /// The values of one range of the layout.
@@ -51,7 +54,12 @@ impl Model {
 
     /// The unembedding `E_u` as a distribution over tokens.
     pub fn head(&self, temperature: f32) -> Head<'_> {
-        Head { embedding: self.param(&self.layout.unembed), hidden_size: self.config.hidden_size, temperature }
+        Head {
+            embedding: self.param(&self.layout.unembed),
+            hidden_size: self.config.hidden_size,
+            temperature,
+            compute: self.compute,
+        }
     }
 
     /// Fails if a sequence does not fit the context or holds an id outside of the vocabulary.

@@ -8,7 +8,7 @@
 use bupo::compute::Packing;
 use bupo::compute::cpu::attention::{AttentionSaved, AttentionShape, attention, attention_backward};
 use bupo::compute::cpu::embedding::{embed, embed_backward};
-use bupo::compute::cpu::gemm::{Write, linear, linear_backward_input, linear_backward_weight};
+use bupo::compute::cpu::gemm::{Compute, Write, linear, linear_backward_input, linear_backward_weight};
 use bupo::compute::cpu::head::Head;
 use bupo::compute::cpu::norm::{add_rms_norm, rms_norm, rms_norm_backward};
 use bupo::compute::cpu::rope::{QkRope, RopeTable};
@@ -69,12 +69,12 @@ fn linear_layer() {
     let (x, w, c) = (noise(t * i, 1), noise(o * i, 2), noise(t * o, 3));
     let f = |x: &[f32], w: &[f32]| {
         let mut y = vec![0.0; t * o];
-        linear(x, w, &mut y, t, i, o, Write::Replace);
+        linear(Compute::F32, x, w, &mut y, t, i, o, Write::Replace);
         weighted(&y, &c)
     };
     let (mut dx, mut dw) = (vec![0.0; t * i], vec![0.0; o * i]);
-    linear_backward_input(&c, &w, &mut dx, t, i, o, Write::Replace);
-    linear_backward_weight(&c, &x, &mut dw, t, i, o);
+    linear_backward_input(Compute::F32, &c, &w, &mut dx, t, i, o, Write::Replace);
+    linear_backward_weight(Compute::F32, &c, &x, &mut dw, t, i, o);
     check("linear input", &x, &dx, |x| f(x, &w));
     check("linear weight", &w, &dw, |w| f(&x, w));
 }
@@ -199,11 +199,12 @@ fn head_log_probs_and_entropy() {
     let (cp, ce) = (noise(rows, 3), noise(rows, 4));
     for (temperature, cp, ce) in [(1.0, &cp, vec![]), (0.7, &cp, ce.clone()), (1.3, &vec![0.0; rows], ce)] {
         let f = |hidden: &[f32], table: &[f32]| {
-            let s = Head { embedding: table, hidden_size: d, temperature }.forward(hidden, Some(&targets));
+            let s = Head { embedding: table, hidden_size: d, temperature, compute: Compute::F32 }
+                .forward(hidden, Some(&targets));
             let entropy = if ce.is_empty() { 0.0 } else { weighted(&s.entropy, &ce) };
             weighted(&s.log_probs, cp) + entropy
         };
-        let head = Head { embedding: &table, hidden_size: d, temperature };
+        let head = Head { embedding: &table, hidden_size: d, temperature, compute: Compute::F32 };
         let stats = head.forward(&hidden, Some(&targets));
         let (mut dh, mut de) = (vec![f32::NAN; rows * d], vec![0.0; v * d]);
         head.backward(&hidden, &targets, &stats, cp, &ce, &mut dh, &mut de);

@@ -117,20 +117,29 @@ impl Model {
         if entry != Entry::Attention {
             // F = down(swiglu(gate_up(norm(M)))); dh is dF and, in a whole layer, also flows around it.
             swiglu(&a.gate_up, act, f);
-            linear_backward_weight(dh, act, part(grads, &p.down), t, f, d);
-            linear_backward_input(dh, self.param(&p.down), act, t, f, d, Write::Replace);
+            linear_backward_weight(self.compute, dh, act, part(grads, &p.down), t, f, d);
+            linear_backward_input(self.compute, dh, self.param(&p.down), act, t, f, d, Write::Replace);
             swiglu_backward(&mut a.gate_up, act, f);
             rms_norm_again(&a.mid, self.param(&p.ffn_norm), &a.inv_rms_ffn, normed);
-            linear_backward_weight(&a.gate_up, normed, part(grads, &p.gate_up), t, d, 2 * f);
-            linear_backward_input(&a.gate_up, self.param(&p.gate_up), branch, t, d, 2 * f, Write::Replace);
+            linear_backward_weight(self.compute, &a.gate_up, normed, part(grads, &p.gate_up), t, d, 2 * f);
+            linear_backward_input(
+                self.compute,
+                &a.gate_up,
+                self.param(&p.gate_up),
+                branch,
+                t,
+                d,
+                2 * f,
+                Write::Replace,
+            );
             let (w, dw) = (self.param(&p.ffn_norm), part(grads, &p.ffn_norm));
             rms_norm_backward(&a.mid, w, &a.inv_rms_ffn, branch, dh, dw, entry == Entry::Layer);
         }
 
         // A = o(attention(rope(qkv(norm(x))))); dh is dA and, unless A alone is read, also flows around it.
         resize(d_inner, t * c.q_dim());
-        linear_backward_weight(dh, &a.attn, part(grads, &p.o), t, c.q_dim(), d);
-        linear_backward_input(dh, self.param(&p.o), d_inner, t, c.q_dim(), d, Write::Replace);
+        linear_backward_weight(self.compute, dh, &a.attn, part(grads, &p.o), t, c.q_dim(), d);
+        linear_backward_input(self.compute, dh, self.param(&p.o), d_inner, t, c.q_dim(), d, Write::Replace);
         resize(qk, t * (c.q_dim() + c.kv_dim()));
         resize(d_wide, t * c.qkv_dim());
         let qk_rope = self.qk_rope(p, rope, packing.positions());
@@ -148,8 +157,8 @@ impl Model {
             }
         }
         rms_norm_again(x, self.param(&p.attn_norm), &a.inv_rms_attn, normed);
-        linear_backward_weight(d_wide, normed, part(grads, &p.qkv), t, d, c.qkv_dim());
-        linear_backward_input(d_wide, self.param(&p.qkv), branch, t, d, c.qkv_dim(), Write::Replace);
+        linear_backward_weight(self.compute, d_wide, normed, part(grads, &p.qkv), t, d, c.qkv_dim());
+        linear_backward_input(self.compute, d_wide, self.param(&p.qkv), branch, t, d, c.qkv_dim(), Write::Replace);
         let (w, dw) = (self.param(&p.attn_norm), part(grads, &p.attn_norm));
         rms_norm_backward(x, w, &a.inv_rms_attn, branch, dh, dw, entry != Entry::Attention);
     }

@@ -244,10 +244,10 @@ impl Model {
             return true;
         }
         let write = self.write_bias(p, &mut a.qkv);
-        linear(normed, self.param(&p.qkv), &mut a.qkv, t, d, c.qkv_dim(), write);
+        linear(self.compute, normed, self.param(&p.qkv), &mut a.qkv, t, d, c.qkv_dim(), write);
         self.qk_rope(p, rope, positions).forward(&a.qkv, qk);
         attend.attend(layer.index(), self.attention_shape(), qk, &a.qkv, &mut a.attn, &mut a.lse);
-        linear(&a.attn, self.param(&p.o), branch, t, c.q_dim(), d, Write::Replace);
+        linear(self.compute, &a.attn, self.param(&p.o), branch, t, c.q_dim(), d, Write::Replace);
         if reached(Tap::Attn(layer), branch) {
             return true;
         }
@@ -257,9 +257,9 @@ impl Model {
         if reached(Tap::ResidMid(layer), &a.mid) || reached(Tap::FfnIn(layer), normed) {
             return true;
         }
-        linear(normed, self.param(&p.gate_up), &mut a.gate_up, t, d, 2 * f, Write::Replace);
+        linear(self.compute, normed, self.param(&p.gate_up), &mut a.gate_up, t, d, 2 * f, Write::Replace);
         swiglu(&a.gate_up, act, f);
-        linear(act, self.param(&p.down), branch, t, f, d, Write::Replace);
+        linear(self.compute, act, self.param(&p.down), branch, t, f, d, Write::Replace);
         if reached(Tap::Ffn(layer), branch) {
             return true;
         }

@@ -43,7 +43,7 @@ pub fn start(recipe: &Recipe, checkpoints: &Checkpoints) -> Result<Start> {
     let layout = ParamLayout::new(&config);
     let params = random_params(&config, &layout, init.std, recipe.seed);
     let prompts = PromptEncoder::new(tokenizer, None, recipe.prompt.clone(), limit)?;
-    Ok(Start { model: Model { config, layout, params }, prompts })
+    Ok(Start { model: Model::new(config, params), prompts })
 }
 
 /// Where training problems come from.

@@ -6,7 +6,7 @@
 //! key/value head are stacked as rows, so that one product serves them all. The backward recomputes the
 //! probabilities from the saved log-sum-exp.
 
-use super::gemm::{Mat, MatMut, Write, matmul_seq};
+use super::gemm::{Compute, Mat, MatMut, Write, matmul_seq};
 use super::shared::SharedMut;
 use super::simd::{LANES, dot, exp, horizontal, max, vectorize};
 use crate::compute::packing::{Packing, Segment};
@@ -106,7 +106,13 @@ fn forward_task(
         }
         s.out.resize(rows * hd, 0.0);
         let probs = Mat::new(&s.scores, rows, visible);
-        matmul_seq(MatMut::new(&mut s.out, rows, hd), probs, Mat::new(&s.values, visible, hd), Write::Replace);
+        matmul_seq(
+            Compute::F32,
+            MatMut::new(&mut s.out, rows, hd),
+            probs,
+            Mat::new(&s.values, visible, hd),
+            Write::Replace,
+        );
         for (row, x) in s.out.chunks_exact(hd).enumerate() {
             let (token, head) = (first_row + row / group, kv_head * group + row % group);
             // SAFETY: as above.
@@ -158,7 +164,13 @@ fn scores(
     }
     s.scores.resize(rows * visible, 0.0);
     let keys = Mat::new(&s.keys, visible, hd).t();
-    matmul_seq(MatMut::new(&mut s.scores, rows, visible), Mat::new(&s.queries, rows, hd), keys, Write::Replace);
+    matmul_seq(
+        Compute::F32,
+        MatMut::new(&mut s.scores, rows, visible),
+        Mat::new(&s.queries, rows, hd),
+        keys,
+        Write::Replace,
+    );
 }
 
 /// Softmax of the first `sees` scores in place, zero beyond. Returns their log-sum-exp.
@@ -256,7 +268,7 @@ fn backward_task(
         s.d_scores.resize(rows * visible, 0.0);
         let values = Mat::new(&s.values, visible, hd).t();
         let d_scores = MatMut::new(&mut s.d_scores, rows, visible);
-        matmul_seq(d_scores, Mat::new(&s.d_out, rows, hd), values, Write::Replace);
+        matmul_seq(Compute::F32, d_scores, Mat::new(&s.d_out, rows, hd), values, Write::Replace);
         for row in 0..rows {
             let (token, head) = (first_row + row / group, kv_head * group + row % group);
             let sees = prefix + from + row / group + 1;
@@ -272,12 +284,12 @@ fn backward_task(
         }
         let (probs, d_scores) = (Mat::new(&s.scores, rows, visible), Mat::new(&s.d_scores, rows, visible));
         let d_values = MatMut::new(&mut s.d_values[..visible * hd], visible, hd);
-        matmul_seq(d_values, probs.t(), Mat::new(&s.d_out, rows, hd), Write::Add);
+        matmul_seq(Compute::F32, d_values, probs.t(), Mat::new(&s.d_out, rows, hd), Write::Add);
         let d_keys = MatMut::new(&mut s.d_keys[..visible * hd], visible, hd);
-        matmul_seq(d_keys, d_scores.t(), Mat::new(&s.queries, rows, hd), Write::Add);
+        matmul_seq(Compute::F32, d_keys, d_scores.t(), Mat::new(&s.queries, rows, hd), Write::Add);
         s.out.resize(rows * hd, 0.0);
         let keys = Mat::new(&s.keys, visible, hd);
-        matmul_seq(MatMut::new(&mut s.out, rows, hd), d_scores, keys, Write::Replace);
+        matmul_seq(Compute::F32, MatMut::new(&mut s.out, rows, hd), d_scores, keys, Write::Replace);
         for (i, d_query) in s.out.chunks_exact(group * hd).enumerate() {
             // SAFETY: this task alone writes these heads of its tree's rows, and each query row once.
             let d = unsafe { d_qkv.slice((first_row + i) * shape.qkv_dim() + kv_head * group * hd, group * hd) };

@@ -1,7 +1,39 @@
-//! Matrix products on the `gemm` crate: views with strides, split over output rows or columns.
+//! Matrix products: views with strides, split between threads over the output's rows and columns.
+//!
+//! On machines with AVX-512 the products are our own ([`blocked`], [`pack`], [`kernel`]): they convert to bf16 while
+//! packing, so that weights and activations stay f32 in memory. Elsewhere they are the `gemm` crate's, in f32.
 
-use gemm::Parallelism;
+#[cfg(target_arch = "x86_64")]
+mod blocked;
+#[cfg(target_arch = "x86_64")]
+mod kernel;
+#[cfg(target_arch = "x86_64")]
+mod pack;
+
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use std::ops::Range;
+
+/// The number format that a product multiplies in. Operands and sums are f32 in either.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Compute {
+    #[default]
+    F32,
+    /// Operands rounded to bf16 (nearest even), products and sums in f32: AVX512-BF16. f32 where the machine has it not.
+    Bf16,
+}
+
+impl Compute {
+    /// What this machine will do when asked for it.
+    pub fn here(self) -> Compute {
+        #[cfg(target_arch = "x86_64")]
+        if self == Compute::Bf16 && blocked::supported(self) {
+            return self;
+        }
+        Compute::F32
+    }
+}
 
 /// Below this many multiply-adds a product is not worth waking other threads for (about 30 us of one core).
 const PARALLEL_FROM: usize = 1 << 21;
@@ -79,42 +111,44 @@ pub enum Write {
 }
 
 /// `c = a b` or `c += a b`, over all threads of the current pool.
-pub fn matmul(c: MatMut<'_>, a: Mat<'_>, b: Mat<'_>, write: Write) {
-    let threads = rayon::current_num_threads();
+pub fn matmul(compute: Compute, c: MatMut<'_>, a: Mat<'_>, b: Mat<'_>, write: Write) {
     let (m, n, k) = (c.rows, c.cols, a.cols);
+    let threads = rayon::current_num_threads();
     if threads == 1 || m * n * k < PARALLEL_FROM {
-        return matmul_seq(c, a, b, write);
+        return matmul_seq(compute, c, a, b, write);
     }
     check(&c, &a, &b);
     let out = Out { data: c.data.as_mut_ptr(), row_stride: c.row_stride };
-    // Tall products are split by rows. Thin ones (decoding) by columns, so that each thread reads its own part of b.
-    let by_rows = m >= n.min(16 * threads);
-    let total = if by_rows { m } else { n };
-    let parts = threads.min(total.div_ceil(16));
-    (0..parts).into_par_iter().for_each(|i| {
-        let (start, end) = (part(total, parts, i), part(total, parts, i + 1));
-        // SAFETY: the parts tile the destination's rows (or columns) without overlap; shapes were checked above.
-        unsafe {
-            if by_rows {
-                out.product(start, 0, end - start, n, &a, &b, write);
-            } else {
-                out.product(0, start, m, end - start, &a, &b, write);
-            }
-        }
+    let (by_rows, by_cols) = grid(m, n, threads);
+    (0..by_rows * by_cols).into_par_iter().with_max_len(1).for_each(|i| {
+        let (i, j) = (i / by_cols, i % by_cols);
+        let (rows, cols) = (part(m, by_rows, i)..part(m, by_rows, i + 1), part(n, by_cols, j)..part(n, by_cols, j + 1));
+        // SAFETY: the parts tile the destination without overlap; shapes were checked above.
+        unsafe { out.product(compute, rows, cols, &a, &b, write) };
     });
 }
 
-/// Start of part `i` of `parts`, at multiples of 16 where that is possible.
+/// Rows x columns of parts. Every part packs its own rows of a and columns of b, so the parts should be as square as can
+/// be; twice as many as threads, where they stay large, even out threads that are not equally fast.
+fn grid(m: usize, n: usize, threads: usize) -> (usize, usize) {
+    const LARGE: usize = 1 << 18;
+    let parts = if m * n >= 2 * threads * LARGE { 2 * threads } else { threads };
+    let packed = |by_rows: usize| by_rows * n + parts / by_rows * m;
+    let by_rows = (1..=parts).filter(|r| parts.is_multiple_of(*r)).min_by_key(|r| packed(*r)).unwrap_or(1);
+    (by_rows.min(m.div_ceil(16)), (parts / by_rows).min(n.div_ceil(32)))
+}
+
+/// Start of part `i` of `parts`, at multiples of 32 where that is possible.
 fn part(total: usize, parts: usize, i: usize) -> usize {
-    if i >= parts { total } else { (total * i / parts).next_multiple_of(16).min(total) }
+    if i >= parts { total } else { (total * i / parts).next_multiple_of(32).min(total) }
 }
 
 /// [`matmul`] on the calling thread only: for use inside a parallel loop.
-pub fn matmul_seq(c: MatMut<'_>, a: Mat<'_>, b: Mat<'_>, write: Write) {
+pub fn matmul_seq(compute: Compute, c: MatMut<'_>, a: Mat<'_>, b: Mat<'_>, write: Write) {
     check(&c, &a, &b);
     let out = Out { data: c.data.as_mut_ptr(), row_stride: c.row_stride };
     // SAFETY: the destination is borrowed mutably and as large as the shapes say.
-    unsafe { out.product(0, 0, c.rows, c.cols, &a, &b, write) }
+    unsafe { out.product(compute, 0..c.rows, 0..c.cols, &a, &b, write) }
 }
 
 fn check(c: &MatMut<'_>, a: &Mat<'_>, b: &Mat<'_>) {
@@ -142,30 +176,50 @@ unsafe impl Send for Out {}
 unsafe impl Sync for Out {}
 
 impl Out {
-    /// The block of `rows x cols` at (`row`, `col`) of the product.
+    /// A block of the product.
     ///
     /// # Safety
-    /// The block lies in the destination, no other thread touches it, and a and b have rows `row..row + rows` and
-    /// columns `col..col + cols`.
-    #[allow(clippy::too_many_arguments)]
-    unsafe fn product(self, row: usize, col: usize, rows: usize, cols: usize, a: &Mat<'_>, b: &Mat<'_>, write: Write) {
-        if rows == 0 || cols == 0 {
+    /// The block lies in the destination, in a's rows and in b's columns, and no other thread touches it.
+    unsafe fn product(
+        self,
+        compute: Compute,
+        rows: Range<usize>,
+        cols: Range<usize>,
+        a: &Mat<'_>,
+        b: &Mat<'_>,
+        write: Write,
+    ) {
+        let (m, n, k) = (rows.len(), cols.len(), a.cols);
+        if m == 0 || n == 0 {
             return;
         }
         // SAFETY: pointers and strides stay inside the views' bounds, which were asserted when they were built.
         unsafe {
+            let c = self.data.add(rows.start * self.row_stride + cols.start);
+            let (a_from, b_from) =
+                (a.data.as_ptr().add(rows.start * a.row_stride), b.data.as_ptr().add(cols.start * b.col_stride));
+            #[cfg(target_arch = "x86_64")]
+            if k > 0 && blocked::supported(compute.here()) {
+                let view = |data, mat: &Mat<'_>| blocked::View {
+                    data,
+                    row_stride: mat.row_stride,
+                    col_stride: mat.col_stride,
+                };
+                let (a, b) = (view(a_from, a), view(b_from, b));
+                return blocked::product(compute.here(), (m, n, k), a, b, c, self.row_stride, write == Write::Add);
+            }
             gemm::gemm(
-                rows,
-                cols,
-                a.cols,
-                self.data.add(row * self.row_stride + col),
+                m,
+                n,
+                k,
+                c,
                 1,
                 self.row_stride as isize,
                 write == Write::Add,
-                a.data.as_ptr().add(row * a.row_stride),
+                a_from,
                 a.col_stride as isize,
                 a.row_stride as isize,
-                b.data.as_ptr().add(col * b.col_stride),
+                b_from,
                 b.col_stride as isize,
                 b.row_stride as isize,
                 1.0,
@@ -173,29 +227,41 @@ impl Out {
                 false,
                 false,
                 false,
-                Parallelism::None,
+                gemm::Parallelism::None,
             );
         }
     }
 }
 
 /// Linear layer: `y = x W^T`, x `[t, i]`, w `[o, i]`, y `[t, o]`.
-pub fn linear(x: &[f32], w: &[f32], y: &mut [f32], t: usize, i: usize, o: usize, write: Write) {
+#[allow(clippy::too_many_arguments)]
+pub fn linear(compute: Compute, x: &[f32], w: &[f32], y: &mut [f32], t: usize, i: usize, o: usize, write: Write) {
     #[cfg(target_arch = "x86_64")]
     if super::thin::applies(t, i) {
         return super::thin::linear(x, w, y, t, i, o, write == Write::Add);
     }
-    matmul(MatMut::new(y, t, o), Mat::new(x, t, i), Mat::new(w, o, i).t(), write);
+    matmul(compute, MatMut::new(y, t, o), Mat::new(x, t, i), Mat::new(w, o, i).t(), write);
 }
 
 /// Gradient of [`linear`] for its input: `dx = dy W`.
-pub fn linear_backward_input(dy: &[f32], w: &[f32], dx: &mut [f32], t: usize, i: usize, o: usize, write: Write) {
-    matmul(MatMut::new(dx, t, i), Mat::new(dy, t, o), Mat::new(w, o, i), write);
+#[allow(clippy::too_many_arguments)]
+pub fn linear_backward_input(
+    compute: Compute,
+    dy: &[f32],
+    w: &[f32],
+    dx: &mut [f32],
+    t: usize,
+    i: usize,
+    o: usize,
+    write: Write,
+) {
+    matmul(compute, MatMut::new(dx, t, i), Mat::new(dy, t, o), Mat::new(w, o, i), write);
 }
 
 /// Gradient of [`linear`] for its weight, accumulated: `dW += dy^T x`.
-pub fn linear_backward_weight(dy: &[f32], x: &[f32], dw: &mut [f32], t: usize, i: usize, o: usize) {
-    matmul(MatMut::new(dw, o, i), Mat::new(dy, t, o).t(), Mat::new(x, t, i), Write::Add);
+#[allow(clippy::too_many_arguments)]
+pub fn linear_backward_weight(compute: Compute, dy: &[f32], x: &[f32], dw: &mut [f32], t: usize, i: usize, o: usize) {
+    matmul(compute, MatMut::new(dw, o, i), Mat::new(dy, t, o).t(), Mat::new(x, t, i), Write::Add);
 }
 
 #[cfg(test)]
@@ -221,14 +287,47 @@ mod tests {
             let (a, b) = (fill(m * k, seed), fill(k * n, seed + 1));
             let expected = naive(&a, &b, m, n, k);
             let mut c = vec![1f32; m * n];
-            matmul(MatMut::new(&mut c, m, n), Mat::new(&a, m, k), Mat::new(&b, k, n), Write::Replace);
+            matmul(Compute::F32, MatMut::new(&mut c, m, n), Mat::new(&a, m, k), Mat::new(&b, k, n), Write::Replace);
             let mut bt = vec![0f32; k * n];
             for i in 0..k { for j in 0..n { bt[j * k + i] = b[i * n + j]; } }
             let mut d = c.clone();
-            matmul(MatMut::new(&mut d, m, n), Mat::new(&a, m, k), Mat::new(&bt, n, k).t(), Write::Add);
+            matmul(Compute::F32, MatMut::new(&mut d, m, n), Mat::new(&a, m, k), Mat::new(&bt, n, k).t(), Write::Add);
             for i in 0..m * n {
                 prop_assert!((c[i] - expected[i]).abs() < 1e-5);
                 prop_assert!((d[i] - 2.0 * expected[i]).abs() < 2e-5);
+            }
+        }
+    }
+
+    /// Round to bf16 and back.
+    fn rounded(x: &[f32]) -> Vec<f32> {
+        x.iter().map(|x| half::bf16::from_f32(*x).to_f32()).collect()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+        /// Products of rounded operands are exact in f32; only the order of the sums differs.
+        #[test]
+        fn bf16_products_are_those_of_rounded_operands(m in 1usize..70, n in 1usize..70, k in 1usize..80, seed in 0u32..1000) {
+            let (a, b) = (fill(m * k, seed), fill(k * n, seed + 1));
+            let here = Compute::Bf16.here() == Compute::Bf16;
+            let round = |x: &[f32]| if here { rounded(x) } else { x.to_vec() };
+            let expected = naive(&round(&a), &round(&b), m, n, k);
+            let transposed = |x: &[f32], rows: usize, cols: usize| -> Vec<f32> {
+                (0..rows * cols).map(|i| x[i % rows * cols + i / rows]).collect()
+            };
+            let (at, bt) = (transposed(&a, m, k), transposed(&b, k, n));
+            let operands = [
+                (Mat::new(&a, m, k), Mat::new(&b, k, n)),
+                (Mat::new(&a, m, k), Mat::new(&bt, n, k).t()),
+                (Mat::new(&at, k, m).t(), Mat::new(&b, k, n)),
+            ];
+            for (a, b) in operands {
+                let mut c = vec![0f32; m * n];
+                matmul(Compute::Bf16, MatMut::new(&mut c, m, n), a, b, Write::Replace);
+                for i in 0..m * n {
+                    prop_assert!((c[i] - expected[i]).abs() < 1e-5);
+                }
             }
         }
     }
@@ -240,7 +339,9 @@ mod tests {
             let (a, b) = (fill(m * k, 1), fill(k * n, 2));
             let expected = naive(&a, &b, m, n, k);
             let mut c = vec![f32::NAN; m * n];
-            pool.install(|| matmul(MatMut::new(&mut c, m, n), Mat::new(&a, m, k), Mat::new(&b, k, n), Write::Replace));
+            pool.install(|| {
+                matmul(Compute::F32, MatMut::new(&mut c, m, n), Mat::new(&a, m, k), Mat::new(&b, k, n), Write::Replace)
+            });
             assert!(c.iter().zip(&expected).all(|(x, y)| (x - y).abs() < 1e-4));
         }
     }

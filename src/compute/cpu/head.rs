@@ -5,7 +5,7 @@
 //! `z = hidden . E / temperature`, `p = softmax(z)`: `log p_j = z_j - lse` and the entropy `H = lse - sum_j p_j z_j`
 //! in nats, taken relative to the running maximum so that peaked distributions keep their small entropies.
 
-use super::gemm::{Mat, MatMut, Write, matmul_seq};
+use super::gemm::{Compute, Mat, MatMut, Write, matmul_seq};
 use super::simd::{LANES, exp, horizontal, max, vectorize};
 use rayon::prelude::*;
 
@@ -19,6 +19,7 @@ pub struct Head<'a> {
     pub embedding: &'a [f32],
     pub hidden_size: usize,
     pub temperature: f32,
+    pub compute: Compute,
 }
 
 /// Per row: the log-sum-exp of the scaled logits, the entropy in nats, and the target's log-probability.
@@ -131,7 +132,7 @@ impl Head<'_> {
         let d = self.hidden_size;
         tile.resize(n * width, 0.0);
         let entries = Mat::new(&self.embedding[from * d..(from + width) * d], width, d).t();
-        matmul_seq(MatMut::new(tile, n, width), Mat::new(hidden, n, d), entries, Write::Replace);
+        matmul_seq(self.compute, MatMut::new(tile, n, width), Mat::new(hidden, n, d), entries, Write::Replace);
         if inv_t != 1.0 {
             for z in tile.iter_mut() {
                 *z *= inv_t;
@@ -183,9 +184,9 @@ impl Head<'_> {
                         }
                         let dz = Mat::new(&tile, n, width);
                         let d_rows = MatMut::new(&mut d_hidden[start * d..(start + n) * d], n, d);
-                        matmul_seq(d_rows, dz, Mat::new(entries, width, d), Write::Add);
+                        matmul_seq(self.compute, d_rows, dz, Mat::new(entries, width, d), Write::Add);
                         let d_entries = MatMut::new(&mut d_embedding[from * d..(from + width) * d], width, d);
-                        matmul_seq(d_entries, dz.t(), Mat::new(hidden, n, d), Write::Add);
+                        matmul_seq(self.compute, d_entries, dz.t(), Mat::new(hidden, n, d), Write::Add);
                     }
                 }
                 d_hidden
@@ -204,7 +205,7 @@ impl Head<'_> {
     /// Logits of every row, scaled by the temperature: `[R, V]`, for sampling a few rows.
     pub fn logits(&self, hidden: &[f32], logits: &mut [f32]) {
         let (d, rows) = (self.hidden_size, hidden.len() / self.hidden_size);
-        super::gemm::linear(hidden, self.embedding, logits, rows, d, self.vocab(), Write::Replace);
+        super::gemm::linear(self.compute, hidden, self.embedding, logits, rows, d, self.vocab(), Write::Replace);
         if self.temperature != 1.0 {
             let inv_t = 1.0 / self.temperature;
             logits.par_chunks_mut(1 << 14).for_each(|z| z.iter_mut().for_each(|z| *z *= inv_t));
