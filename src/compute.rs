@@ -4,6 +4,7 @@
 //! device becomes a second folder beside [`cpu`] with the same names.
 
 pub mod cpu;
+pub mod memory;
 pub mod packing;
 
 pub use packing::{Packing, Segment};

@@ -3,9 +3,13 @@
 use anyhow::Result;
 use bupo::cli::{Cli, Command};
 use bupo::commands::{self, start_threads};
+use bupo::compute::memory::HugePages;
 use bupo::run::{interrupt, progress};
 use clap::Parser;
 use std::process::ExitCode;
+
+#[global_allocator]
+static ALLOCATOR: HugePages = HugePages;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
