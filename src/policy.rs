@@ -1,10 +1,11 @@
 //! The paper's central idea as a type: any hidden state times the unembedding is a policy (equations 5 and 6).
 
 use crate::compute::Packing;
-use crate::compute::cpu::head::HeadStats;
+use crate::compute::cpu::head::{HeadStats, RowGradients};
 use crate::model::taps::Tap;
 use crate::model::{Keep, Model, Workspace};
 use std::fmt;
+use std::ops::Range;
 
 pub use crate::model::taps::{LayerIndex, LayerOutOfRange};
 
@@ -118,13 +119,6 @@ pub fn gather_rows(state: &[f32], rows: &[usize], d: usize) -> Vec<f32> {
     out
 }
 
-/// A policy's statistics on a batch, and the hidden states that a backward needs again.
-#[derive(Debug)]
-pub struct Scored {
-    pub stats: HeadStats,
-    hidden: Vec<f32>,
-}
-
 impl InternalPolicy {
     /// Log-probability of every target and entropy (nats) of the distribution it came from (equations 5 to 7), at
     /// `temperature`. Runs the decoder only as deep as this policy lies.
@@ -136,11 +130,19 @@ impl InternalPolicy {
         targets: &Targets,
         temperature: f32,
     ) -> HeadStats {
-        self.score_keeping(model, ws, packing, targets, temperature, Keep::Nothing).stats
+        model.forward(ws, packing, self.tap(), Keep::Nothing);
+        let hidden = gather_rows(ws.state(), &targets.rows, model.config.hidden_size);
+        model.head(temperature).forward(&hidden, Some(&targets.ids))
     }
 
-    /// [`InternalPolicy::score`], ready for [`InternalPolicy::backward`].
-    pub fn score_keeping(
+    /// [`InternalPolicy::score`], and the gradient of a loss of these statistics, added to `grads` (laid out as the
+    /// parameters). Embedding, layers up to this policy's and the unembedding get one; everything above gets none (paper,
+    /// equations 14 and 15).
+    ///
+    /// `loss` is called for blocks of targets, in order, and returns its derivatives for each one's log-prob and entropy.
+    /// An error of it ends the call; `grads` are then of no use. `keep` is [`Keep::Activations`] or [`Keep::LayerInputs`].
+    #[allow(clippy::too_many_arguments)]
+    pub fn gradient<E>(
         self,
         model: &Model,
         ws: &mut Workspace,
@@ -148,42 +150,24 @@ impl InternalPolicy {
         targets: &Targets,
         temperature: f32,
         keep: Keep,
-    ) -> Scored {
-        model.forward(ws, packing, self.tap(), keep);
-        let hidden = gather_rows(ws.state(), &targets.rows, model.config.hidden_size);
-        let stats = model.head(temperature).forward(&hidden, Some(&targets.ids));
-        Scored { stats, hidden }
-    }
-
-    /// Adds the gradient of a loss with the given derivatives for each target's log-prob and entropy (`[R]`; entropy may
-    /// be empty) to `grads`, laid out as the parameters. Embedding, layers up to this policy's and the unembedding get
-    /// one; everything above gets none (paper, equations 14 and 15).
-    #[allow(clippy::too_many_arguments)]
-    pub fn backward(
-        self,
-        model: &Model,
-        ws: &mut Workspace,
-        packing: &Packing,
-        targets: &Targets,
-        temperature: f32,
-        scored: &Scored,
-        d_log_probs: &[f32],
-        d_entropy: &[f32],
         grads: &mut [f32],
-    ) {
+        loss: impl FnMut(Range<usize>, &HeadStats) -> Result<RowGradients, E>,
+    ) -> Result<HeadStats, E> {
+        model.forward(ws, packing, self.tap(), keep);
         let d = model.config.hidden_size;
+        let hidden = gather_rows(ws.state(), &targets.rows, d);
         let mut d_hidden = vec![0f32; targets.len() * d];
         let d_unembed = &mut grads[model.layout.unembed.clone()];
-        let head = model.head(temperature);
-        let Scored { stats, hidden } = scored;
-        head.backward(hidden, &targets.ids, stats, d_log_probs, d_entropy, &mut d_hidden, d_unembed);
+        let stats = model.head(temperature).forward_backward(&hidden, &targets.ids, &mut d_hidden, d_unembed, loss)?;
         let mut d_state = vec![0f32; packing.rows() * d];
         for (row, dx) in targets.rows.iter().zip(d_hidden.chunks_exact(d)) {
             for (sum, x) in d_state[row * d..(row + 1) * d].iter_mut().zip(dx) {
                 *sum += x;
             }
         }
+        drop((hidden, d_hidden));
         model.backward(ws, packing, self.tap(), &mut d_state, grads);
+        Ok(stats)
     }
 }
 

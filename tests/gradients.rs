@@ -9,13 +9,15 @@ use bupo::compute::Packing;
 use bupo::compute::cpu::attention::{AttentionSaved, AttentionShape, attention, attention_backward};
 use bupo::compute::cpu::embedding::{embed, embed_backward};
 use bupo::compute::cpu::gemm::{Compute, Write, linear, linear_backward_input, linear_backward_weight};
-use bupo::compute::cpu::head::Head;
+use bupo::compute::cpu::head::{Head, HeadStats, RowGradients};
 use bupo::compute::cpu::norm::{add_rms_norm, rms_norm, rms_norm_backward};
 use bupo::compute::cpu::rope::{QkRope, RopeTable};
 use bupo::compute::cpu::swiglu::{swiglu, swiglu_backward};
 use bupo::model::config::Family;
 use bupo::model::{Keep, Model, ModelConfig, ParamLayout, Workspace};
 use bupo::policy::{InternalPolicy, Targets};
+use std::convert::Infallible;
+use std::ops::Range;
 
 const TOLERANCE: f64 = 1e-2;
 
@@ -192,11 +194,12 @@ fn embedding_with_repeated_tokens() {
 
 #[test]
 fn head_log_probs_and_entropy() {
-    // More rows than a block and more entries than a tile, so that the running sums are merged.
-    let (rows, v, d) = (131, 1100, 4);
+    // More rows than a block and more entries than a tile; every third row without a gradient.
+    let (rows, v, d) = (600, 1100, 4);
     let (hidden, table) = (noise(rows * d, 1), noise(v * d, 2));
     let targets: Vec<u32> = (0..rows as u32).map(|r| r * 8 % v as u32).collect();
-    let (cp, ce) = (noise(rows, 3), noise(rows, 4));
+    let sparse = |c: Vec<f32>| c.iter().enumerate().map(|(i, c)| if i % 3 == 0 { 0.0 } else { *c }).collect::<Vec<_>>();
+    let (cp, ce) = (sparse(noise(rows, 3)), sparse(noise(rows, 4)));
     for (temperature, cp, ce) in [(1.0, &cp, vec![]), (0.7, &cp, ce.clone()), (1.3, &vec![0.0; rows], ce)] {
         let f = |hidden: &[f32], table: &[f32]| {
             let s = Head { embedding: table, hidden_size: d, temperature, compute: Compute::F32 }
@@ -205,11 +208,19 @@ fn head_log_probs_and_entropy() {
             weighted(&s.log_probs, cp) + entropy
         };
         let head = Head { embedding: &table, hidden_size: d, temperature, compute: Compute::F32 };
-        let stats = head.forward(&hidden, Some(&targets));
         let (mut dh, mut de) = (vec![f32::NAN; rows * d], vec![0.0; v * d]);
-        head.backward(&hidden, &targets, &stats, cp, &ce, &mut dh, &mut de);
+        let stats = head.forward_backward(&hidden, &targets, &mut dh, &mut de, constant(cp, &ce)).unwrap();
+        assert_eq!(stats, head.forward(&hidden, Some(&targets)));
         check("head hidden", &hidden, &dh, |x| f(x, &table));
         check("head unembedding", &table, &de, |x| f(&hidden, x));
+    }
+}
+
+/// A loss with the derivatives cp for log-probs and ce for entropies, whatever they are.
+fn constant(cp: &[f32], ce: &[f32]) -> impl FnMut(Range<usize>, &HeadStats) -> Result<RowGradients, Infallible> {
+    move |rows, _| {
+        let d_entropies = if ce.is_empty() { vec![] } else { ce[rows.clone()].to_vec() };
+        Ok(RowGradients { d_log_probs: cp[rows].to_vec(), d_entropies })
     }
 }
 
@@ -274,9 +285,9 @@ fn whole_decoder_for_every_kind_of_policy() {
             let mut by_mode = vec![];
             for keep in [Keep::Activations, Keep::LayerInputs] {
                 let mut ws = Workspace::new(&model);
-                let scored = policy.score_keeping(&model, &mut ws, &packing, &targets, 0.9, keep);
                 let mut grads = vec![0f32; model.layout.len()];
-                policy.backward(&model, &mut ws, &packing, &targets, 0.9, &scored, &cp, &ce, &mut grads);
+                let loss = constant(&cp, &ce);
+                policy.gradient(&model, &mut ws, &packing, &targets, 0.9, keep, &mut grads, loss).unwrap();
                 by_mode.push(grads);
             }
             assert_eq!(by_mode[0], by_mode[1], "recomputing changes the gradient of {policy}");
@@ -314,10 +325,10 @@ fn sharing_a_prompt_changes_neither_values_nor_gradients() {
     let run = |(packing, targets): &(Packing, Targets)| {
         let mut ws = Workspace::new(&model);
         let policy = InternalPolicy::Final;
-        let scored = policy.score_keeping(&model, &mut ws, packing, targets, 1.0, Keep::Activations);
-        let mut grads = vec![0f32; model.layout.len()];
-        policy.backward(&model, &mut ws, packing, targets, 1.0, &scored, &c, &[], &mut grads);
-        (scored.stats.log_probs, grads)
+        let (mut grads, keep) = (vec![0f32; model.layout.len()], Keep::Activations);
+        let stats =
+            policy.gradient(&model, &mut ws, packing, targets, 1.0, keep, &mut grads, constant(&c, &[])).unwrap();
+        (stats.log_probs, grads)
     };
     let ((p, g), (q, h)) = (run(&shared), run(&apart));
     let worst = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);

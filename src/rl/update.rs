@@ -4,6 +4,7 @@ use super::adamw::{Optimizer, StepOutcome};
 use super::batch::{MicroBatch, ResponseGroup, micro_batches};
 use super::loss::{LossConfig, LossStats, Tokens, surrogate, weights};
 use super::optimizer::OptimizerConfig;
+use crate::compute::cpu::head::{HeadStats, RowGradients};
 use crate::model::{Keep, Model, Workspace};
 use crate::policy::InternalPolicy;
 use anyhow::Result;
@@ -80,31 +81,31 @@ pub fn mini_batch_gradient(
     let mut total = Gradient::default();
     for batch in micro_batches(groups, range.clone(), settings.micro_batch_tokens) {
         let MicroBatch { packing, targets, members } = &batch;
-        let policy = settings.policy;
-        let scored = policy.score_keeping(model, ws, packing, targets, settings.temperature, settings.keep);
-        let log_probs = &scored.stats.log_probs;
-        let old = old.map_or_else(|| log_probs.clone(), |old| batch.tokens(|g, r| &old[g][r]));
+        let old = old.map(|old| batch.tokens(|g, r| &old[g][r]));
         let advantages = batch.tokens(|g, r| &groups[g].responses[r].advantages);
         let reference = reference.map(|reference| batch.tokens(|g, r| &reference[g][r]));
         let mut token_weights = Vec::with_capacity(targets.len());
         for (group, response, range) in members {
             token_weights.extend(range.clone().map(|_| weight_of(*group, *response)));
         }
-        let tokens = Tokens {
-            log_probs,
-            old_log_probs: &old,
-            advantages: &advantages,
-            weights: &token_weights,
-            entropies: Some(&scored.stats.entropy),
-            ref_log_probs: reference.as_deref(),
+        let loss = |rows: Range<usize>, of_rows: &HeadStats| -> Result<RowGradients> {
+            let tokens = Tokens {
+                log_probs: &of_rows.log_probs,
+                old_log_probs: old.as_ref().map_or(&of_rows.log_probs, |old| &old[rows.clone()]),
+                advantages: &advantages[rows.clone()],
+                weights: &token_weights[rows.clone()],
+                entropies: Some(&of_rows.entropy),
+                ref_log_probs: reference.as_ref().map(|r| &r[rows]),
+            };
+            let s = surrogate(settings.loss, &tokens)?;
+            total.loss += s.loss;
+            total.stats.merge(&s.stats);
+            Ok(RowGradients { d_log_probs: s.d_log_probs, d_entropies: s.d_entropies.unwrap_or_default() })
         };
-        let s = surrogate(settings.loss, &tokens)?;
-        let d_entropy = s.d_entropies.unwrap_or_default();
-        policy.backward(model, ws, packing, targets, settings.temperature, &scored, &s.d_log_probs, &d_entropy, grads);
-        total.loss += s.loss;
-        total.stats.merge(&s.stats);
+        let UpdateSettings { policy, temperature, keep, .. } = *settings;
+        let stats = policy.gradient(model, ws, packing, targets, temperature, keep, grads, loss)?;
         for (group, response, range) in members {
-            total.log_probs.push(((*group, *response), log_probs[range.clone()].to_vec()));
+            total.log_probs.push(((*group, *response), stats.log_probs[range.clone()].to_vec()));
         }
     }
     Ok(total)

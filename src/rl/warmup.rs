@@ -6,6 +6,7 @@
 use super::adamw::{Optimizer, StepOutcome};
 use super::optimizer::OptimizerConfig;
 use crate::compute::Packing;
+use crate::compute::cpu::head::{HeadStats, RowGradients};
 use crate::model::{Keep, Model, Workspace};
 use crate::policy::{InternalPolicy, Targets};
 use crate::tasks::problem::Problem;
@@ -66,10 +67,12 @@ pub fn supervised_step(
         }
         rest = &rest[taken..];
         let policy = InternalPolicy::Final;
-        let scored = policy.score_keeping(model, ws, &packing, &targets, 1.0, Keep::Activations);
-        loss -= scored.stats.log_probs.iter().map(|p| *p as f64).sum::<f64>();
-        let d_log_probs = vec![-1.0 / tokens as f32; targets.len()];
-        policy.backward(model, ws, &packing, &targets, 1.0, &scored, &d_log_probs, &[], grads);
+        let likelihood = |_, stats: &HeadStats| -> Result<RowGradients> {
+            let d_log_probs = vec![-1.0 / tokens as f32; stats.log_probs.len()];
+            Ok(RowGradients { d_log_probs, d_entropies: Vec::new() })
+        };
+        let stats = policy.gradient(model, ws, &packing, &targets, 1.0, Keep::Activations, grads, likelihood)?;
+        loss -= stats.log_probs.iter().map(|p| *p as f64).sum::<f64>();
     }
     let outcome = optimizer.step(model, grads, 0..grads.len(), config, lr);
     Ok((loss / tokens as f64, outcome))

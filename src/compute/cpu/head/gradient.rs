@@ -1,0 +1,141 @@
+//! Statistics and gradient of the unembedding in one pass: the loss looks at a block of rows at a time.
+//!
+//! A block's logits are made once and kept until its gradient is taken, which saves the backward a third of its products.
+//! `[rows, vocabulary]` of a whole batch never exists: the block is as long as [`LOGITS`] allows.
+
+use super::{Head, HeadStats, ROWS, TILE, merged};
+use crate::compute::cpu::gemm::{Mat, MatMut, Write, matmul_seq};
+use crate::compute::cpu::simd::{exp, vectorize};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Logits of a block: 64 MiB, unless that leaves too few rows to pay for a pass over the unembedding's gradient.
+const LOGITS: usize = 1 << 24;
+const FEWEST_ROWS: usize = 256;
+
+/// Derivatives of a loss for the log-probs and entropies of some rows; no entropies where the loss has none.
+#[derive(Clone, Debug, Default)]
+pub struct RowGradients {
+    pub d_log_probs: Vec<f32>,
+    pub d_entropies: Vec<f32>,
+}
+
+impl RowGradients {
+    fn of(&self, row: usize) -> (f32, f32) {
+        (self.d_log_probs[row], self.d_entropies.get(row).copied().unwrap_or(0.0))
+    }
+}
+
+impl Head<'_> {
+    /// Statistics of each row of hidden `[R, d]` for targets `[R]`, and the gradient of a loss of them.
+    ///
+    /// `loss` is called for blocks of rows, in order, with their statistics. d_hidden `[R, d]` is overwritten, d_embedding
+    /// `[V, d]` added to. With `g` and `h` a row's derivatives for its log-prob and its entropy `H`:
+    /// `dz_j = g (1[j = target] - p_j) - h p_j (log p_j + H)`. Rows where both are zero cost nothing more.
+    pub fn forward_backward<E>(
+        &self,
+        hidden: &[f32],
+        targets: &[u32],
+        d_hidden: &mut [f32],
+        d_embedding: &mut [f32],
+        mut loss: impl FnMut(Range<usize>, &HeadStats) -> Result<RowGradients, E>,
+    ) -> Result<HeadStats, E> {
+        let (d, rows) = (self.hidden_size, targets.len());
+        let most = (LOGITS / self.vocab().max(1)).clamp(FEWEST_ROWS, ROWS);
+        let mut stats = HeadStats::with_capacity(rows);
+        let mut logits = vec![0f32; most.min(rows) * self.vocab()];
+        for from in (0..rows).step_by(most) {
+            let block = from..(from + most).min(rows);
+            let hidden = &hidden[from * d..block.end * d];
+            let targets = &targets[block.clone()];
+            let tiles = logits[..block.len() * self.vocab()].par_chunks_mut(block.len() * TILE).enumerate();
+            let tiles = tiles.with_max_len(1).map(|(tile, z)| self.fold_tile(tile, hidden, Some(targets), z));
+            let of_block = merged(tiles.collect(), Some(targets));
+            let gradients = loss(block.clone(), &of_block)?;
+            let d_hidden = &mut d_hidden[from * d..block.end * d];
+            self.block_backward(hidden, targets, &of_block, &gradients, &mut logits, d_hidden, d_embedding);
+            stats.append(of_block);
+        }
+        Ok(stats)
+    }
+
+    /// Backward of one block; its logits `[tile][n, width]` are consumed.
+    #[allow(clippy::too_many_arguments)]
+    fn block_backward(
+        &self,
+        hidden: &[f32],
+        targets: &[u32],
+        stats: &HeadStats,
+        gradients: &RowGradients,
+        logits: &mut [f32],
+        d_hidden: &mut [f32],
+        d_embedding: &mut [f32],
+    ) {
+        let (d, n, inv_t) = (self.hidden_size, targets.len(), 1.0 / self.temperature);
+        d_hidden.fill(0.0);
+        let alive: Vec<usize> = (0..n).filter(|row| gradients.of(*row) != (0.0, 0.0)).collect();
+        let live = alive.len();
+        if live == 0 {
+            return;
+        }
+        let gathered: Vec<f32>;
+        let hidden = if live == n {
+            hidden
+        } else {
+            gathered = alive.iter().flat_map(|row| &hidden[row * d..(row + 1) * d]).copied().collect();
+            &gathered
+        };
+        let logits = &mut logits[..n * self.vocab()];
+        let tiles = logits.par_chunks_mut(n * TILE).zip(d_embedding.par_chunks_mut(TILE * d)).enumerate();
+        tiles.with_max_len(1).for_each(|(tile, (z, d_entries))| {
+            let width = self.width(tile);
+            for (to, row) in alive.iter().enumerate() {
+                z.copy_within(row * width..(row + 1) * width, to * width);
+                let target = (targets[*row] as usize).checked_sub(tile * TILE);
+                let (g, h) = gradients.of(*row);
+                let z = &mut z[to * width..(to + 1) * width];
+                d_logits(z, target, g * inv_t, h * inv_t, stats.lse[*row], stats.entropy[*row]);
+            }
+            let dz = Mat::new(z, live, width).t();
+            let d_entries = MatMut::new(d_entries, width, d);
+            matmul_seq(self.compute, d_entries, dz, Mat::new(hidden, live, d), Write::Add);
+        });
+        let logits = &*logits;
+        let mut d_live = vec![0f32; live * d];
+        let share = live.div_ceil(rayon::current_num_threads()).max(1);
+        d_live.par_chunks_mut(share * d).enumerate().for_each(|(part, d_rows)| {
+            let (from, rows) = (part * share, d_rows.len() / d);
+            for tile in 0..self.tiles() {
+                let width = self.width(tile);
+                let dz = &logits[n * tile * TILE + from * width..][..rows * width];
+                let entries = Mat::new(self.entries(tile), width, d);
+                matmul_seq(self.compute, MatMut::new(d_rows, rows, d), Mat::new(dz, rows, width), entries, Write::Add);
+            }
+        });
+        for (row, x) in alive.iter().zip(d_live.chunks_exact(d)) {
+            d_hidden[row * d..(row + 1) * d].copy_from_slice(x);
+        }
+    }
+}
+
+/// Logits of one row to the loss's derivatives for them, in place.
+fn d_logits(z: &mut [f32], target: Option<usize>, g: f32, h: f32, lse: f32, entropy: f32) {
+    vectorize(
+        #[inline(always)]
+        || {
+            if h == 0.0 {
+                for z in z.iter_mut() {
+                    *z = -g * exp(*z - lse);
+                }
+            } else {
+                for z in z.iter_mut() {
+                    let log_p = *z - lse;
+                    *z = -exp(log_p) * h.mul_add(log_p + entropy, g);
+                }
+            }
+        },
+    );
+    if let Some(z) = target.and_then(|t| z.get_mut(t)) {
+        *z += g;
+    }
+}
