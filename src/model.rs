@@ -5,6 +5,7 @@ pub mod config;
 pub mod decoder;
 pub mod init;
 pub mod kv_cache;
+pub mod packed;
 pub mod params;
 pub mod taps;
 pub mod weights;

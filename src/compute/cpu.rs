@@ -14,5 +14,3 @@ pub mod rope;
 mod shared;
 pub mod simd;
 pub mod swiglu;
-#[cfg(target_arch = "x86_64")]
-mod thin;

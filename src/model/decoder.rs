@@ -3,16 +3,18 @@
 //! One function serves training, analysis, prompt prefill and decoding; they differ in what is kept
 //! ([`Keep`]), who looks on (an observer), and in how a token finds its keys and values ([`Attend`]).
 
+use super::packed::PackedModel;
 use super::taps::{LayerIndex, Tap};
 use super::{Model, params::LayerParams};
 use crate::compute::Packing;
 use crate::compute::cpu::attention::{AttentionShape, attention};
 use crate::compute::cpu::embedding::embed;
-use crate::compute::cpu::gemm::{Write, linear};
+use crate::compute::cpu::gemm::{PackedWeight, Write, linear};
 use crate::compute::cpu::norm::{add_rms_norm, rms_norm};
 use crate::compute::cpu::rope::{QkRope, RopeTable};
 use crate::compute::cpu::swiglu::swiglu;
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// What a forward keeps for a backward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,7 +67,6 @@ pub(super) struct LayerActs {
 }
 
 /// Buffers of the forward and backward pass. Allocated once per shape and reused.
-#[derive(Debug)]
 pub struct Workspace {
     pub(super) rope: RopeTable,
     pub(super) keep: Keep,
@@ -81,6 +82,8 @@ pub struct Workspace {
     pub(super) d_inner: Vec<f32>,
     /// The state of the tap at which the last forward stopped, `[T, d]`.
     state: Vec<f32>,
+    /// The weights as decoding reads them, while a rollout lasts.
+    packed: Option<PackedModel>,
 }
 
 impl Workspace {
@@ -98,7 +101,24 @@ impl Workspace {
             d_wide: Vec::new(),
             d_inner: Vec::new(),
             state: Vec::new(),
+            packed: None,
         }
+    }
+
+    /// Lays out the weights below `until` for many forwards of few rows, until [`Workspace::unpack`]. The weights must not
+    /// change in between. Values stay the same, bit for bit.
+    pub fn pack(&mut self, model: &Model, until: Tap) {
+        self.packed = PackedModel::new(model, until);
+    }
+
+    /// Frees what [`Workspace::pack`] made.
+    pub fn unpack(&mut self) {
+        self.packed = None;
+    }
+
+    /// The unembedding as [`Workspace::pack`] laid it out.
+    pub fn packed_unembed(&self) -> Option<&PackedWeight> {
+        self.packed.as_ref().map(|p| &p.unembed)
     }
 
     /// The state of the tap at which the last forward stopped, `[T, d]`.
@@ -212,8 +232,9 @@ impl Model {
         let (c, p) = (&self.config, &self.layout.layers[layer.index()]);
         let (t, d, f) = (positions.len(), c.hidden_size, c.intermediate_size);
         let slot = ws.acts_slot(layer.index());
-        let Workspace { rope, layers, normed, branch, qk, act, state, .. } = ws;
+        let Workspace { rope, layers, normed, branch, qk, act, state, packed, .. } = ws;
         let a = &mut layers[slot];
+        let packed = packed.as_ref().map(|p| &p.layers[layer.index()]);
         for (buffer, len) in [
             (&mut *normed, t * d),
             (&mut *branch, t * d),
@@ -244,10 +265,10 @@ impl Model {
             return true;
         }
         let write = self.write_bias(p, &mut a.qkv);
-        linear(self.compute, normed, self.param(&p.qkv), &mut a.qkv, t, d, c.qkv_dim(), write);
+        self.linear(packed.map(|p| &p.qkv), normed, &p.qkv, &mut a.qkv, (t, d, c.qkv_dim()), write);
         self.qk_rope(p, rope, positions).forward(&a.qkv, qk);
         attend.attend(layer.index(), self.attention_shape(), qk, &a.qkv, &mut a.attn, &mut a.lse);
-        linear(self.compute, &a.attn, self.param(&p.o), branch, t, c.q_dim(), d, Write::Replace);
+        self.linear(packed.map(|p| &p.o), &a.attn, &p.o, branch, (t, c.q_dim(), d), Write::Replace);
         if reached(Tap::Attn(layer), branch) {
             return true;
         }
@@ -257,14 +278,30 @@ impl Model {
         if reached(Tap::ResidMid(layer), &a.mid) || reached(Tap::FfnIn(layer), normed) {
             return true;
         }
-        linear(self.compute, normed, self.param(&p.gate_up), &mut a.gate_up, t, d, 2 * f, Write::Replace);
+        self.linear(packed.map(|p| &p.gate_up), normed, &p.gate_up, &mut a.gate_up, (t, d, 2 * f), Write::Replace);
         swiglu(&a.gate_up, act, f);
-        linear(self.compute, act, self.param(&p.down), branch, t, f, d, Write::Replace);
+        self.linear(packed.map(|p| &p.down), act, &p.down, branch, (t, f, d), Write::Replace);
         if reached(Tap::Ffn(layer), branch) {
             return true;
         }
         add(&a.mid, branch, post);
         reached(Tap::ResidPost(layer), post)
+    }
+
+    /// A linear layer `y = x W^T` of sizes (t, i, o), with the weight as it lies or as it was packed.
+    fn linear(
+        &self,
+        packed: Option<&PackedWeight>,
+        x: &[f32],
+        weight: &Range<usize>,
+        y: &mut [f32],
+        (t, i, o): (usize, usize, usize),
+        write: Write,
+    ) {
+        match packed {
+            Some(packed) => packed.linear(x, y, t, write),
+            None => linear(self.compute, x, self.param(weight), y, t, i, o, write),
+        }
     }
 
     /// Puts the bias into every row of qkv, if the family has one, and says how the product is to be written.

@@ -5,14 +5,15 @@ use super::decoder::{Attend, Keep, Workspace};
 use super::taps::Tap;
 use crate::compute::Packing;
 use crate::compute::cpu::attention::{AttentionShape, attention};
-use crate::compute::cpu::attention_decode::{KvSpan, attention_decode};
+use crate::compute::cpu::attention_decode::{KEY_BLOCK, KvSpan, attention_decode, push_key};
+use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
 
 /// Tokens by which a sequence's cache grows: small, so that short answers do not reserve room for long ones.
-const GROWTH: usize = 64;
+const GROWTH: usize = 4 * KEY_BLOCK;
 
-/// Rotated keys and values of consecutive tokens, by layer, each token-major `[tokens, kv_heads * head_dim]`.
+/// Rotated keys and values of consecutive tokens, by layer, laid out as [`KvSpan`] says.
 #[derive(Clone, Debug, Default)]
 pub struct KvTokens {
     layers: Vec<(Vec<f32>, Vec<f32>)>,
@@ -24,12 +25,14 @@ impl KvTokens {
             self.layers.resize_with(layer + 1, Default::default);
         }
         let (keys, values) = &mut self.layers[layer];
-        for (cache, new) in [(keys, key), (values, value)] {
-            if cache.capacity() < cache.len() + new.len() {
-                cache.reserve_exact((GROWTH * new.len()).max(new.len()));
+        let tokens = values.len() / value.len();
+        for cache in [&mut *keys, &mut *values] {
+            if cache.capacity() < (tokens + 1).next_multiple_of(KEY_BLOCK) * key.len() {
+                cache.reserve_exact(GROWTH * key.len());
             }
-            cache.extend_from_slice(new);
         }
+        push_key(keys, tokens, key);
+        values.extend_from_slice(value);
     }
 
     fn span(&self, layer: usize) -> KvSpan<'_> {
@@ -88,12 +91,12 @@ impl Attend for Prefill<'_> {
         lse: &mut [f32],
     ) {
         attention(shape, self.packing, qk, qkv, out, lse);
-        for (segment, cache) in self.packing.segments().iter().zip(&mut self.caches) {
+        self.packing.segments().par_iter().zip(&mut self.caches).for_each(|(segment, cache)| {
             for row in segment.rows.clone() {
                 let (key, value) = key_value(shape, qk, qkv, row);
                 cache.push(layer, key, value);
             }
-        }
+        });
     }
 }
 
@@ -104,10 +107,10 @@ struct Decode<'a> {
 
 impl Attend for Decode<'_> {
     fn attend(&mut self, layer: usize, shape: AttentionShape, qk: &[f32], qkv: &[f32], out: &mut [f32], _: &mut [f32]) {
-        for (row, sequence) in self.sequences.iter_mut().enumerate() {
+        self.sequences.par_iter_mut().enumerate().with_min_len(8).for_each(|(row, sequence)| {
             let (key, value) = key_value(shape, qk, qkv, row);
             sequence.own.push(layer, key, value);
-        }
+        });
         let spans: Vec<_> = self.sequences.iter().map(|s| [s.prompt.span(layer), s.own.span(layer)]).collect();
         let stride = (shape.heads + shape.kv_heads) * shape.head_dim;
         attention_decode(shape, qk, stride, &spans, out);

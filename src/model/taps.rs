@@ -68,3 +68,14 @@ pub enum Tap {
     /// `LN_final(H^L)`, what the model's own logits are made of.
     Final,
 }
+
+impl Tap {
+    /// The layer that it lies in; none for [`Tap::Final`], which lies above them all.
+    pub fn layer(self) -> Option<LayerIndex> {
+        match self {
+            Tap::ResidPre(l) | Tap::AttnIn(l) | Tap::Attn(l) | Tap::ResidMid(l) => Some(l),
+            Tap::FfnIn(l) | Tap::Ffn(l) | Tap::ResidPost(l) => Some(l),
+            Tap::Final => None,
+        }
+    }
+}

@@ -5,6 +5,7 @@
 
 use super::sampler::{SampleRng, Sampling, sample};
 use crate::compute::Packing;
+use crate::compute::cpu::gemm::PackedWeight;
 use crate::model::kv_cache::{KvSequence, KvTokens};
 use crate::model::{Model, Workspace};
 use crate::policy::{InternalPolicy, gather_rows};
@@ -90,6 +91,20 @@ pub fn generate(
     progress: &mut dyn FnMut(u64),
 ) -> Result<Vec<Vec<Completion>>> {
     check(model, engine, requests)?;
+    ws.pack(model, engine.policy.tap());
+    let done = run(model, ws, engine, requests, progress);
+    ws.unpack();
+    Ok(done)
+}
+
+/// [`generate`], with the weights packed.
+fn run(
+    model: &Model,
+    ws: &mut Workspace,
+    engine: &Engine<'_>,
+    requests: &[Request],
+    progress: &mut dyn FnMut(u64),
+) -> Vec<Vec<Completion>> {
     let mut done: Vec<Vec<Completion>> = requests.iter().map(|r| vec![Completion::EMPTY; r.seeds.len()]).collect();
     let mut live: Vec<Live> = Vec::new();
     let mut ready: Vec<Prompt> = Vec::new();
@@ -105,19 +120,19 @@ pub fn generate(
             if !admitted.is_empty() {
                 let states: Vec<f32> = admitted.iter().flat_map(|(_, state)| state.iter().copied()).collect();
                 let mut fresh: Vec<Live> = admitted.into_iter().map(|(live, _)| live).collect();
-                sample_all(model, engine, &states, &mut fresh);
+                sample_all(model, engine, ws.packed_unembed(), &states, &mut fresh);
                 live.append(&mut fresh);
                 progress(retire(engine, &mut live, &mut done));
                 continue;
             }
         }
         if live.is_empty() {
-            return Ok(done);
+            return done;
         }
         let ids: Vec<u32> = live.iter().filter_map(|l| l.completion.ids.last().copied()).collect();
         let mut caches: Vec<&mut KvSequence> = live.iter_mut().map(|l| &mut l.cache).collect();
         model.decode(ws, &ids, &mut caches, engine.policy.tap());
-        sample_all(model, engine, ws.state(), &mut live);
+        sample_all(model, engine, ws.packed_unembed(), ws.state(), &mut live);
         let ended = retire(engine, &mut live, &mut done);
         if ended > 0 {
             progress(ended);
@@ -197,14 +212,14 @@ fn admit(requests: &[Request], ready: &mut Vec<Prompt>, free: usize) -> Vec<(Liv
 }
 
 /// Draws one token for each sequence from its state, `[B, d]`.
-fn sample_all(model: &Model, engine: &Engine<'_>, states: &[f32], live: &mut [Live]) {
+fn sample_all(model: &Model, engine: &Engine<'_>, unembed: Option<&PackedWeight>, states: &[f32], live: &mut [Live]) {
     let (d, vocab) = (model.config.hidden_size, model.config.vocab_size);
     let head = model.head(engine.sampling.head_temperature());
     let rows = (LOGITS / vocab).max(1);
     let mut logits = vec![0f32; rows.min(live.len()) * vocab];
     for (live, states) in live.chunks_mut(rows).zip(states.chunks(rows * d)) {
         let logits = &mut logits[..live.len() * vocab];
-        head.logits(states, logits);
+        head.logits(unembed, states, logits);
         live.par_iter_mut().zip(logits.par_chunks_mut(vocab)).with_min_len(4).for_each(|(live, logits)| {
             let draw = sample(logits, &engine.sampling, &mut live.rng);
             live.completion.ids.push(draw.token);

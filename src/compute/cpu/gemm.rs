@@ -10,6 +10,7 @@ mod kernel;
 #[cfg(target_arch = "x86_64")]
 mod pack;
 
+use super::shared::SharedMut;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
@@ -233,13 +234,58 @@ impl Out {
     }
 }
 
+/// A linear layer's weight, laid out once for many products with few rows: a decoding step would spend more time on
+/// packing it than on multiplying. A copy of the weight, in the number format of its products.
+pub struct PackedWeight {
+    outputs: usize,
+    inputs: usize,
+    #[cfg(target_arch = "x86_64")]
+    columns: blocked::PackedColumns,
+}
+
+impl PackedWeight {
+    /// w `[o, i]`. None where this machine has no packed products.
+    pub fn new(compute: Compute, w: &[f32], o: usize, i: usize) -> Option<PackedWeight> {
+        assert_eq!(w.len(), o * i, "a weight of [{o}, {i}]");
+        #[cfg(target_arch = "x86_64")]
+        if blocked::supported(compute.here()) && o * i > 0 {
+            let view = blocked::View { data: w.as_ptr(), row_stride: 1, col_stride: i };
+            // SAFETY: supported; the view is of W^T, `[i, o]`, whose size was checked above.
+            let columns = unsafe { blocked::PackedColumns::new(compute.here(), view, i, o) };
+            return Some(PackedWeight { outputs: o, inputs: i, columns });
+        }
+        None
+    }
+
+    /// `y = x W^T`, or added to y: x `[t, i]`, y `[t, o]`. The same sums in the same order as [`linear`].
+    pub fn linear(&self, x: &[f32], y: &mut [f32], t: usize, write: Write) {
+        assert!(
+            x.len() == t * self.inputs && y.len() == t * self.outputs,
+            "linear layer [{}, {}] with {t} rows of {} to {}",
+            self.outputs,
+            self.inputs,
+            x.len(),
+            y.len()
+        );
+        #[cfg(target_arch = "x86_64")]
+        {
+            let (n, y) = (self.outputs, SharedMut::new(y));
+            let x = blocked::View { data: x.as_ptr(), row_stride: self.inputs, col_stride: 1 };
+            let parts = if t * n * self.inputs < PARALLEL_FROM { 1 } else { rayon::current_num_threads() };
+            (0..parts).into_par_iter().with_max_len(1).for_each(|i| {
+                let cols = part(n, parts, i)..part(n, parts, i + 1);
+                // SAFETY: x and y were measured above; parts own columns of their own.
+                unsafe {
+                    self.columns.product(t, (cols.start, cols.len()), x, y.at(cols.start), n, write == Write::Add)
+                };
+            });
+        }
+    }
+}
+
 /// Linear layer: `y = x W^T`, x `[t, i]`, w `[o, i]`, y `[t, o]`.
 #[allow(clippy::too_many_arguments)]
 pub fn linear(compute: Compute, x: &[f32], w: &[f32], y: &mut [f32], t: usize, i: usize, o: usize, write: Write) {
-    #[cfg(target_arch = "x86_64")]
-    if super::thin::applies(t, i) {
-        return super::thin::linear(x, w, y, t, i, o, write == Write::Add);
-    }
     matmul(compute, MatMut::new(y, t, o), Mat::new(x, t, i), Mat::new(w, o, i).t(), write);
 }
 
@@ -327,6 +373,22 @@ mod tests {
                 matmul(Compute::Bf16, MatMut::new(&mut c, m, n), a, b, Write::Replace);
                 for i in 0..m * n {
                     prop_assert!((c[i] - expected[i]).abs() < 1e-5);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn packed_weights_give_the_same_bytes() {
+        for compute in [Compute::F32, Compute::Bf16] {
+            for (t, i, o) in [(1, 40, 7), (64, 1100, 300), (5, 33, 64), (300, 64, 513)] {
+                let (x, w) = (fill(t * i, 1), fill(o * i, 2));
+                let Some(packed) = PackedWeight::new(compute, &w, o, i) else { continue };
+                let (mut y, mut z) = (fill(t * o, 3), fill(t * o, 3));
+                for write in [Write::Replace, Write::Add] {
+                    packed.linear(&x, &mut y, t, write);
+                    matmul(compute, MatMut::new(&mut z, t, o), Mat::new(&x, t, i), Mat::new(&w, o, i).t(), write);
+                    assert!(y.iter().zip(&z).all(|(y, z)| y.to_bits() == z.to_bits()), "[{t}, {i}] x [{o}, {i}]");
                 }
             }
         }

@@ -9,7 +9,7 @@ mod gradient;
 
 pub use gradient::RowGradients;
 
-use super::gemm::{Compute, Mat, MatMut, Write, matmul_seq};
+use super::gemm::{Compute, Mat, MatMut, PackedWeight, Write, linear, matmul_seq};
 use super::simd::{LANES, exp, horizontal, max, vectorize};
 use rayon::prelude::*;
 
@@ -169,10 +169,14 @@ impl Head<'_> {
         sums
     }
 
-    /// Logits of every row, scaled by the temperature: `[R, V]`, for sampling a few rows.
-    pub fn logits(&self, hidden: &[f32], logits: &mut [f32]) {
+    /// Logits of every row, scaled by the temperature: `[R, V]`, for sampling a few rows. `packed` is the unembedding, where
+    /// it was packed.
+    pub fn logits(&self, packed: Option<&PackedWeight>, hidden: &[f32], logits: &mut [f32]) {
         let (d, rows) = (self.hidden_size, hidden.len() / self.hidden_size);
-        super::gemm::linear(self.compute, hidden, self.embedding, logits, rows, d, self.vocab(), Write::Replace);
+        match packed {
+            Some(packed) => packed.linear(hidden, logits, rows, Write::Replace),
+            None => linear(self.compute, hidden, self.embedding, logits, rows, d, self.vocab(), Write::Replace),
+        }
         if self.temperature != 1.0 {
             let inv_t = 1.0 / self.temperature;
             logits.par_chunks_mut(1 << 14).for_each(|z| z.iter_mut().for_each(|z| *z *= inv_t));

@@ -21,6 +21,12 @@ impl<'a> SharedMut<'a> {
         SharedMut { data: data.as_mut_ptr(), len: data.len(), _life: PhantomData }
     }
 
+    /// Pointer to element `start`, for writes in strides; what it writes must not overlap with anything else's.
+    pub fn at(&self, start: usize) -> *mut f32 {
+        assert!(start <= self.len, "element {start} of {}", self.len);
+        self.data.wrapping_add(start)
+    }
+
     /// Elements `start..start + len`.
     ///
     /// # Safety

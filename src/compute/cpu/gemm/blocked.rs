@@ -7,6 +7,7 @@
 use super::Compute;
 use super::kernel::{Block, MR, NR, block};
 use super::pack::{Source, panel};
+use rayon::prelude::*;
 use std::cell::RefCell;
 
 /// Units of the inner dimension in a block: a panel of A takes 28 KiB, of B 64 KiB.
@@ -15,6 +16,8 @@ const INNER: usize = 512;
 const ROWS: usize = 18 * MR;
 /// Columns of B packed at a time: 4 MiB at most.
 const COLS: usize = 2048;
+/// Columns that a task packs at a time where the whole of B is packed.
+const COLUMNS_A_TASK: usize = 8 * NR;
 
 /// A matrix by its first element and its strides, one of which is 1.
 #[derive(Clone, Copy)]
@@ -23,6 +26,11 @@ pub struct View {
     pub row_stride: usize,
     pub col_stride: usize,
 }
+
+// SAFETY: views are only read through, for as long as the borrow behind them lasts, which their makers see to.
+unsafe impl Send for View {}
+// SAFETY: as above.
+unsafe impl Sync for View {}
 
 impl View {
     /// The view that begins at (`row`, `col`).
@@ -44,6 +52,14 @@ pub fn supported(compute: Compute) -> bool {
     }
 }
 
+/// Lengths of the blocks of an inner dimension `k`: (first index, length), in order.
+fn inner_blocks(compute: Compute, k: usize) -> impl Iterator<Item = (usize, usize)> {
+    let widest = if compute == Compute::F32 { INNER } else { 2 * INNER };
+    // Even: a pair of bf16 never straddles two blocks.
+    let inner = k.div_ceil(k.div_ceil(widest).max(1)).next_multiple_of(2).max(2);
+    (0..k).step_by(inner).map(move |from| (from, inner.min(k - from)))
+}
+
 /// `C = A B`, or `C += A B` if `add`: A `[m, k]`, B `[k, n]`, C row-major, `[m, n]`, rows `c_stride` apart.
 ///
 /// # Safety
@@ -59,59 +75,135 @@ pub unsafe fn product(
     add: bool,
 ) {
     PACKED.with_borrow_mut(|[packed_a, packed_b]| {
-        let widest = if compute == Compute::F32 { INNER } else { 2 * INNER };
-        // Even: a pair of bf16 never straddles two blocks.
-        let inner = k.div_ceil(k.div_ceil(widest).max(1)).next_multiple_of(2);
-        for k0 in (0..k).step_by(inner.max(1)) {
-            let depth = inner.min(k - k0);
+        for (k0, depth) in inner_blocks(compute, k) {
             let units = compute.units(depth);
             for n0 in (0..n).step_by(COLS) {
                 let cols = COLS.min(n - n0);
                 room(packed_b, cols.next_multiple_of(NR) * units);
-                for j in (0..cols).step_by(NR) {
-                    let source =
-                        Source { data: b.at(k0, n0 + j), width_stride: b.col_stride, inner_stride: b.row_stride };
-                    // SAFETY: columns n0 + j.. and rows k0.. are B's; the buffer was sized above.
-                    unsafe {
-                        panel(compute, source, NR.min(cols - j), depth, NR, packed_b.as_mut_ptr().add(j * units))
-                    };
-                }
-                let blocks = m.div_ceil(ROWS);
-                for i in 0..blocks {
-                    let rows = m * i / blocks..m * (i + 1) / blocks;
-                    room(packed_a, rows.len() * units);
-                    for panel_rows in panels(rows.len()) {
-                        let source = Source {
-                            data: a.at(rows.start + panel_rows.start, k0),
-                            width_stride: a.row_stride,
-                            inner_stride: a.col_stride,
-                        };
-                        let width = panel_rows.len();
-                        // SAFETY: rows and columns k0.. are A's; the buffer was sized above.
-                        unsafe {
-                            let to = packed_a.as_mut_ptr().add(panel_rows.start * units);
-                            panel(compute, source, width, depth, width, to);
-                        }
-                    }
-                    for j in (0..cols).step_by(NR) {
-                        for panel_rows in panels(rows.len()) {
-                            // SAFETY: the block lies in C; the panels were just packed.
-                            unsafe {
-                                let out = Block {
-                                    c: c.add((rows.start + panel_rows.start) * c_stride + n0 + j),
-                                    row_stride: c_stride,
-                                    cols: NR.min(cols - j),
-                                    add: add || k0 > 0,
-                                };
-                                let pa = packed_a.as_ptr().add(panel_rows.start * units);
-                                block(compute, panel_rows.len(), units, pa, packed_b.as_ptr().add(j * units), out);
-                            }
-                        }
-                    }
+                let b = View { data: b.at(k0, n0), ..b };
+                // SAFETY: columns n0.. and rows k0.. are B's, and C's block as the caller says; the buffer was sized above.
+                unsafe {
+                    pack_columns(compute, b, cols, depth, packed_b.as_mut_ptr());
+                    let a = View { data: a.at(0, k0), ..a };
+                    let c = Block { c: c.add(n0), row_stride: c_stride, cols, add: add || k0 > 0 };
+                    against_panels(compute, (m, depth), a, packed_b.as_ptr(), packed_a, c);
                 }
             }
         }
     });
+}
+
+/// Packs B `[depth, cols]` into panels of [`NR`] columns.
+///
+/// # Safety
+/// As [`product`]; the buffer holds the panels and a register more.
+unsafe fn pack_columns(compute: Compute, b: View, cols: usize, depth: usize, out: *mut u32) {
+    let units = compute.units(depth);
+    for j in (0..cols).step_by(NR) {
+        let source = Source { data: b.at(0, j), width_stride: b.col_stride, inner_stride: b.row_stride };
+        // SAFETY: by the caller's promise.
+        unsafe { panel(compute, source, NR.min(cols - j), depth, NR, out.add(j * units)) };
+    }
+}
+
+/// `C (+)= A B` for A `[m, depth]` and panels of B that are packed already.
+///
+/// # Safety
+/// As [`product`]; the panels hold `c.cols` columns of `depth` elements.
+unsafe fn against_panels(
+    compute: Compute,
+    (m, depth): (usize, usize),
+    a: View,
+    b: *const u32,
+    packed_a: &mut Vec<u32>,
+    c: Block,
+) {
+    let units = compute.units(depth);
+    let blocks = m.div_ceil(ROWS);
+    for i in 0..blocks {
+        let rows = m * i / blocks..m * (i + 1) / blocks;
+        room(packed_a, rows.len() * units);
+        for panel_rows in panels(rows.len()) {
+            let source = Source {
+                data: a.at(rows.start + panel_rows.start, 0),
+                width_stride: a.row_stride,
+                inner_stride: a.col_stride,
+            };
+            let width = panel_rows.len();
+            // SAFETY: rows and columns are A's; the buffer was sized above.
+            unsafe {
+                let to = packed_a.as_mut_ptr().add(panel_rows.start * units);
+                panel(compute, source, width, depth, width, to);
+            }
+        }
+        for j in (0..c.cols).step_by(NR) {
+            for panel_rows in panels(rows.len()) {
+                // SAFETY: the block lies in C; the panels are packed.
+                unsafe {
+                    let out = Block {
+                        c: c.c.add((rows.start + panel_rows.start) * c.row_stride + j),
+                        cols: NR.min(c.cols - j),
+                        ..c
+                    };
+                    let pa = packed_a.as_ptr().add(panel_rows.start * units);
+                    block(compute, panel_rows.len(), units, pa, b.add(j * units), out);
+                }
+            }
+        }
+    }
+}
+
+/// The whole of B `[k, n]`, packed once for many products.
+pub struct PackedColumns {
+    compute: Compute,
+    n: usize,
+    /// One for each block of the inner dimension: its first index, its length, its panels.
+    blocks: Vec<(usize, usize, Vec<u32>)>,
+}
+
+impl PackedColumns {
+    /// # Safety
+    /// [`supported`]; the view holds `[k, n]` elements.
+    pub unsafe fn new(compute: Compute, b: View, k: usize, n: usize) -> PackedColumns {
+        let packed = |(k0, depth): (usize, usize)| {
+            let units = compute.units(depth);
+            let mut panels = vec![0u32; n.next_multiple_of(NR) * units];
+            panels.par_chunks_mut(COLUMNS_A_TASK * units).enumerate().for_each(|(task, out)| {
+                let from = task * COLUMNS_A_TASK;
+                let view = View { data: b.at(k0, from), ..b };
+                // SAFETY: by the caller's promise. Panels of NR columns are whole registers: nothing is written beyond.
+                unsafe { pack_columns(compute, view, COLUMNS_A_TASK.min(n - from), depth, out.as_mut_ptr()) };
+            });
+            (k0, depth, panels)
+        };
+        PackedColumns { compute, n, blocks: inner_blocks(compute, k).map(packed).collect() }
+    }
+
+    /// [`product`] for columns `from..from + cols`, `from` a multiple of [`NR`]; `c` is column `from` of C.
+    ///
+    /// # Safety
+    /// As [`product`].
+    #[allow(clippy::too_many_arguments)]
+    pub unsafe fn product(
+        &self,
+        m: usize,
+        (from, cols): (usize, usize),
+        a: View,
+        c: *mut f32,
+        c_stride: usize,
+        add: bool,
+    ) {
+        assert!(from.is_multiple_of(NR) && from + cols <= self.n, "columns {from}+{cols} of {}", self.n);
+        PACKED.with_borrow_mut(|[packed_a, _]| {
+            for (k0, depth, panels) in &self.blocks {
+                let b = panels[from * self.compute.units(*depth)..].as_ptr();
+                let a = View { data: a.at(0, *k0), ..a };
+                let c = Block { c, row_stride: c_stride, cols, add: add || *k0 > 0 };
+                // SAFETY: by the caller's promise.
+                unsafe { against_panels(self.compute, (m, *depth), a, b, packed_a, c) };
+            }
+        });
+    }
 }
 
 /// Rows in panels of at most [`MR`], as even as can be: no panel is so thin that its sums wait for each other.
