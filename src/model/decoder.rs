@@ -15,6 +15,7 @@ use crate::compute::cpu::rope::{QkRope, RopeTable};
 use crate::compute::cpu::swiglu::swiglu;
 use rayon::prelude::*;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// What a forward keeps for a backward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,7 +84,7 @@ pub struct Workspace {
     /// The state of the tap at which the last forward stopped, `[T, d]`.
     state: Vec<f32>,
     /// The weights as decoding reads them, while a rollout lasts.
-    packed: Option<PackedModel>,
+    packed: Option<Arc<PackedModel>>,
 }
 
 impl Workspace {
@@ -108,7 +109,12 @@ impl Workspace {
     /// Lays out the weights below `until` for many forwards of few rows, until [`Workspace::unpack`]. The weights must not
     /// change in between. Values stay the same, bit for bit.
     pub fn pack(&mut self, model: &Model, until: Tap) {
-        self.packed = PackedModel::new(model, until);
+        self.packed = PackedModel::new(model, until).map(Arc::new);
+    }
+
+    /// A workspace for another thread, which shares what [`Workspace::pack`] made.
+    pub fn beside(&self, model: &Model) -> Workspace {
+        Workspace { packed: self.packed.clone(), ..Workspace::new(model) }
     }
 
     /// Frees what [`Workspace::pack`] made.

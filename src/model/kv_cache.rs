@@ -5,41 +5,46 @@ use super::decoder::{Attend, Keep, Workspace};
 use super::taps::Tap;
 use crate::compute::Packing;
 use crate::compute::cpu::attention::{AttentionShape, attention};
-use crate::compute::cpu::attention_decode::{KEY_BLOCK, KvSpan, attention_decode, push_key};
+use crate::compute::cpu::attention_decode::{KV_BLOCK, KvSpan, attention_decode, push_key_value};
 use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
 
 /// Tokens by which a sequence's cache grows: small, so that short answers do not reserve room for long ones.
-const GROWTH: usize = 4 * KEY_BLOCK;
+const GROWTH: usize = 4 * KV_BLOCK;
 
-/// Rotated keys and values of consecutive tokens, by layer, laid out as [`KvSpan`] says.
+/// Rotated keys and values of consecutive tokens, by layer.
 #[derive(Clone, Debug, Default)]
 pub struct KvTokens {
-    layers: Vec<(Vec<f32>, Vec<f32>)>,
+    layers: Vec<LayerTokens>,
+}
+
+/// One layer's, laid out as [`KvSpan`] says.
+#[derive(Clone, Debug, Default)]
+struct LayerTokens {
+    tokens: usize,
+    keys: Vec<f32>,
+    values: Vec<f32>,
 }
 
 impl KvTokens {
-    fn push(&mut self, layer: usize, key: &[f32], value: &[f32]) {
+    fn push(&mut self, layer: usize, key: &[f32], value: &[f32], head_dim: usize) {
         if self.layers.len() <= layer {
             self.layers.resize_with(layer + 1, Default::default);
         }
-        let (keys, values) = &mut self.layers[layer];
-        let tokens = values.len() / value.len();
+        let LayerTokens { tokens, keys, values } = &mut self.layers[layer];
         for cache in [&mut *keys, &mut *values] {
-            if cache.capacity() < (tokens + 1).next_multiple_of(KEY_BLOCK) * key.len() {
+            if cache.capacity() < (*tokens + 1).next_multiple_of(KV_BLOCK) * key.len() {
                 cache.reserve_exact(GROWTH * key.len());
             }
         }
-        push_key(keys, tokens, key);
-        values.extend_from_slice(value);
+        push_key_value(keys, values, *tokens, key, value, head_dim);
+        *tokens += 1;
     }
 
     fn span(&self, layer: usize) -> KvSpan<'_> {
-        match self.layers.get(layer) {
-            Some((keys, values)) => KvSpan { keys, values },
-            None => KvSpan { keys: &[], values: &[] },
-        }
+        let layer = self.layers.get(layer);
+        layer.map_or(KvSpan::default(), |l| KvSpan { tokens: l.tokens, keys: &l.keys, values: &l.values })
     }
 }
 
@@ -94,7 +99,7 @@ impl Attend for Prefill<'_> {
         self.packing.segments().par_iter().zip(&mut self.caches).for_each(|(segment, cache)| {
             for row in segment.rows.clone() {
                 let (key, value) = key_value(shape, qk, qkv, row);
-                cache.push(layer, key, value);
+                cache.push(layer, key, value, shape.head_dim);
             }
         });
     }
@@ -109,7 +114,7 @@ impl Attend for Decode<'_> {
     fn attend(&mut self, layer: usize, shape: AttentionShape, qk: &[f32], qkv: &[f32], out: &mut [f32], _: &mut [f32]) {
         self.sequences.par_iter_mut().enumerate().with_min_len(8).for_each(|(row, sequence)| {
             let (key, value) = key_value(shape, qk, qkv, row);
-            sequence.own.push(layer, key, value);
+            sequence.own.push(layer, key, value, shape.head_dim);
         });
         let spans: Vec<_> = self.sequences.iter().map(|s| [s.prompt.span(layer), s.own.span(layer)]).collect();
         let stride = (shape.heads + shape.kv_heads) * shape.head_dim;

@@ -5,7 +5,6 @@
 
 use super::sampler::{SampleRng, Sampling, sample};
 use crate::compute::Packing;
-use crate::compute::cpu::gemm::PackedWeight;
 use crate::model::kv_cache::{KvSequence, KvTokens};
 use crate::model::{Model, Workspace};
 use crate::policy::{InternalPolicy, gather_rows};
@@ -16,8 +15,11 @@ use std::sync::Arc;
 
 /// Prompt tokens that are prefilled together.
 const PREFILL_TOKENS: usize = 4096;
-/// Logits that are held at once while sampling, in f32: 64 MiB.
-const LOGITS: usize = 1 << 24;
+/// Logits that a worker holds at once while sampling, in f32: 32 MiB.
+const LOGITS: usize = 1 << 23;
+
+/// Sequences that are worth a worker of their own: two full panels of the matrix product.
+const FEWEST_ROWS: usize = 28;
 
 /// One prompt and the seeds of the samples wanted from it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,6 +108,7 @@ fn run(
     progress: &mut dyn FnMut(u64),
 ) -> Vec<Vec<Completion>> {
     let mut done: Vec<Vec<Completion>> = requests.iter().map(|r| vec![Completion::EMPTY; r.seeds.len()]).collect();
+    let mut workers: Vec<Worker> = (0..rayon::current_num_threads()).map(|_| Worker::beside(ws, model)).collect();
     let mut live: Vec<Live> = Vec::new();
     let mut ready: Vec<Prompt> = Vec::new();
     let mut next_request = 0;
@@ -120,7 +123,7 @@ fn run(
             if !admitted.is_empty() {
                 let states: Vec<f32> = admitted.iter().flat_map(|(_, state)| state.iter().copied()).collect();
                 let mut fresh: Vec<Live> = admitted.into_iter().map(|(live, _)| live).collect();
-                sample_all(model, engine, ws.packed_unembed(), &states, &mut fresh);
+                workers[0].sample(model, engine, Some(&states), &mut fresh);
                 live.append(&mut fresh);
                 progress(retire(engine, &mut live, &mut done));
                 continue;
@@ -129,10 +132,15 @@ fn run(
         if live.is_empty() {
             return done;
         }
-        let ids: Vec<u32> = live.iter().filter_map(|l| l.completion.ids.last().copied()).collect();
-        let mut caches: Vec<&mut KvSequence> = live.iter_mut().map(|l| &mut l.cache).collect();
-        model.decode(ws, &ids, &mut caches, engine.policy.tap());
-        sample_all(model, engine, ws.packed_unembed(), ws.state(), &mut live);
+        // Each worker takes its sequences through the whole step, without waiting for the others in between.
+        let shards = (live.len() / FEWEST_ROWS).clamp(1, workers.len());
+        let share = live.len().div_ceil(shards);
+        live.par_chunks_mut(share).zip(&mut workers).with_max_len(1).for_each(|(live, worker)| {
+            let ids: Vec<u32> = live.iter().filter_map(|l| l.completion.ids.last().copied()).collect();
+            let mut caches: Vec<&mut KvSequence> = live.iter_mut().map(|l| &mut l.cache).collect();
+            model.decode(&mut worker.ws, &ids, &mut caches, engine.policy.tap());
+            worker.sample(model, engine, None, live);
+        });
         let ended = retire(engine, &mut live, &mut done);
         if ended > 0 {
             progress(ended);
@@ -211,21 +219,35 @@ fn admit(requests: &[Request], ready: &mut Vec<Prompt>, free: usize) -> Vec<(Liv
     admitted
 }
 
-/// Draws one token for each sequence from its state, `[B, d]`.
-fn sample_all(model: &Model, engine: &Engine<'_>, unembed: Option<&PackedWeight>, states: &[f32], live: &mut [Live]) {
-    let (d, vocab) = (model.config.hidden_size, model.config.vocab_size);
-    let head = model.head(engine.sampling.head_temperature());
-    let rows = (LOGITS / vocab).max(1);
-    let mut logits = vec![0f32; rows.min(live.len()) * vocab];
-    for (live, states) in live.chunks_mut(rows).zip(states.chunks(rows * d)) {
-        let logits = &mut logits[..live.len() * vocab];
-        head.logits(unembed, states, logits);
-        live.par_iter_mut().zip(logits.par_chunks_mut(vocab)).with_min_len(4).for_each(|(live, logits)| {
-            let draw = sample(logits, &engine.sampling, &mut live.rng);
-            live.completion.ids.push(draw.token);
-            live.completion.log_probs.push(draw.log_prob);
-            live.completion.entropies.push(draw.entropy);
-        });
+/// What one thread needs to take sequences through a step.
+struct Worker {
+    ws: Workspace,
+    logits: Vec<f32>,
+}
+
+impl Worker {
+    fn beside(ws: &Workspace, model: &Model) -> Worker {
+        Worker { ws: ws.beside(model), logits: Vec::new() }
+    }
+
+    /// Draws one token for each sequence from its state, `[B, d]`: those given, or those that the last decoding left.
+    fn sample(&mut self, model: &Model, engine: &Engine<'_>, states: Option<&[f32]>, live: &mut [Live]) {
+        let (d, vocab) = (model.config.hidden_size, model.config.vocab_size);
+        let head = model.head(engine.sampling.head_temperature());
+        let rows = (LOGITS / vocab).max(1);
+        let Worker { ws, logits } = self;
+        let states = states.unwrap_or(ws.state());
+        logits.resize(rows.min(live.len()) * vocab, 0.0);
+        for (live, states) in live.chunks_mut(rows).zip(states.chunks(rows * d)) {
+            let logits = &mut logits[..live.len() * vocab];
+            head.logits(ws.packed_unembed(), states, logits);
+            live.par_iter_mut().zip(logits.par_chunks_mut(vocab)).with_min_len(4).for_each(|(live, logits)| {
+                let draw = sample(logits, &engine.sampling, &mut live.rng);
+                live.completion.ids.push(draw.token);
+                live.completion.log_probs.push(draw.log_prob);
+                live.completion.entropies.push(draw.entropy);
+            });
+        }
     }
 }
 
