@@ -1,5 +1,6 @@
 //! The command line: types only. What each verb does is in [`crate::commands`].
 
+use crate::model::Compute;
 use crate::rl::Aggregation;
 use crate::verify::Rule;
 use clap::{Args, Parser, Subcommand};
@@ -89,6 +90,9 @@ pub struct AnalyzeArgs {
     /// One line of JSON with the time and memory it took, in place of the table
     #[arg(long)]
     pub json: bool,
+    /// What matrix products multiply in: f32, or bf16 (faster, about three digits)
+    #[arg(long, default_value = "f32", value_parser = parse_compute)]
+    pub compute: Compute,
     #[command(flatten)]
     pub prompt: PromptArgs,
 }
@@ -108,6 +112,9 @@ pub struct ScoreArgs {
     /// JSONL: log_probs and entropy of each row's response tokens
     #[arg(long)]
     pub out: PathBuf,
+    /// What matrix products multiply in: f32, or bf16 (faster, about three digits)
+    #[arg(long, default_value = "f32", value_parser = parse_compute)]
+    pub compute: Compute,
     #[command(flatten)]
     pub prompt: PromptArgs,
 }
@@ -146,6 +153,9 @@ pub struct GenerateArgs {
     /// JSONL with ids and log-probs too [default: text on the terminal]
     #[arg(long)]
     pub out: Option<PathBuf>,
+    /// What matrix products multiply in: f32, or bf16 (faster, about three digits)
+    #[arg(long, default_value = "f32", value_parser = parse_compute)]
+    pub compute: Compute,
     #[command(flatten)]
     pub style: PromptArgs,
 }
@@ -189,6 +199,9 @@ pub struct EvaluateArgs {
     /// Folder for evaluation.json and responses.jsonl
     #[arg(long)]
     pub out: PathBuf,
+    /// What matrix products multiply in: f32, or bf16 (faster, about three digits)
+    #[arg(long, default_value = "f32", value_parser = parse_compute)]
+    pub compute: Compute,
     #[command(flatten)]
     pub prompt: PromptArgs,
 }
@@ -226,6 +239,9 @@ pub struct BenchUpdateArgs {
     /// Writes the first gradient as safetensors
     #[arg(long)]
     pub grads: Option<PathBuf>,
+    /// What matrix products multiply in: f32, or bf16 (faster, about three digits)
+    #[arg(long, default_value = "f32", value_parser = parse_compute)]
+    pub compute: Compute,
 }
 
 #[derive(Debug, Args)]
@@ -242,6 +258,9 @@ pub struct BenchRolloutArgs {
     pub new: usize,
     #[arg(long, default_value_t = 3)]
     pub repeat: usize,
+    /// What matrix products multiply in: f32, or bf16 (faster, about three digits)
+    #[arg(long, default_value = "f32", value_parser = parse_compute)]
+    pub compute: Compute,
 }
 
 /// Reads an enum by the name that recipes use for it.
@@ -254,6 +273,10 @@ fn parse_rule(text: &str) -> Result<Rule, String> {
 }
 
 fn parse_aggregation(text: &str) -> Result<Aggregation, String> {
+    by_name(text)
+}
+
+fn parse_compute(text: &str) -> Result<Compute, String> {
     by_name(text)
 }
 

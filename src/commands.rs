@@ -8,7 +8,8 @@ pub mod score;
 pub mod train;
 
 use crate::cli::PromptArgs;
-use crate::model::Model;
+use crate::model::{Compute, Model};
+use crate::run::progress::say;
 use crate::tasks::dataset::Row;
 use crate::text::{ChatTemplate, PromptEncoder, PromptTemplate, Tokenizer};
 use anyhow::{Context, Result, bail, ensure};
@@ -28,15 +29,30 @@ pub struct Opened {
 }
 
 /// Opens a checkpoint folder; prompts are asked as the options say, by the model's chat template without any.
-pub fn open(dir: &Path, prompt: &PromptArgs) -> Result<Opened> {
+pub fn open(dir: &Path, prompt: &PromptArgs, compute: Compute) -> Result<Opened> {
     let template = match (&prompt.plain, &prompt.system) {
         (Some(text), _) => PromptTemplate::Plain { text: text.clone() },
         (None, system) => PromptTemplate::Chat { system: system.clone(), variables: Default::default() },
     };
     ensure!(dir.is_dir(), "{} is no folder: expected a HuggingFace checkpoint with config.json", dir.display());
-    let model = Model::open(dir)?;
+    let model = open_model(dir, compute)?;
     let prompts = prompt_encoder(dir, template, model.config.max_position_embeddings)?;
     Ok(Opened { model, prompts })
+}
+
+/// A checkpoint's model, computing as asked where this machine can.
+pub fn open_model(dir: &Path, compute: Compute) -> Result<Model> {
+    let mut model = Model::open(dir)?;
+    compute_in(&mut model, compute);
+    Ok(model)
+}
+
+/// Sets what a model's products multiply in, and says so where this machine cannot.
+pub fn compute_in(model: &mut Model, compute: Compute) {
+    model.compute = compute.here();
+    if model.compute != compute {
+        say("this machine has no AVX512-BF16: compute = \"bf16\" becomes f32, which is slower and more exact");
+    }
 }
 
 /// The tokenizer and chat template of a checkpoint folder, with a template and a limit.

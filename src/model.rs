@@ -10,13 +10,13 @@ pub mod params;
 pub mod taps;
 pub mod weights;
 
-use crate::compute::cpu::gemm::Compute;
 use crate::compute::cpu::head::Head;
 use crate::compute::cpu::rope::RopeTable;
 use anyhow::{Result, bail, ensure};
 use std::ops::Range;
 use std::path::Path;
 
+pub use crate::compute::cpu::gemm::Compute;
 pub use config::ModelConfig;
 pub use decoder::{Keep, Workspace};
 pub use params::{ParamLayout, TensorSpec};

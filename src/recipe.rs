@@ -3,8 +3,8 @@
 mod explain;
 mod load;
 
-use crate::model::ModelConfig;
 use crate::model::init::InitConfig;
+use crate::model::{Compute, ModelConfig};
 use crate::rl::{Advantage, BupoConfig, LossConfig, OptimizerConfig};
 use crate::rollout::Sampling;
 use crate::tasks::arithmetic::ArithmeticConfig;
@@ -24,6 +24,9 @@ pub struct Recipe {
     /// Threads; all cores without it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub threads: Option<usize>,
+    /// What matrix products multiply in: `f32`, or `bf16` with weights, gradients, moments and sums in f32.
+    #[serde(default)]
+    pub compute: Compute,
     #[serde(default)]
     pub run: RunSection,
     pub model: ModelSection,

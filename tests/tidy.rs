@@ -19,7 +19,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("evaluate", &["rollout", "verify", "tasks", "text", "policy", "model"]),
     ("analysis", &["policy", "model", "compute"]),
     ("recipe", &["rl", "evaluate", "analysis", "rollout", "verify", "tasks", "text", "run", "policy", "model"]),
-    ("cli", &["verify", "rl"]),
+    ("cli", &["verify", "rl", "model"]),
     (
         "commands",
         &[

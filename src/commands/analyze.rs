@@ -1,6 +1,6 @@
 //! `bupo analyze`: responses in, `analysis.json`, a table and a chart out.
 
-use super::{optional_encoder, row_tokens};
+use super::{open_model, optional_encoder, row_tokens};
 use crate::analysis::flow::{Flow, Sample};
 use crate::analysis::terminal;
 use crate::cli::AnalyzeArgs;
@@ -22,7 +22,7 @@ const SLOTS: usize = 64;
 pub fn run(args: &AnalyzeArgs) -> Result<()> {
     let mut rows = read_rows(&args.data)?;
     rows.truncate(args.limit.unwrap_or(usize::MAX));
-    let model = Model::open(&args.model)?;
+    let model = open_model(&args.model, args.compute)?;
     let prompts = optional_encoder(&args.model, &args.prompt, model.config.max_position_embeddings)?;
     let mut ws = Workspace::new(&model);
     let mut samples = Vec::with_capacity(rows.len());

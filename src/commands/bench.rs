@@ -1,5 +1,6 @@
 //! `bupo bench`: the heavy parts by themselves, timed; one line of JSON each, for scripts that compare.
 
+use super::open_model;
 use crate::cli::{BenchCommand, BenchRolloutArgs, BenchUpdateArgs};
 use crate::model::{Keep, Model, Workspace, weights};
 use crate::policy::{InternalPolicy, LayerIndex};
@@ -36,7 +37,7 @@ fn bench_update(args: &BenchUpdateArgs) -> Result<()> {
     let what = || format!("{} is no batch that can be read", args.batch.display());
     let bytes = crate::run::atomic::read(&args.batch)?;
     let batch: Batch = serde_json::from_slice(&bytes).with_context(what)?;
-    let mut model = Model::open(&args.model)?;
+    let mut model = open_model(&args.model, args.compute)?;
     let policy = match args.layer {
         None => InternalPolicy::Final,
         Some(layer) => InternalPolicy::Layer(LayerIndex::from_one_based(layer, model.config.layers)?),
@@ -128,7 +129,7 @@ fn groups(batch: &Batch, model: &Model) -> Result<(Vec<ResponseGroup>, Option<Lo
 }
 
 fn bench_rollout(args: &BenchRolloutArgs) -> Result<()> {
-    let model = Model::open(&args.model)?;
+    let model = open_model(&args.model, args.compute)?;
     let vocab = model.config.vocab_size as u64;
     let token = |i: usize, j: usize| (derive_seed(1, i as u64, j as u64, 0) % vocab) as u32;
     let requests: Vec<Request> = (0..args.batch)

@@ -24,7 +24,7 @@ pub fn run(args: &EvaluateArgs) -> Result<()> {
     }
     let mut problems = read_problems(&args.data)?;
     problems.truncate(args.limit.unwrap_or(usize::MAX));
-    let opened = open(&args.model, &args.prompt)?;
+    let opened = open(&args.model, &args.prompt, args.compute)?;
     let asked = problems.iter().map(|p| Ok(opened.prompts.encode(&p.messages)?.ids)).collect::<Result<Vec<_>>>()?;
     let settings = EvaluateSettings {
         seed: args.seed,

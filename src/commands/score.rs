@@ -1,9 +1,9 @@
 //! `bupo score`: log-probs and entropies of given responses under any policy.
 
-use super::{optional_encoder, response_tokens};
+use super::{open_model, optional_encoder, response_tokens};
 use crate::cli::ScoreArgs;
 use crate::compute::Packing;
-use crate::model::{Model, Workspace};
+use crate::model::Workspace;
 use crate::policy::{InternalPolicy, Targets};
 use crate::run::jsonl::write_jsonl;
 use crate::run::progress::{Progress, say};
@@ -31,7 +31,7 @@ pub fn run(args: &ScoreArgs) -> Result<()> {
         args.temperature
     );
     let rows = read_rows(&args.data)?;
-    let model = Model::open(&args.model)?;
+    let model = open_model(&args.model, args.compute)?;
     let policy = InternalPolicy::parse(&args.policy, model.config.layers)?;
     let prompts = optional_encoder(&args.model, &args.prompt, model.config.max_position_embeddings)?;
     let mut sequences = Vec::with_capacity(rows.len());

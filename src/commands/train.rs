@@ -8,6 +8,7 @@ mod warm;
 use crate::analysis::flow::{Flow, Sample};
 use crate::analysis::{Analysis, terminal};
 use crate::cli::TrainArgs;
+use crate::commands::open_model;
 use crate::evaluate::run::{EvaluateSettings, evaluate};
 use crate::evaluate::scores::Scores;
 use crate::model::{Model, Workspace};
@@ -184,7 +185,10 @@ impl Run {
         let before = self.scores(&mut model, "before")?;
         let schedule = Schedule::new(&self.recipe.bupo, self.policy)?;
         let reference = match self.recipe.loss.kl_coef != 0.0 {
-            true => Some(Model::open(&self.checkpoints.path(0)).context("the reference model of the KL penalty")?),
+            true => Some(
+                open_model(&self.checkpoints.path(0), self.recipe.compute)
+                    .context("the reference model of the KL penalty")?,
+            ),
             false => None,
         };
         let settings = setup::train_settings(&self.recipe, schedule);

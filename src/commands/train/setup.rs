@@ -1,6 +1,6 @@
 //! From a recipe to what a run works with: model, prompts, problems, settings.
 
-use crate::commands::prompt_encoder;
+use crate::commands::{compute_in, open_model, prompt_encoder};
 use crate::model::init::random_params;
 use crate::model::{Model, ParamLayout};
 use crate::recipe::Recipe;
@@ -28,7 +28,10 @@ pub struct Start {
 pub fn start(recipe: &Recipe, checkpoints: &Checkpoints) -> Result<Start> {
     let limit = recipe.rollout.max_prompt_tokens;
     let open = |dir: &Path| -> Result<Start> {
-        Ok(Start { model: Model::open(dir)?, prompts: prompt_encoder(dir, recipe.prompt.clone(), limit)? })
+        Ok(Start {
+            model: open_model(dir, recipe.compute)?,
+            prompts: prompt_encoder(dir, recipe.prompt.clone(), limit)?,
+        })
     };
     if let Some(step) = checkpoints.latest() {
         return open(&checkpoints.path(step));
@@ -43,7 +46,9 @@ pub fn start(recipe: &Recipe, checkpoints: &Checkpoints) -> Result<Start> {
     let layout = ParamLayout::new(&config);
     let params = random_params(&config, &layout, init.std, recipe.seed);
     let prompts = PromptEncoder::new(tokenizer, None, recipe.prompt.clone(), limit)?;
-    Ok(Start { model: Model::new(config, params), prompts })
+    let mut model = Model::new(config, params);
+    compute_in(&mut model, recipe.compute);
+    Ok(Start { model, prompts })
 }
 
 /// Where training problems come from.
