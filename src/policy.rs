@@ -2,6 +2,7 @@
 
 use crate::compute::Packing;
 use crate::compute::cpu::head::{HeadStats, RowGradients};
+use crate::model::decoder::HeadScratch;
 use crate::model::taps::Tap;
 use crate::model::{Keep, Model, Workspace};
 use std::fmt;
@@ -155,18 +156,24 @@ impl InternalPolicy {
     ) -> Result<HeadStats, E> {
         model.forward(ws, packing, self.tap(), keep);
         let d = model.config.hidden_size;
-        let hidden = gather_rows(ws.state(), &targets.rows, d);
-        let mut d_hidden = vec![0f32; targets.len() * d];
+        // Kept from call to call: fresh buffers of this size would cost a page fault for every page.
+        let mut scratch = std::mem::take(&mut ws.head);
+        let HeadScratch { hidden, d_hidden, d_state, logits } = &mut scratch;
+        hidden.clear();
+        targets.rows.iter().for_each(|row| hidden.extend_from_slice(&ws.state()[row * d..(row + 1) * d]));
+        d_hidden.resize(targets.len() * d, 0.0);
         let d_unembed = &mut grads[model.layout.unembed.clone()];
-        let stats = model.head(temperature).forward_backward(&hidden, &targets.ids, &mut d_hidden, d_unembed, loss)?;
-        let mut d_state = vec![0f32; packing.rows() * d];
+        let head = model.head(temperature);
+        let stats = head.forward_backward(hidden, &targets.ids, d_hidden, d_unembed, logits, loss)?;
+        d_state.clear();
+        d_state.resize(packing.rows() * d, 0.0);
         for (row, dx) in targets.rows.iter().zip(d_hidden.chunks_exact(d)) {
             for (sum, x) in d_state[row * d..(row + 1) * d].iter_mut().zip(dx) {
                 *sum += x;
             }
         }
-        drop((hidden, d_hidden));
-        model.backward(ws, packing, self.tap(), &mut d_state, grads);
+        model.backward(ws, packing, self.tap(), d_state, grads);
+        ws.head = scratch;
         Ok(stats)
     }
 }

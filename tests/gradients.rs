@@ -209,7 +209,7 @@ fn head_log_probs_and_entropy() {
         };
         let head = Head { embedding: &table, hidden_size: d, temperature, compute: Compute::F32 };
         let (mut dh, mut de) = (vec![f32::NAN; rows * d], vec![0.0; v * d]);
-        let stats = head.forward_backward(&hidden, &targets, &mut dh, &mut de, constant(cp, &ce)).unwrap();
+        let stats = head.forward_backward(&hidden, &targets, &mut dh, &mut de, &mut vec![], constant(cp, &ce)).unwrap();
         assert_eq!(stats, head.forward(&hidden, Some(&targets)));
         check("head hidden", &hidden, &dh, |x| f(x, &table));
         check("head unembedding", &table, &de, |x| f(&hidden, x));

@@ -67,6 +67,19 @@ pub(super) struct LayerActs {
     pub gate_up: Vec<f32>,
 }
 
+/// Rows at the head, and the gradients that come back from it.
+#[derive(Debug, Default)]
+pub struct HeadScratch {
+    /// `[R, d]`
+    pub hidden: Vec<f32>,
+    /// `[R, d]`
+    pub d_hidden: Vec<f32>,
+    /// `[T, d]`
+    pub d_state: Vec<f32>,
+    /// A block of rows against the vocabulary.
+    pub logits: Vec<f32>,
+}
+
 /// Buffers of the forward and backward pass. Allocated once per shape and reused.
 pub struct Workspace {
     pub(super) rope: RopeTable,
@@ -83,6 +96,8 @@ pub struct Workspace {
     pub(super) d_inner: Vec<f32>,
     /// The state of the tap at which the last forward stopped, `[T, d]`.
     state: Vec<f32>,
+    /// Of the head's gradient, which works beside the decoder.
+    pub head: HeadScratch,
     /// The weights as decoding reads them, while a rollout lasts.
     packed: Option<Arc<PackedModel>>,
 }
@@ -102,6 +117,7 @@ impl Workspace {
             d_wide: Vec::new(),
             d_inner: Vec::new(),
             state: Vec::new(),
+            head: HeadScratch::default(),
             packed: None,
         }
     }

@@ -354,11 +354,8 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(24))]
         /// Products of rounded operands are exact in f32; only the order of the sums differs.
         #[test]
-        fn bf16_products_are_those_of_rounded_operands(m in 1usize..70, n in 1usize..70, k in 1usize..80, seed in 0u32..1000) {
+        fn products_are_those_of_the_operands_as_rounded(m in 1usize..70, n in 1usize..70, k in 1usize..80, seed in 0u32..1000) {
             let (a, b) = (fill(m * k, seed), fill(k * n, seed + 1));
-            let here = Compute::Bf16.here() == Compute::Bf16;
-            let round = |x: &[f32]| if here { rounded(x) } else { x.to_vec() };
-            let expected = naive(&round(&a), &round(&b), m, n, k);
             let transposed = |x: &[f32], rows: usize, cols: usize| -> Vec<f32> {
                 (0..rows * cols).map(|i| x[i % rows * cols + i / rows]).collect()
             };
@@ -368,11 +365,15 @@ mod tests {
                 (Mat::new(&a, m, k), Mat::new(&bt, n, k).t()),
                 (Mat::new(&at, k, m).t(), Mat::new(&b, k, n)),
             ];
-            for (a, b) in operands {
-                let mut c = vec![0f32; m * n];
-                matmul(Compute::Bf16, MatMut::new(&mut c, m, n), a, b, Write::Replace);
-                for i in 0..m * n {
-                    prop_assert!((c[i] - expected[i]).abs() < 1e-5);
+            for compute in [Compute::F32, Compute::Bf16] {
+                let round = |x: &[f32]| if compute.here() == Compute::Bf16 { rounded(x) } else { x.to_vec() };
+                let expected = naive(&round(&a), &round(&b), m, n, k);
+                for (a, b) in operands {
+                    let mut c = vec![0f32; m * n];
+                    matmul(compute, MatMut::new(&mut c, m, n), a, b, Write::Replace);
+                    for i in 0..m * n {
+                        prop_assert!((c[i] - expected[i]).abs() < 1e-5);
+                    }
                 }
             }
         }

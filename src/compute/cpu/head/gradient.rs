@@ -30,20 +30,22 @@ impl Head<'_> {
     /// Statistics of each row of hidden `[R, d]` for targets `[R]`, and the gradient of a loss of them.
     ///
     /// `loss` is called for blocks of rows, in order, with their statistics. d_hidden `[R, d]` is overwritten, d_embedding
-    /// `[V, d]` added to. With `g` and `h` a row's derivatives for its log-prob and its entropy `H`:
+    /// `[V, d]` added to; `logits` is scratch, kept from call to call. With `g` and `h` a row's derivatives for its log-prob and its entropy `H`:
     /// `dz_j = g (1[j = target] - p_j) - h p_j (log p_j + H)`. Rows where both are zero cost nothing more.
+    #[allow(clippy::too_many_arguments)]
     pub fn forward_backward<E>(
         &self,
         hidden: &[f32],
         targets: &[u32],
         d_hidden: &mut [f32],
         d_embedding: &mut [f32],
+        logits: &mut Vec<f32>,
         mut loss: impl FnMut(Range<usize>, &HeadStats) -> Result<RowGradients, E>,
     ) -> Result<HeadStats, E> {
         let (d, rows) = (self.hidden_size, targets.len());
         let most = (LOGITS / self.vocab().max(1)).clamp(FEWEST_ROWS, ROWS);
         let mut stats = HeadStats::with_capacity(rows);
-        let mut logits = vec![0f32; most.min(rows) * self.vocab()];
+        logits.resize(most.min(rows) * self.vocab(), 0.0);
         for from in (0..rows).step_by(most) {
             let block = from..(from + most).min(rows);
             let hidden = &hidden[from * d..block.end * d];
@@ -53,7 +55,7 @@ impl Head<'_> {
             let of_block = merged(tiles.collect(), Some(targets));
             let gradients = loss(block.clone(), &of_block)?;
             let d_hidden = &mut d_hidden[from * d..block.end * d];
-            self.block_backward(hidden, targets, &of_block, &gradients, &mut logits, d_hidden, d_embedding);
+            self.block_backward(hidden, targets, &of_block, &gradients, logits, d_hidden, d_embedding);
             stats.append(of_block);
         }
         Ok(stats)
