@@ -2,6 +2,7 @@
 
 pub mod boxed;
 pub mod exact;
+pub mod math;
 
 use serde::{Deserialize, Serialize};
 
