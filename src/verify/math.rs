@@ -9,6 +9,7 @@ mod canonical;
 mod compare;
 mod expr;
 mod extract;
+mod functions;
 mod lex;
 mod number;
 mod numeric;
@@ -19,6 +20,8 @@ mod scalar;
 mod text;
 mod words;
 
+#[cfg(test)]
+mod properties;
 #[cfg(test)]
 mod tests;
 

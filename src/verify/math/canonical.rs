@@ -21,6 +21,12 @@ pub fn canonical(e: Expr) -> Expr {
             low_open: true,
             high_open: true,
         })),
+        // [-\infty, 0] is a slip for (-\infty, 0].
+        Expr::Interval(mut i) => {
+            i.low_open |= infinite(&i.low);
+            i.high_open |= infinite(&i.high);
+            Expr::Interval(i)
+        }
         Expr::Apply(name, parts) if name == "det" => determinant(parts),
         Expr::Apply(name, mut parts) if name.starts_with("overline") && parts.len() == 1 => {
             Expr::Call(Function::Conjugate, vec![parts.swap_remove(0)])
@@ -57,6 +63,10 @@ fn both_signs(e: Expr) -> Vec<Expr> {
     };
     let values: [Expr; MOST_SIGNS] = [with(true), with(false)];
     values.into()
+}
+
+fn infinite(e: &Expr) -> bool {
+    *e == Expr::Constant(Constant::Infinity) || *e == Expr::Constant(Constant::Infinity).negated()
 }
 
 fn scaled_matrix(parts: Vec<Expr>) -> Expr {
