@@ -21,6 +21,8 @@ mod text;
 mod words;
 
 #[cfg(test)]
+mod golds;
+#[cfg(test)]
 mod properties;
 #[cfg(test)]
 mod tests;
@@ -51,7 +53,7 @@ impl Default for Settings {
     fn default() -> Settings {
         Settings {
             places: vec![Place::Boxed, Place::Phrase, Place::Formula, Place::Whole],
-            longest: 2000,
+            longest: 4000,
             deepest: 120,
             fuel: 20_000,
         }

@@ -61,12 +61,12 @@ def main():
             differing.append((row, correct, we))
     print("| pairs | both accept | both reject | only bupo accepts | only math-verify accepts | agreement |")
     print("|---|---|---|---|---|---|")
-    for kind in ("same", "rewrite", "near", "wrong"):
+    for kind in ("same", "rewrite", "plain", "near", "wrong"):
         yes, no, mine, its = (table[kind, a, b] for a, b in ((True, True), (False, False), (True, False), (False, True)))
         total = yes + no + mine + its
         if total:
             print(f"| {kind} ({total}) | {yes} | {no} | {mine} | {its} | {100 * (yes + no) / total:.1f} % |")
-    equal = [row["kind"] in ("same", "rewrite") for row in rows]
+    equal = [row["kind"] in ("same", "rewrite", "plain") for row in rows]
     accepted = sum(e and v["status"] == "correct" for e, v in zip(equal, verdicts))
     their_accepted = sum(e and v for e, v in zip(equal, reference["verdicts"]))
     print(f"\nof {sum(equal)} equal pairs bupo accepts {accepted} ({100 * accepted / sum(equal):.2f} %), "

@@ -3,6 +3,7 @@
 kind says how the answer was made:
   same      the gold answer itself in a sentence, with white space or \\left and \\right
   rewrite   another spelling of the same value (what makes it equal stands beside each rule below)
+  plain     the same in sympy's plain text: 2*pi*sqrt(3)
   near      a value close to it: a sign, a digit, an exponent, an element, an endpoint changed
   wrong     the gold answer of another problem
 
@@ -214,7 +215,8 @@ def main():
         for rule, answer in algebra(gold):
             if answer not in seen:
                 seen.add(answer)
-                rows.append((gold, f"\\boxed{{{answer}}}", "rewrite", rule))
+                kind = "plain" if rule == "sympy plain" else "rewrite"
+                rows.append((gold, f"\\boxed{{{answer}}}", kind, rule))
         for rule, answer in near(gold, chance):
             rows.append((gold, f"\\boxed{{{answer}}}", "near", rule))
         other = found[(i + 1 + chance.randrange(len(found) - 1)) % len(found)]

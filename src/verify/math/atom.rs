@@ -10,6 +10,9 @@ use dashu_ratio::RBig;
 /// Letters that name functions when a bracket follows: `f(x)` is no product.
 const FUNCTION_LETTERS: &str = "fghFGHOo";
 
+/// Most powers, factorials and percent signs behind one atom.
+const MOST_ATTACHED: usize = 12;
+
 impl Parser {
     /// Whether a token can begin a factor that follows another one without a sign.
     pub(super) fn starts_atom(&self, token: &Token) -> bool {
@@ -36,7 +39,8 @@ impl Parser {
         let capital = matches!(self.peek(), Some(Token::Letter(c)) if c.is_ascii_uppercase())
             || matches!(self.peek(), Some(Token::Char(')')));
         let mut value = self.deeper(Parser::atom)?;
-        loop {
+        // Each of them nests the value one level deeper: 5%%%%%%%%.
+        for _ in 0..MOST_ATTACHED {
             value = match self.peek() {
                 Some(Token::Char('^')) => {
                     self.at += 1;
@@ -77,6 +81,7 @@ impl Parser {
                 _ => return Ok(value),
             };
         }
+        Err(Failure::TooDeep)
     }
 
     /// `\circ` or `{\circ}` behind `^`.
@@ -205,6 +210,10 @@ impl Parser {
             } else {
                 break;
             }
+        }
+        if name == "Gamma" && self.is_char('(') && !self.has_comma() {
+            let x = self.deeper(Parser::atom)?;
+            return Ok(Expr::Call(Function::Factorial, vec![x.minus(Expr::integer(1))]));
         }
         if self.is_char('(') && (function || derived || self.has_comma()) {
             self.at += 1;

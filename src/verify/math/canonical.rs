@@ -125,8 +125,7 @@ fn complement(a: Expr, b: Expr) -> Expr {
 }
 
 fn to_f64(x: &dashu_float::Repr<2>) -> f64 {
-    let context = dashu_float::Context::<dashu_float::round::mode::HalfEven>::new(64);
-    dashu_float::FBig::from_repr(x.clone(), context).to_f64().value()
+    super::precise::float(x).with_precision(53).value().to_f64().value()
 }
 
 fn open(low: Expr, high: Expr) -> Expr {

@@ -23,8 +23,6 @@ pub enum Token {
 
 /// Commands that change only how a formula looks.
 const LOOKS: &[&str] = &[
-    "left",
-    "right",
     "big",
     "Big",
     "bigl",
@@ -308,6 +306,9 @@ impl Lexer<'_> {
             let content: String = content.chars().filter(|c| !c.is_whitespace()).collect();
             let name = if name == "Bbb" { "mathbb" } else { name };
             self.out.push(Token::Name(format!("{name}{{{content}}}")));
+        } else if name == "left" || name == "right" {
+            // \left. is a bracket that is not shown.
+            self.rest = rest.strip_prefix('.').unwrap_or(rest);
         } else if !LOOKS.contains(&name) {
             let name = words::synonym(name);
             self.bracket_command(name);

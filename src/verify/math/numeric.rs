@@ -250,11 +250,7 @@ impl Evaluator<'_> {
                 if size < value.error + 40.0 || size == f64::NEG_INFINITY {
                     return 0;
                 }
-                let x = dashu_float::FBig::<dashu_float::round::mode::HalfEven, 2>::from_repr(
-                    x.clone(),
-                    dashu_float::Context::new(40),
-                );
-                x.with_precision(40).value().to_f64().value().to_bits()
+                super::precise::float(x).with_precision(40).value().to_f64().value().to_bits()
             };
             seed = mix(mix(seed ^ rounded(&value.re)) ^ rounded(&value.im));
         }

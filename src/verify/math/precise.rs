@@ -42,6 +42,11 @@ pub fn size(x: &Real) -> f64 {
     x.exponent() as f64 + dashu_int::ops::UnsignedAbs::unsigned_abs(x.significand()).bit_len() as f64
 }
 
+/// A real as a number that knows its precision: as many digits as it has.
+pub fn float(x: &Real) -> FBig<HalfEven, 2> {
+    FBig::from_repr(x.clone(), Context::new(x.digits().max(1)))
+}
+
 /// log2(2^a + 2^b)
 fn log_sum(a: f64, b: f64) -> f64 {
     let (high, low) = if a > b { (a, b) } else { (b, a) };
@@ -384,7 +389,7 @@ impl Arithmetic {
         if !a.is_real() || a.error > -8.0 || a.size() > self.bits as f64 - 16.0 {
             return Err(Trouble::Singular);
         }
-        let exact = FBig::<HalfEven, 2>::from_repr(a.re.clone(), self.context);
+        let exact = float(&a.re);
         let nearest = exact.to_int().value();
         let distance = value(self.context.sub(&a.re, &Repr::new(nearest, 0)))?;
         if a.error != f64::NEG_INFINITY && size(&distance) <= a.error + 1.0 {

@@ -16,9 +16,9 @@ pub const ROUNDING_DIGITS: usize = 4;
 pub fn equal(a: &Expr, b: &Expr, work: &mut Work) -> Outcome {
     // 50\% is 0.5, and it is the 50 that was asked for in percent; math-verify takes both.
     match (percent(a), percent(b)) {
-        (Some(x), Some(y)) => return equal(&x, &y, work),
-        (Some(x), None) if percent_free(b) => return equal(&x, b, work).or_else(|| plain(a, b, work)),
-        (None, Some(y)) if percent_free(a) => return equal(a, &y, work).or_else(|| plain(a, b, work)),
+        (Some(x), Some(y)) => return plain(&x, &y, work),
+        (Some(x), None) if percent_free(b) => return plain(&x, b, work).or_else(|| plain(a, b, work)),
+        (None, Some(y)) if percent_free(a) => return plain(a, &y, work).or_else(|| plain(a, b, work)),
         _ => {}
     }
     plain(a, b, work)

@@ -82,6 +82,7 @@ fn numbers() {
         ("0.5", "0.05"),
         ("50\\%", "0.05"),
         ("50\\%", "5"),
+        ("5\\%\\%", "5"),
         ("1234", "1, 234"),
         ("1,234", "1, 234"),
         ("(1,234)", "1234"),
@@ -189,6 +190,8 @@ fn expressions_of_variables() {
         ("3 \\cdot 4^{n-1}", "\\frac{3}{4}4^n"),
         ("x^{n+1}", "x \\cdot x^n"),
         ("(n-1)!", "\\frac{n!}{n}"),
+        ("(n-1)!", "\\Gamma(n)"),
+        ("\\mu + \\rho", "rho + mu"),
         ("\\dbinom{2n}{n}", "\\frac{(2n)!}{n!n!}"),
         ("(x+y)^{1000}", "(y+x)^{1000}"),
         ("\\theta", "θ"),
@@ -417,7 +420,7 @@ fn statuses_and_rules() {
     assert_eq!(verdict("5", ""), (Status::NoAnswer, Decision::NoAnswer));
     assert_eq!(verdict("5", "\\boxed{}"), (Status::NoAnswer, Decision::NoAnswer));
     assert_eq!(verdict("5", "\\boxed{\\frac{}}"), (Status::Unparsable, Decision::Unparsable));
-    assert_eq!(verdict("5", &format!("\\boxed{{{}}}", "1+".repeat(2000))), (Status::Unparsable, Decision::TooLong));
+    assert_eq!(verdict("5", &format!("\\boxed{{{}}}", "1+".repeat(4000))), (Status::Unparsable, Decision::TooLong));
     let nested = format!("\\boxed{{{}1{}}}", "(".repeat(300), ")".repeat(300));
     assert_eq!(verdict("5", &nested), (Status::Unparsable, Decision::TooDeep));
     assert_eq!(verdict("x!", "\\boxed{((((2^{2^{2^{99}}}+x)!)!)!)!}").0, Status::Unparsable);
