@@ -109,7 +109,7 @@ fn compare(gold: &str, answer: &str, settings: &Settings) -> Outcome {
         return Outcome { equal: letter == chosen, by: Decision::Choice };
     }
     let limit = settings.longest;
-    let same_words = (text::is_words(gold) || text::is_words(answer)) && text::words(gold) == text::words(answer);
+    let same_words = (text::is_words(gold) || text::is_words(answer)) && text::same_words(gold, answer);
     if same_words
         || matches!((text::spelling(gold, limit), text::spelling(answer, limit)), (Some(a), Some(b)) if a == b)
     {

@@ -140,6 +140,8 @@ def algebra(gold):
         expression = parsed[0] if parsed else None
         if not isinstance(expression, sympy.Expr) or isinstance(expression, sympy.MatrixBase) or sympy.count_ops(expression) > 30:
             return
+        if re.fullmatch(r"(?i)yes|no|true|false", gold):
+            return
         # 52_8, matrices, functions and names that the parser takes for products: sympy's form is of something else.
         if re.search(r"_\d|\^\{?[T*]|\\top|\\text|mathbb|mathcal|mathbf|[a-zA-Z]\(|\\pm|[:|'%]|[A-Za-z]{4,}(?<!frac)(?<!sqrt)|\d!", gold):
             return
@@ -175,14 +177,16 @@ def timeout(seconds):
 def near(gold, chance):
     """Changes that make it another answer."""
     numbers = [m for m in re.finditer(r"\d+", gold) if not gold[max(0, m.start() - 1):m.start()] == "_"]
-    if numbers:
+    # (0:1) and (0:2) are the same ratio.
+    if numbers and "0:" not in gold:
         m = chance.choice(numbers)
         yield "digit", gold[:m.start()] + str(int(m.group()) + 1) + gold[m.end():]
     if gold.startswith("-"):
         yield "sign", gold[1:].strip()
     elif not re.search(r"[=<>,:]|\\(in|cup|text|mbox|begin|pm|infty|emptyset)", gold) and not re.fullmatch(r"[A-Za-z ]+|0", gold):
         yield "sign", f"-({gold})"
-    if re.match(r"[(\[].*,.*[)\]]$", gold) and len(split_top(gold[1:-1], ",")) == 2:
+    # [-\infty is a slip for (-\infty, and no change.
+    if re.match(r"[(\[].*,.*[)\]]$", gold) and not gold.startswith("(-\\infty") and len(split_top(gold[1:-1], ",")) == 2:
         yield "endpoint", ("[" if gold[0] == "(" else "(") + gold[1:]
         if "infty" not in gold:
             a, b = split_top(gold[1:-1], ",")

@@ -211,6 +211,13 @@ impl Parser {
                 break;
             }
         }
+        // E[X], R[x], C[0,1]: no products.
+        if self.is_char('[') && name.len() == 1 && name.bytes().all(|b| b.is_ascii_uppercase()) {
+            self.at += 1;
+            let arguments = self.elements()?;
+            let closed = self.eat_char(']');
+            return if closed { Ok(Expr::Apply(format!("{name}[]"), arguments)) } else { Err(Failure::Syntax) };
+        }
         if name == "Gamma" && self.is_char('(') && !self.has_comma() {
             let x = self.deeper(Parser::atom)?;
             return Ok(Expr::Call(Function::Factorial, vec![x.minus(Expr::integer(1))]));

@@ -88,7 +88,10 @@ pub fn equal(gold: &Expr, answer: &Expr, work: &mut Work) -> Outcome {
     match (gold, answer) {
         (Expr::Chain(..), Expr::Chain(..)) => chains(gold, answer, work),
         (Expr::Chain(..), _) | (_, Expr::Chain(..)) => chain_and_value(gold, answer, work),
-        (Expr::Text(a), Expr::Text(b)) => Outcome { equal: text::words(a) == text::words(b), by: Decision::Text },
+        (Expr::Text(a), Expr::Text(b)) => {
+            let equal = text::same_words(&format!("\\text{{{a}}}"), &format!("\\text{{{b}}}"));
+            Outcome { equal, by: Decision::Text }
+        }
         // \text{C} and C
         (Expr::Text(a), Expr::Symbol(b)) | (Expr::Symbol(b), Expr::Text(a)) => {
             Outcome { equal: a.trim() == b.as_str(), by: Decision::Text }

@@ -336,8 +336,10 @@ impl Lexer<'_> {
     fn style(&mut self) {
         self.rest = self.rest.strip_prefix('*').unwrap_or(self.rest);
         let Some((content, rest)) = group(self.rest) else { return };
-        let content = content.trim();
-        if content.chars().all(|c| c.is_ascii_alphabetic()) && content.len() > 1 {
+        // 5 \mathrm{~m}: the space says that it is a unit.
+        let spaced = content.starts_with(['~', ' ']) || content.starts_with("\\,") || content.starts_with("\\ ");
+        let content = content.trim_matches(|c: char| "~ \\,;".contains(c));
+        if content.chars().all(|c| c.is_ascii_alphabetic()) && (content.len() > 1 || (spaced && !content.is_empty())) {
             self.rest = rest;
             match words::kind(content) {
                 words::Kind::Function(name) => self.out.push(Token::Command(name.into())),

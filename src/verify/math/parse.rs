@@ -5,6 +5,7 @@
 
 use super::expr::{Expr, Relation};
 use super::lex::Token;
+use super::words;
 
 /// Why a text is no expression.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -235,8 +236,11 @@ impl Parser {
         let mut unit = String::new();
         while let Some(Token::Text(word)) = self.peek() {
             let plain = word.trim().trim_end_matches('.').to_ascii_lowercase();
-            if plain == "and" || plain == "or" || plain.starts_with("if ") || plain.starts_with("for ") {
+            if plain == "and" || plain == "or" {
                 break;
+            }
+            if words::changes_value(&plain) {
+                return None;
             }
             unit.push(' ');
             unit.push_str(&plain);
@@ -338,7 +342,8 @@ impl Parser {
                 }
                 // Two numbers side by side are no product.
                 Some(Token::Number(..))
-                    if matches!(self.tokens.get(self.at.wrapping_sub(1)), Some(Token::Number(..))) =>
+                    if matches!(factors.last(), Some(Expr::Number(..)))
+                        && matches!(self.tokens.get(self.at.wrapping_sub(1)), Some(Token::Number(..))) =>
                 {
                     return Err(Failure::Syntax);
                 }

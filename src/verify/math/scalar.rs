@@ -61,11 +61,11 @@ fn plain(a: &Expr, b: &Expr, work: &mut Work) -> Outcome {
     }
     for (decimal_side, exact_side) in [(a, b), (b, a)] {
         if let Some(digits) = decimal(decimal_side)
+            && enough(digits)
             && let Some(value) = number::rational(decimal_side, &Limits::SMALL)
+            && numeric::rounds_to(exact_side, &value, digits.places, &mut work.fuel)
         {
-            if enough(digits) && numeric::rounds_to(exact_side, &value, digits.places, &mut work.fuel) {
-                return Outcome::yes(Decision::Rounding);
-            }
+            return Outcome::yes(Decision::Rounding);
         }
     }
     match numeric::compare(a, b, &mut work.fuel) {

@@ -369,6 +369,10 @@ fn words_letters_and_modular_answers() {
         ("164 \\pi \\mbox{ square feet}", "164\\pi"),
         ("15\\mbox{ cm}^2", "15 \\text{ square centimeters}"),
         ("A^T", "A^{T}"),
+        ("10", "10 \\mathrm{~cm}"),
+        ("10", "10 \\mathrm{~m}"),
+        ("10", "10\\text{ m/s}"),
+        ("2^3 3^2", "72"),
     ]);
     check(&[("C", "\\textbf{(C)}\\ 12")], Status::Correct);
     different(&[
@@ -381,8 +385,24 @@ fn words_letters_and_modular_answers() {
         ("3 \\pmod{7}", "3 \\pmod{8}"),
         ("x \\equiv 3 \\pmod{7}", "x \\equiv 4 \\pmod 7"),
         ("\\text{even}", "\\text{odd}"),
+        ("AB", "ab"),
+        ("E[XY]", "E[X]Y"),
         ("5", "\\text{five}"),
     ]);
+}
+
+#[test]
+fn words_that_change_a_value_are_no_unit() {
+    for answer in [
+        "5 \\text{ million}",
+        "5 \\text{ or more}",
+        "5 \\text{ base } 8",
+        "5 \\text{ if } n > 2",
+        "5 million",
+        "5 or more",
+    ] {
+        assert_ne!(judge("5", answer).status, Status::Correct, "{answer}");
+    }
 }
 
 #[test]

@@ -29,7 +29,7 @@ pub fn spelling(text: &str, limit: usize) -> Option<Vec<Token>> {
     Some(out)
 }
 
-/// Words in lower case with single spaces, without what sets them in type: `\text{ Even.}` is `even`.
+/// Words with single spaces, without what sets them in type: `\text{ Even.}` is `Even`.
 pub fn words(text: &str) -> String {
     let mut rest = text.trim();
     let mut out = String::new();
@@ -70,8 +70,18 @@ pub fn words(text: &str) -> String {
         }
         rest = &rest[c.len_utf8()..];
     }
-    let joined = out.split_whitespace().collect::<Vec<_>>().join(" ").to_lowercase();
-    joined.trim_matches(|c: char| ".,;:!?\"'".contains(c)).to_string()
+    let joined = out.split_whitespace().collect::<Vec<_>>().join(" ");
+    let plain = joined.trim_matches(|c: char| ".,;:!?\"'".contains(c));
+    plain.to_string()
+}
+
+/// Whether two texts are the same words. Case does not count, unless they may be variables: `AB` is not `ab`.
+pub fn same_words(a: &str, b: &str) -> bool {
+    let (plain_a, plain_b) = (words(a), words(b));
+    let upright = |text: &str| text.contains("\\text") || text.contains("\\mathrm") || text.contains("\\mbox");
+    let word = |run: &str| run.chars().count() >= 4 || super::words::kind(run) == super::words::Kind::Word;
+    let folds = upright(a) || upright(b) || plain_a.split(|c: char| !c.is_alphabetic()).any(word);
+    plain_a == plain_b || (folds && plain_a.to_lowercase() == plain_b.to_lowercase())
 }
 
 /// Whether a text is words: two letters at least, and with numbers among them a word of four.
@@ -127,8 +137,9 @@ mod tests {
 
     #[test]
     fn words_and_choices() {
-        assert_eq!(words("\\text{ Evelyn. }"), "evelyn");
-        assert_eq!(words("Less  than\\ 2"), "less than 2");
+        assert_eq!(words("\\text{ Evelyn. }"), "Evelyn");
+        assert_eq!(words("Less  than\\ 2"), "Less than 2");
+        assert!(same_words("\\text{HHT}", "HHT") && same_words("Yes", "yes") && !same_words("AB", "ab"));
         assert!(is_words("\\text{even}") && is_words("yes") && !is_words("x+1") && !is_words("C"));
         for text in ["C", "(C)", "\\text{C}", "\\textbf{(C)}", "C.", "\\text{(C)}", "$C$", "\\mathrm{(C)}"] {
             assert_eq!(choice(text), Some('C'), "{text}");

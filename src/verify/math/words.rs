@@ -266,6 +266,55 @@ pub fn unit(text: &str) -> Option<&'static str> {
     UNITS.iter().find(|(name, _)| *name == word).map(|(_, unit)| *unit)
 }
 
+/// Whether words behind a value say more than its unit: `5 million`, `5 or more`, `5 if n is even`.
+pub fn changes_value(text: &str) -> bool {
+    const WORDS: &[&str] = &[
+        "hundred",
+        "thousand",
+        "million",
+        "billion",
+        "trillion",
+        "dozen",
+        "half",
+        "or",
+        "and",
+        "more",
+        "less",
+        "fewer",
+        "than",
+        "least",
+        "most",
+        "not",
+        "if",
+        "for",
+        "when",
+        "where",
+        "unless",
+        "otherwise",
+        "except",
+        "with",
+        "mod",
+        "modulo",
+        "base",
+        "times",
+        "plus",
+        "minus",
+        "over",
+        "squared",
+        "cubed",
+        "factorial",
+        "about",
+        "approximately",
+        "above",
+        "below",
+        "to",
+        "is",
+        "are",
+        "root",
+    ];
+    text.split(|c: char| !c.is_alphanumeric()).any(|word| WORDS.contains(&word))
+}
+
 /// Commands with several names.
 pub fn synonym(name: &str) -> &str {
     match name {
