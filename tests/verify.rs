@@ -36,7 +36,9 @@ fn one_verdict_a_row_in_order_and_bad_rows_by_name() {
     assert_eq!(verdicts[0]["boxed"], "correct");
     assert_eq!(verdicts[1]["rule"], "algebra");
     assert_eq!(verdicts[1]["boxed"], "no_answer");
-    for (line, error) in [(4, "no gold"), (5, "answer: expected text or a number"), (6, "one JSON object a line")] {
+    for (line, error) in
+        [(4, "no gold"), (5, "answer: expected text or a number"), (6, "expected one JSON object a line")]
+    {
         assert!(stderr.contains(&format!("answers.jsonl line {line}: {error}")), "{stderr}");
     }
     assert!(

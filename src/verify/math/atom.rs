@@ -44,7 +44,9 @@ impl Parser {
             value = match self.peek() {
                 Some(Token::Char('^')) => {
                     self.at += 1;
-                    if self.degree_sign() {
+                    if self.ordinal() {
+                        value
+                    } else if self.degree_sign() {
                         Expr::Degrees(Box::new(value))
                     } else {
                         // A transposed matrix: products do not commute, so the answer is compared as it is written.
@@ -94,6 +96,15 @@ impl Parser {
             && self.peek_at(2) == Some(&Token::Char('}'));
         self.at += if braces { 3 } else { 0 };
         braces
+    }
+
+    /// `\text{th}` behind `^`: 7^{\text{th}} is 7.
+    fn ordinal(&mut self) -> bool {
+        let braces = usize::from(self.is_char('{'));
+        let ordinal = matches!(self.peek_at(braces), Some(Token::Text(word)) if ["st", "nd", "rd", "th"].contains(&word.as_str()))
+            && (braces == 0 || self.peek_at(2) == Some(&Token::Char('}')));
+        self.at += if ordinal { 1 + 2 * braces } else { 0 };
+        ordinal
     }
 
     /// What stands behind `^`: a group, or one atom with its sign.

@@ -3,6 +3,7 @@
 
 use super::compare::Work;
 use super::expr::{Constant, Expr, Function, Interval, Relation};
+use super::number::{self, Limits};
 use super::{scalar, words};
 
 /// Most answers that signs of plus-minus are written out to.
@@ -13,6 +14,7 @@ pub fn canonical(e: Expr) -> Expr {
     let e = e.map(&|e| match e {
         // A degree sign outside of a function is a unit: 90^\circ is 90.
         Expr::Degrees(x) => *x,
+        Expr::List(parts) => without_conditions(parts),
         Expr::Product(parts) => scaled_matrix(parts),
         Expr::Difference(a, b) => complement(*a, *b),
         Expr::Symbol(name) if name == "mathbb{R}" => Expr::Interval(Box::new(Interval {
@@ -34,6 +36,24 @@ pub fn canonical(e: Expr) -> Expr {
         other => other,
     });
     spread_signs(e)
+}
+
+/// `2\pi k, k \in \mathbb{Z}` as `2\pi k`: what a variable ranges over is said beside the answer.
+fn without_conditions(mut parts: Vec<Expr>) -> Expr {
+    let numbers = |e: &Expr| match e {
+        Expr::Symbol(name) => name.starts_with("mathbb"),
+        Expr::Interval(i) => infinite(&i.low) && infinite(&i.high),
+        _ => false,
+    };
+    let condition = |e: &Expr| {
+        matches!(e, Expr::Chain(sides, relations)
+            if *relations == [Relation::In] && matches!(sides[0], Expr::Symbol(_)) && numbers(&sides[1]))
+    };
+    let values = parts.iter().filter(|p| !condition(p)).count();
+    if values > 0 {
+        parts.retain(|p| !condition(p));
+    }
+    if parts.len() == 1 { parts.swap_remove(0) } else { Expr::List(parts) }
 }
 
 /// `1 \pm \sqrt2` as its two values; in a set, as its elements.
@@ -104,7 +124,7 @@ fn complement(a: Expr, b: Expr) -> Expr {
     let mut known: Vec<(f64, Expr)> = Vec::new();
     for point in points {
         let mut fuel = 2000;
-        let value = super::numeric::real(point, &mut fuel).map(|(ball, _)| to_f64(&ball.re));
+        let value = super::numeric::real(point, 128, &mut fuel).map(|(ball, _)| to_f64(&ball.re));
         match value {
             Some(value) if value.is_finite() => known.push((value, point.clone())),
             _ => return Expr::Difference(Box::new(a), Box::new(b)),
@@ -169,6 +189,15 @@ pub fn interval_of(e: &Expr) -> Option<(Expr, Expr)> {
         ([x, set], [Relation::In]) if name(x) => Some((x.clone(), set.clone())),
         ([x, value], [Relation::NotEqual]) if name(x) && value.is_scalar() => {
             Some((x.clone(), complement(open(infinity.clone().negated(), infinity), Expr::Set(vec![value.clone()]))))
+        }
+        // |x| < 2
+        ([Expr::Call(Function::Abs, of), b], [r @ (Relation::Less | Relation::LessEqual)])
+            if of.len() == 1
+                && name(&of[0])
+                && number::rational(b, &Limits::SMALL).is_some_and(|q| q > dashu_ratio::RBig::ZERO) =>
+        {
+            let open = *r == Relation::Less;
+            Some((of[0].clone(), interval(b.clone().negated(), b.clone(), open, open)))
         }
         ([a, b], [r]) => {
             let (x, bound, r) = if name(a) { (a, b, *r) } else { (b, a, r.mirrored()?) };

@@ -346,6 +346,13 @@ impl Lexer<'_> {
                 _ => self.out.push(Token::Text(content.to_string())),
             }
         }
+        // A quotient of units.
+        let unit = |c: char| c.is_ascii_alphanumeric() || "/^ ".contains(c);
+        if content.contains('/') && content.starts_with(|c: char| c.is_ascii_alphabetic()) && content.chars().all(unit)
+        {
+            self.rest = rest;
+            self.out.push(Token::Text(content.to_string()));
+        }
         // Otherwise the braces stay: \mathbf{x} is {x}.
     }
 

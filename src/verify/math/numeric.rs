@@ -16,6 +16,8 @@ use std::collections::BTreeSet;
 /// Points at which expressions of variables are compared, and how many may fall on singularities in finding them.
 const POINTS: usize = 6;
 const ATTEMPTS: usize = 14;
+/// The longest decimal that is taken for the rounding of another value.
+const MOST_PLACES: usize = 300;
 
 /// What the values say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,10 +93,10 @@ pub fn proportional(a: &Expr, b: &Expr, fuel: &mut usize) -> Option<i8> {
     })
 }
 
-/// A constant's real value to about 100 bits with its error; `None` if it has none.
-pub fn real(e: &Expr, fuel: &mut usize) -> Option<(Ball, Arithmetic)> {
+/// A constant's real value to `bits` bits with its error; `None` if it has none.
+pub fn real(e: &Expr, bits: usize, fuel: &mut usize) -> Option<(Ball, Arithmetic)> {
     let variables = Variables::default();
-    let mut arithmetic = Arithmetic::new(128, *fuel);
+    let mut arithmetic = Arithmetic::new(bits, *fuel);
     let value = Evaluator { arithmetic: &mut arithmetic, variables: &variables, point: 0 }.value(e).ok();
     *fuel = arithmetic.fuel;
     value.filter(Ball::is_real).map(|v| (v, arithmetic))
@@ -102,7 +104,11 @@ pub fn real(e: &Expr, fuel: &mut usize) -> Option<(Ball, Arithmetic)> {
 
 /// Whether a constant rounds to a decimal: |e - decimal| is at most half a unit of its last place.
 pub fn rounds_to(e: &Expr, decimal: &RBig, places: usize, fuel: &mut usize) -> bool {
-    let Some((value, mut arithmetic)) = real(e, fuel) else { return false };
+    if places > MOST_PLACES {
+        return false;
+    }
+    // Four bits a digit: the error stays far below the last place.
+    let Some((value, mut arithmetic)) = real(e, 128 + 4 * places, fuel) else { return false };
     let half = RBig::from_parts(IBig::ONE, dashu_int::UBig::from(10u8).pow(places) * dashu_int::UBig::from(2u8));
     let within = |arithmetic: &mut Arithmetic| -> Computed<bool> {
         let decimal = arithmetic.rational(decimal)?;

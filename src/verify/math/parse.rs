@@ -35,6 +35,10 @@ pub fn parse(tokens: Vec<Token>, deepest: usize) -> Parsed<Expr> {
     {
         parser.tokens.pop();
     }
+    // "= 5" and "\\approx 3.14": the rest of a sentence that began before the box.
+    if parser.is_char('=') || parser.is_command("approx") {
+        parser.at += 1;
+    }
     let expr = parser.list()?;
     if parser.at < parser.tokens.len() { Err(Failure::Syntax) } else { Ok(expr) }
 }

@@ -110,7 +110,10 @@ fn choice_start(text: &str) -> Option<(char, &str)> {
     for style in ["\\textbf", "\\text", "\\mathrm", "\\mathbf", "\\boxed", "\\mbox", "\\textrm"] {
         rest = rest.strip_prefix(style).unwrap_or(rest);
     }
-    let rest = rest.trim_start_matches(['{', '(', ' ']);
+    let mut rest = rest.trim_start_matches(['{', '(', ' ']);
+    for word in ["Option ", "option ", "Choice ", "choice ", "Answer "] {
+        rest = rest.strip_prefix(word).unwrap_or(rest).trim_start_matches(['(', ' ']);
+    }
     let letter = rest.chars().next().filter(|c| ('A'..='J').contains(c))?;
     Some((letter, &rest[1..]))
 }

@@ -337,6 +337,7 @@ pub fn synonym(name: &str) -> &str {
         "ast" => "times",
         "rightarrow" | "longrightarrow" => "to",
         "tg" => "tan",
+        "lg" => "log",
         "ctg" => "cot",
         "cosec" => "csc",
         "imath" => "i",
