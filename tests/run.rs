@@ -172,7 +172,7 @@ fn a_run_under_the_mathematical_rule_logs_where_the_text_comparison_differs() {
     let model = model();
     let root = tempfile::tempdir().unwrap();
     let dir = root.path().join("math");
-    let settings = ["reward.rule=math", "rl.steps=1", "bupo.steps=1", "warmup.max_steps=0"];
+    let settings = ["reward.rule=math", "rl.steps=1", "bupo.steps=1", "warmup.max_steps=1"];
     let model = format!("model.path={}", text(&model));
     let mut args = vec!["train", "RECIPE", "--dir", text(&dir), "--set", &model];
     settings.iter().for_each(|s| args.extend(["--set", s]));
