@@ -190,10 +190,10 @@ pub fn interval_of(e: &Expr) -> Option<(Expr, Expr)> {
         ([x, value], [Relation::NotEqual]) if name(x) && value.is_scalar() => {
             Some((x.clone(), complement(open(infinity.clone().negated(), infinity), Expr::Set(vec![value.clone()]))))
         }
-        // |x| < 2
+        // |x| < 2 of a real variable; |z| < 2 is a disc.
         ([Expr::Call(Function::Abs, of), b], [r @ (Relation::Less | Relation::LessEqual)])
             if of.len() == 1
-                && name(&of[0])
+                && matches!(&of[0], Expr::Symbol(x) if ["x", "y", "t"].contains(&x.as_str()))
                 && number::rational(b, &Limits::SMALL).is_some_and(|q| q > dashu_ratio::RBig::ZERO) =>
         {
             let open = *r == Relation::Less;

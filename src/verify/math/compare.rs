@@ -122,8 +122,12 @@ pub fn equal(gold: &Expr, answer: &Expr, work: &mut Work) -> Outcome {
             let cross = |x: &Expr, y: &Expr| Expr::Product(vec![x.clone(), y.clone()]);
             all(a[1..].iter().zip(&b[1..]), |(x, y)| scalar::equal(&cross(x, first_b), &cross(first_a, y), work))
         }
-        (Expr::Ratio(a), b) if a.len() == 2 && b.is_scalar() => equal(&a[0].clone().over(a[1].clone()), b, work),
-        (a, Expr::Ratio(b)) if b.len() == 2 && a.is_scalar() => equal(a, &b[0].clone().over(b[1].clone()), work),
+        (Expr::Ratio(a), b) if a.len() == 2 && b.is_scalar() && !has_zero(a) => {
+            equal(&a[0].clone().over(a[1].clone()), b, work)
+        }
+        (a, Expr::Ratio(b)) if b.len() == 2 && a.is_scalar() && !has_zero(b) => {
+            equal(a, &b[0].clone().over(b[1].clone()), work)
+        }
         (Expr::Matrix(columns_a, a), Expr::Matrix(columns_b, b)) => {
             if columns_a != columns_b || a.len() != b.len() {
                 return different;
@@ -159,6 +163,11 @@ pub fn equal(gold: &Expr, answer: &Expr, work: &mut Work) -> Outcome {
         (Expr::Apply(f, a), Expr::Apply(g, b)) if f == g => ordered(a, b, work),
         _ => different,
     }
+}
+
+/// (0:1) is a point of a projective line, no quotient.
+fn has_zero(parts: &[Expr]) -> bool {
+    parts.contains(&Expr::integer(0))
 }
 
 fn scalars(a: &Expr, b: &Expr, work: &mut Work) -> Outcome {

@@ -395,6 +395,9 @@ fn words_letters_and_modular_answers() {
         ("x \\equiv 3 \\pmod{7}", "x \\equiv 4 \\pmod 7"),
         ("\\text{even}", "\\text{odd}"),
         ("AB", "ab"),
+        ("ii", "-1"),
+        ("|z| < 1", "(-1, 1)"),
+        ("(0:1)", "0"),
         ("E[XY]", "E[X]Y"),
         ("5", "\\text{five}"),
     ]);

@@ -86,6 +86,8 @@ const WORDS: &[&str] = &[
     "true",
     "false",
     "undefined",
+    "ii",
+    "iii",
     "is",
     "are",
     "the",
