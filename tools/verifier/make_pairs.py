@@ -106,7 +106,7 @@ def rewrites(gold):
             yield "commuted", f"{parts[1]} + {parts[0]}" if not parts[0].startswith("-") else f"{parts[1]} {parts[0]}"
         # Of a value only: no word, no set, no number in another base, no product of matrices.
         value = not re.search(r"[A-Za-z]{4,}(?<!frac)(?<!sqrt)|infty|mathbb|mathcal|[{}^_]\\?(ast|top|times)|\^[*T]|^\d+_|\\\{|otimes|emptyset|mapsto|cong", gold)
-        value = value and not re.fullmatch(r"(?i)yes|no|true|false", gold)
+        value = value and not re.fullmatch(r"(?i)yes|no|true|false|i{2,3}", gold)
         if value and len(parts) == 1 and not gold.startswith("-") and len(split_top(gold, "-")) == 1:
             yield "one half of the double", f"\\frac{{2 \\cdot {gold}}}{{2}}"
     if re.fullmatch(r"\((?!.*\\cup).*,.*\)", gold) and len(split_top(gold[1:-1], ",")) >= 3:
@@ -140,7 +140,7 @@ def algebra(gold):
         expression = parsed[0] if parsed else None
         if not isinstance(expression, sympy.Expr) or isinstance(expression, sympy.MatrixBase) or sympy.count_ops(expression) > 30:
             return
-        if re.fullmatch(r"(?i)yes|no|true|false", gold):
+        if re.fullmatch(r"(?i)yes|no|true|false|i{2,3}", gold):
             return
         # 52_8, matrices, functions and names that the parser takes for products: sympy's form is of something else.
         if re.search(r"_\d|\^\{?[T*]|\\top|\\text|mathbb|mathcal|mathbf|[a-zA-Z]\(|\\pm|[:|'%]|[A-Za-z]{4,}(?<!frac)(?<!sqrt)|\d!", gold):
