@@ -3,6 +3,7 @@
 use crate::model::Compute;
 use crate::rl::Aggregation;
 use crate::verify::Rule;
+use crate::verify::math::Place;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -32,6 +33,8 @@ pub enum Command {
     Generate(GenerateArgs),
     /// Avg@K and Pass@K on problems
     Evaluate(EvaluateArgs),
+    /// Judge mathematical answers against gold answers
+    Verify(VerifyArgs),
     /// Time the parts on this machine
     #[command(subcommand)]
     Bench(BenchCommand),
@@ -173,7 +176,7 @@ pub struct EvaluateArgs {
     /// The K of Pass@K, separated by commas
     #[arg(short, value_delimiter = ',', default_value = "1,4,16")]
     pub k: Vec<usize>,
-    /// boxed (normalised text) or exact (integers)
+    /// boxed (normalised text), exact (integers) or math (mathematical equality)
     #[arg(long, default_value = "boxed", value_parser = parse_rule)]
     pub rule: Rule,
     /// final, layer:N, attn:N or ffn:N
@@ -204,6 +207,22 @@ pub struct EvaluateArgs {
     pub compute: Compute,
     #[command(flatten)]
     pub prompt: PromptArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example: bupo verify --data answers.jsonl --out verdicts.jsonl\nHow answers are compared: docs/VERIFIER.md"
+)]
+pub struct VerifyArgs {
+    /// JSONL of {gold, answer}; either may be a bare answer or a whole text
+    #[arg(long)]
+    pub data: PathBuf,
+    /// JSONL: one verdict a row, in order, with status, rule and the answer that was found
+    #[arg(long)]
+    pub out: PathBuf,
+    /// Where an answer is looked for, in order: boxed, phrase ("answer is"), formula (the last), whole (a bare answer)
+    #[arg(long, value_delimiter = ',', default_value = "boxed,phrase,formula,whole", value_parser = parse_place)]
+    pub places: Vec<Place>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -269,6 +288,10 @@ fn by_name<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
 }
 
 fn parse_rule(text: &str) -> Result<Rule, String> {
+    by_name(text)
+}
+
+fn parse_place(text: &str) -> Result<Place, String> {
     by_name(text)
 }
 

@@ -6,6 +6,7 @@ pub mod evaluate;
 pub mod generate;
 pub mod score;
 pub mod train;
+pub mod verify;
 
 use crate::cli::PromptArgs;
 use crate::model::{Compute, Model};

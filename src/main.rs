@@ -37,6 +37,7 @@ fn run(cli: &Cli) -> Result<()> {
         Command::Score(args) => start_threads(cli.threads).and_then(|()| commands::score::run(args)),
         Command::Generate(args) => start_threads(cli.threads).and_then(|()| commands::generate::run(args)),
         Command::Evaluate(args) => start_threads(cli.threads).and_then(|()| commands::evaluate::run(args)),
+        Command::Verify(args) => start_threads(cli.threads).and_then(|()| commands::verify::run(args)),
         Command::Bench(command) => start_threads(cli.threads).and_then(|()| commands::bench::run(command)),
     }
 }

@@ -1,5 +1,6 @@
 //! Problems: where they come from, in which order, and with which randomness.
 
+pub mod answers;
 pub mod arithmetic;
 pub mod dataset;
 pub mod order;

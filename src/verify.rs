@@ -2,6 +2,7 @@
 
 pub mod boxed;
 pub mod exact;
+pub mod math;
 
 use serde::{Deserialize, Serialize};
 
@@ -78,16 +79,23 @@ pub enum Rule {
     Boxed,
     /// The last `\boxed{}` as an integer ([`exact`]).
     Exact,
+    /// The last `\boxed{}`, or what follows "answer is", as mathematics ([`math`]).
+    Math,
 }
 
 impl Rule {
-    /// Judges a response's text against the gold answer. Never panics, and takes time linear in the text's length.
+    /// Judges a response's text against the gold answer. Never panics, and takes time linear in the text's length
+    /// (`math`: with a bounded amount of work on the answer).
     pub fn judge(self, response: &str, gold: &str) -> Verdict {
+        if self == Rule::Math {
+            let verdict = math::verify(gold, response, &math::Settings::responses());
+            return Verdict { status: verdict.status, answer: verdict.answer };
+        }
         let Some(answer) = boxed::last_boxed(response) else {
             return Verdict { status: Status::NoAnswer, answer: None };
         };
         let status = match self {
-            Rule::Boxed => boxed::compare(answer, gold),
+            Rule::Boxed | Rule::Math => boxed::compare(answer, gold),
             Rule::Exact => exact::compare(answer, gold),
         };
         Verdict { status, answer: Some(answer.to_string()) }
@@ -126,6 +134,7 @@ mod tests {
             for wrapped in [response.clone(), format!("\\boxed{{{response}}}"), format!("\\frac{response}\\boxed {response}")] {
                 Rule::Boxed.judge(&wrapped, &gold);
                 Rule::Exact.judge(&wrapped, &gold);
+                Rule::Math.judge(&wrapped, &gold);
             }
         }
 

@@ -168,6 +168,31 @@ fn a_run_leaves_everything_behind_that_it_promises() {
 }
 
 #[test]
+fn a_run_under_the_mathematical_rule_logs_where_the_text_comparison_differs() {
+    let model = model();
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("math");
+    let settings = ["reward.rule=math", "rl.steps=1", "bupo.steps=1", "warmup.max_steps=1"];
+    let model = format!("model.path={}", text(&model));
+    let mut args = vec!["train", "RECIPE", "--dir", text(&dir), "--set", &model];
+    settings.iter().for_each(|s| args.extend(["--set", s]));
+    let recipe = recipe(root.path());
+    let without_init = fs::read_to_string(&recipe).unwrap();
+    let (head, rest) = without_init.split_once("[model.init]").unwrap();
+    let rest = rest.split_once("[data.arithmetic]").unwrap().1;
+    fs::write(&recipe, format!("{head}[data.arithmetic]{rest}")).unwrap();
+    args[1] = text(&recipe);
+    ok(&args);
+    let metrics = rows(&dir.join("metrics.jsonl"));
+    let (completions, share) =
+        (rows(&dir.join("completions.jsonl")), metrics[0]["boxed_disagreement"].as_f64().unwrap());
+    // Where the model finds no box but says "answer is", or writes 07 for 7; every response is one of the 24.
+    assert!((0.0..=1.0).contains(&share) && (share * completions.len() as f64).fract() < 1e-9, "{share}");
+    // Under another rule nothing is compared, and nothing logged.
+    assert!(rows(&run().join("metrics.jsonl"))[0].get("boxed_disagreement").is_none());
+}
+
+#[test]
 fn a_resumed_run_equals_one_never_stopped_bit_for_bit() {
     let whole = run();
     let root = tempfile::tempdir().unwrap();

@@ -84,7 +84,7 @@ fn wrong_values_are_named_with_key_and_line() {
         ),
         (
             with("[reward]\nrule = \"zzzzzz\""),
-            "reward.rule = \"zzzzzz\": expected \"boxed\", \"exact\" (x.toml, line 9)",
+            "reward.rule = \"zzzzzz\": expected \"boxed\", \"exact\", \"math\" (x.toml, line 9)",
         ),
         (
             with("[bupo]\nlayer = 0\nsteps = 1"),

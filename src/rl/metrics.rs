@@ -54,6 +54,9 @@ pub struct StepMetrics {
     #[serde(flatten)]
     pub rewards: GroupStats,
     pub verdicts: StatusCounts,
+    /// Share of responses whose reward the text comparison `boxed` would decide otherwise; only where the rule is `math`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boxed_disagreement: Option<f64>,
     /// Share of responses that reached the length limit.
     pub truncated: f64,
     /// Prompts cut from the left to the prompt limit.

@@ -126,7 +126,7 @@ impl<'a> Trainer<'a> {
         let rollouts = self.roll_out(step, problems, progress)?;
         let rollout_seconds = start.elapsed().as_secs_f64();
 
-        let verdicts = self.judge(problems, &rollouts)?;
+        let (verdicts, boxed_disagreement) = self.judge(problems, &rollouts)?;
         let groups = self.compare(&rollouts, &verdicts)?;
 
         let update_start = Instant::now();
@@ -143,7 +143,8 @@ impl<'a> Trainer<'a> {
             update: update_seconds,
             total: start.elapsed().as_secs_f64(),
         };
-        let metrics = self.metrics(step, phase, &rollouts, &verdicts, &aligned, agreement, seconds)?;
+        let mut metrics = self.metrics(step, phase, &rollouts, &verdicts, &aligned, agreement, seconds)?;
+        metrics.boxed_disagreement = boxed_disagreement;
         let completions = self.rows(step, problems, &rollouts, &verdicts, &groups)?;
         Ok(StepReport { metrics, completions })
     }
@@ -170,13 +171,28 @@ impl<'a> Trainer<'a> {
         Ok(Rollouts { prompts, prompts_truncated, completions })
     }
 
-    /// A verdict for every response: text against gold, token ids decoded without their end token.
-    fn judge(&self, problems: &[Problem], rollouts: &Rollouts) -> Result<Vec<Vec<Verdict>>> {
-        let judge_group = |(problem, group): (&Problem, &Vec<Completion>)| -> Result<Vec<Verdict>> {
-            let judge = |c: &Completion| Ok(self.settings.rule.judge(&self.prompts.decode(&c.ids)?, &problem.gold));
-            group.iter().map(judge).collect()
-        };
-        problems.iter().zip(&rollouts.completions).map(judge_group).collect()
+    /// A verdict for every response: text against gold, token ids decoded without their end token. With the rule `math`,
+    /// also the share of responses that the reference's text comparison would have rewarded otherwise.
+    fn judge(&self, problems: &[Problem], rollouts: &Rollouts) -> Result<(Vec<Vec<Verdict>>, Option<f64>)> {
+        let rule = self.settings.rule;
+        let (mut responses, mut disagreements) = (0usize, 0usize);
+        let mut verdicts = Vec::with_capacity(problems.len());
+        for (problem, group) in problems.iter().zip(&rollouts.completions) {
+            let mut judged = Vec::with_capacity(group.len());
+            for completion in group {
+                let text = self.prompts.decode(&completion.ids)?;
+                let verdict = rule.judge(&text, &problem.gold);
+                responses += 1;
+                if rule == Rule::Math {
+                    let boxed = Rule::Boxed.judge(&text, &problem.gold);
+                    disagreements += usize::from(boxed.reward() != verdict.reward());
+                }
+                judged.push(verdict);
+            }
+            verdicts.push(judged);
+        }
+        let share = (rule == Rule::Math && responses > 0).then(|| disagreements as f64 / responses as f64);
+        Ok((verdicts, share))
     }
 
     /// Rewards to advantages, within each group.
@@ -292,6 +308,7 @@ impl<'a> Trainer<'a> {
             policy: phase.policy().to_string(),
             rewards: GroupStats::of(&groups)?,
             verdicts: counts,
+            boxed_disagreement: None,
             truncated: all.iter().filter(|c| c.finish == Finish::Length).count() as f64 / all.len().max(1) as f64,
             prompts_truncated: rollouts.prompts_truncated,
             response_length: Lengths::of(&lengths),
