@@ -1,10 +1,11 @@
 """Ours and PyTorch side by side, in turns, in one run; a Markdown table of medians and ratios.
 
-    python benches/compare.py --peers DIR --models small=DIR medium=DIR [--runs 5] [--bupo target/release/bupo]
+    python benches/compare.py --peers DIR --models small=DIR medium=DIR [--runs 5] [--jobs update,analysis,rollout,step]
 
-DIR of --peers holds analyze_torch.py, update_torch.py and generate_hf.py (plain PyTorch + transformers programs; see
-docs/PERFORMANCE.md for what each does) and this script's Python has torch and transformers. Both sides get two threads.
-Values are compared too: losses and per-layer entropies must agree to 1e-4, or the script says so and fails.
+DIR of --peers holds analyze_torch.py, update_torch.py, generate_hf.py and grpo_trl.py (plain PyTorch + transformers
+programs and TRL; see docs/PERFORMANCE.md for what each does) and this script's Python has torch, transformers and trl. All
+sides get the same number of threads. Values are compared too: losses and per-layer entropies in f32 must agree to 1e-4,
+or the script says so and fails. Peak memory is what the kernel counted for each process.
 """
 import argparse
 import json
@@ -15,25 +16,36 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 
 ap = argparse.ArgumentParser()
 ap.add_argument("--peers", type=pathlib.Path, required=True)
 ap.add_argument("--models", nargs="+", required=True, metavar="NAME=DIR")
 ap.add_argument("--runs", type=int, default=5)
+ap.add_argument("--jobs", default="update,analysis,rollout,step")
 ap.add_argument("--bupo", default="target/release/bupo")
 ap.add_argument("--threads", default="2")
 a = ap.parse_args()
 ENV = os.environ | {"OMP_NUM_THREADS": a.threads}
+HERE = pathlib.Path(__file__).parent
 failures = []
 
 
 def measured(command):
-    """Last JSON line of a program's output, with its wall-clock peak memory in MiB."""
-    done = subprocess.run(["/usr/bin/env", *map(str, command)], env=ENV, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{command} failed:\n{done.stderr[-2000:]}")
-    lines = [l for l in done.stdout.splitlines() if l.startswith("{")]
-    return json.loads(lines[-1]) if lines else {}
+    """Last JSON line of a program's output, with its process's peak memory in MiB."""
+    child = subprocess.Popen([*map(str, command)], env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    errors = []
+    reader = threading.Thread(target=lambda: errors.append(child.stderr.read()))
+    reader.start()
+    output = child.stdout.read()
+    _, status, usage = os.wait4(child.pid, 0)
+    reader.join()
+    if status:
+        sys.exit(f"{command} failed:\n{errors[0][-2000:]}")
+    lines = [l for l in output.splitlines() if l.startswith("{")]
+    result = json.loads(lines[-1]) if lines else {}
+    result.setdefault("seconds", result.get("seconds_per_step"))
+    return result | {"peak_rss_mib": usage.ru_maxrss / 1024}
 
 
 def agree(what, ours, theirs):
@@ -53,27 +65,29 @@ def batch(vocab, path, rows=16, length=256, prompt=32):
     return ids
 
 
-def in_turns(ours, theirs):
-    """Both commands `runs` times, alternating; their results."""
-    results = ([], [])
+def in_turns(**commands):
+    """Every command `runs` times, in turns; the results of each."""
+    results = {name: [] for name in commands}
     for _ in range(a.runs):
-        results[0].append(measured(ours))
-        results[1].append(measured(theirs))
+        for name, command in commands.items():
+            results[name].append(measured(command))
     return results
 
 
-def row(job, results, rate="tokens_per_second"):
-    ours, theirs = ([r for r in side] for side in results)
-    mid = lambda side, key: statistics.median(r[key] for r in side)
-    speed = lambda side: mid(side, rate) if rate in side[0] else 1 / mid(side, "seconds")
-    memory = "-"
-    if "peak_rss_mib" in theirs[0] and "peak_rss_mib" in ours[0]:
-        memory = f"{mid(ours, 'peak_rss_mib'):.0f} / {mid(theirs, 'peak_rss_mib'):.0f} MiB"
-    seconds = f"{mid(ours, 'seconds'):.2f} / {mid(theirs, 'seconds'):.2f}"
-    print(f"| {job} | {seconds} | {mid(theirs, 'seconds') / mid(ours, 'seconds'):.2f}x | {memory} |", flush=True)
+def row(job, results):
+    """One line: ours in f32 and bf16, PyTorch in f32 (and bf16), ratios to PyTorch's f32 and bf16."""
+    second = {name: statistics.median(r["seconds"] for r in runs) for name, runs in results.items()}
+    peak = {name: statistics.median(r["peak_rss_mib"] for r in runs) for name, runs in results.items()}
+    over = lambda ours, theirs: f"{second[theirs] / second[ours]:.2f}x" if theirs in second else "-"
+    value = lambda table, name, form: form.format(table[name]) if name in table else "-"
+    cells = [job, *(value(second, n, "{:.2f}") for n in ("f32", "bf16", "torch", "torch_bf16"))]
+    cells += [over("f32", "torch"), over("bf16", "torch"), over("bf16", "torch_bf16")]
+    cells += [" / ".join(value(peak, n, "{:.0f}") for n in ("f32", "bf16", "torch"))]
+    print("| " + " | ".join(cells) + " |", flush=True)
 
 
-print("| job | seconds, ours / PyTorch | speed | peak memory, ours / PyTorch |\n|---|---|---|---|")
+print("| job | ours f32, s | ours bf16, s | PyTorch f32, s | PyTorch bf16, s | f32 : f32 | bf16 : f32 | bf16 : bf16 | peak MiB: f32 / bf16 / PyTorch f32 |")
+print("|---|---|---|---|---|---|---|---|---|")
 with tempfile.TemporaryDirectory() as scratch:
     scratch = pathlib.Path(scratch)
     for name, model in (m.split("=", 1) for m in a.models):
@@ -81,26 +95,36 @@ with tempfile.TemporaryDirectory() as scratch:
         data, tokens = scratch / f"{name}.json", scratch / f"{name}.jsonl"
         ids = batch(vocab, data)
         tokens.write_text("".join(json.dumps(dict(input_ids=i, response_start=32)) + "\n" for i in ids[:4]))
-        threads = ["--threads", a.threads]
-        for label, layer in [("final policy", []), ("layer 2", ["--layer", "2"])]:
-            ours = [a.bupo, "bench", "update", model, "--batch", data, "--repeat", "3", *layer, *threads]
-            theirs = [sys.executable, a.peers / "update_torch.py", model, data, "--repeat", "3", *layer]
-            results = in_turns(ours, theirs)
-            agree(f"{name} update, {label}", results[0][0]["losses"], results[1][0]["losses"])
+        ours = lambda *verb: {c: [a.bupo, *verb, "--compute", c, "--threads", a.threads] for c in ("f32", "bf16")}
+        peer = lambda script, *rest: [sys.executable, a.peers / script, *rest]
+        for label, layer in [("final policy", []), ("layer 2", ["--layer", "2"])] if "update" in a.jobs else []:
+            verb = ["bench", "update", model, "--batch", data, "--repeat", "3", *layer]
+            bf16 = [sys.executable, HERE / "update_bf16.py", a.peers, model, data, "--repeat", "3", *layer]
+            results = in_turns(**ours(*verb), torch=peer("update_torch.py", model, data, "--repeat", "3", *layer), torch_bf16=bf16)
+            agree(f"{name} update, {label}", results["f32"][0]["losses"], results["torch"][0]["losses"])
             row(f"{name}: update, {label}, 16 x 256 tokens", results)
-        ours = [a.bupo, "bench", "rollout", model, "--repeat", "1", *threads]
-        theirs = [sys.executable, a.peers / "generate_hf.py", model, "--repeat", "1"]
-        row(f"{name}: rollout, 64 x 128 tokens", in_turns(ours, theirs))
-        out = scratch / "analysis"
-        ours = [a.bupo, "analyze", model, "--data", tokens, "--out", out, "--json", *threads]
-        theirs = [sys.executable, a.peers / "analyze_torch.py", model, tokens, "--out", scratch / "torch.json"]
-        results = in_turns(ours, theirs)
-        mine, torch = json.loads((out / "analysis.json").read_text()), json.loads((scratch / "torch.json").read_text())
-        for l in mine["per_layer"]:
-            keys = list(l["entropy"])
-            agree(f"{name} entropies of layer {l['layer']}", [l["entropy"][k] for k in keys],
-                  [torch["mean"][f"{k}.{l['layer']}"] for k in keys])
-            agree(f"{name} residual norm of layer {l['layer']}", [l["residual_norm"]], [torch["mean"][f"norm.{l['layer']}"]])
-        row(f"{name}: analysis, all taps, 4 x 224 tokens", results)
+        if "rollout" in a.jobs:
+            theirs = ["generate_hf.py", model, "--repeat", "1"]
+            results = in_turns(**ours("bench", "rollout", model, "--repeat", "1"), torch=peer(*theirs),
+                               torch_bf16=peer(*theirs, "--dtype", "bfloat16"))
+            row(f"{name}: rollout, 64 x 128 tokens", results)
+        if "analysis" in a.jobs:
+            out = scratch / "analysis"
+            commands = ours("analyze", model, "--data", tokens, "--json")
+            commands = {c: [*command, "--out", out / c] for c, command in commands.items()}
+            theirs = ["analyze_torch.py", model, tokens, "--out"]
+            results = in_turns(**commands, torch=peer(*theirs, scratch / "torch.json"),
+                               torch_bf16=peer(*theirs, scratch / "torch_bf16.json", "--dtype", "bfloat16"))
+            mine = json.loads((out / "f32" / "analysis.json").read_text())
+            torch = json.loads((scratch / "torch.json").read_text())
+            for l in mine["per_layer"]:
+                keys = list(l["entropy"])
+                agree(f"{name} entropies of layer {l['layer']}", [l["entropy"][k] for k in keys],
+                      [torch["mean"][f"{k}.{l['layer']}"] for k in keys])
+                agree(f"{name} residual norm of layer {l['layer']}", [l["residual_norm"]], [torch["mean"][f"norm.{l['layer']}"]])
+            row(f"{name}: analysis, all taps, 4 x 224 tokens", results)
+        if "step" in a.jobs and name == "small":
+            theirs = ["grpo_trl.py", model, "--prompts", "8", "--group", "8", "--new", "128", "--steps", "4"]
+            row(f"{name}: one GRPO step, 8 x 8 x 128 tokens (TRL)", in_turns(**ours("bench", "step", model), torch=peer(*theirs)))
 print("\n".join(["", *failures]) if failures else "\nValues agree to 1e-4.")
 sys.exit(bool(failures))

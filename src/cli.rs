@@ -231,6 +231,8 @@ pub enum BenchCommand {
     Update(BenchUpdateArgs),
     /// Sampling random prompts to a fixed length; prints one line of JSON
     Rollout(BenchRolloutArgs),
+    /// Whole GRPO steps, rollout to optimizer, on random prompts; prints one line of JSON
+    Step(BenchStepArgs),
 }
 
 #[derive(Debug, Args)]
@@ -251,8 +253,10 @@ pub struct BenchUpdateArgs {
     pub lr: f64,
     #[arg(long, default_value = "token-mean", value_parser = parse_aggregation)]
     pub aggregation: Aggregation,
+    /// Packed tokens of one forward and backward
     #[arg(long, default_value_t = 2048)]
     pub micro_batch_tokens: usize,
+    /// Keep only each layer's input and compute the layer again in the backward
     #[arg(long)]
     pub recompute: bool,
     /// Writes the first gradient as safetensors
@@ -277,6 +281,35 @@ pub struct BenchRolloutArgs {
     pub new: usize,
     #[arg(long, default_value_t = 3)]
     pub repeat: usize,
+    /// What matrix products multiply in: f32, or bf16 (faster, about three digits)
+    #[arg(long, default_value = "f32", value_parser = parse_compute)]
+    pub compute: Compute,
+}
+
+#[derive(Debug, Args)]
+pub struct BenchStepArgs {
+    pub model: PathBuf,
+    #[arg(long, default_value_t = 8)]
+    pub prompts: usize,
+    /// Responses to each prompt
+    #[arg(long, default_value_t = 8)]
+    pub group: usize,
+    /// Tokens of each prompt
+    #[arg(long, default_value_t = 24)]
+    pub prompt: usize,
+    /// New tokens of each response
+    #[arg(long, default_value_t = 128)]
+    pub new: usize,
+    /// The internal layer policy to update; the final policy without it
+    #[arg(long)]
+    pub layer: Option<usize>,
+    #[arg(long, default_value_t = 5)]
+    pub steps: usize,
+    #[arg(long, default_value_t = 2048)]
+    pub micro_batch_tokens: usize,
+    /// Gives every response a copy of its prompt in the update, in place of one for the group
+    #[arg(long)]
+    pub unshared: bool,
     /// What matrix products multiply in: f32, or bf16 (faster, about three digits)
     #[arg(long, default_value = "f32", value_parser = parse_compute)]
     pub compute: Compute,

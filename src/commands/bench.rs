@@ -1,10 +1,11 @@
 //! `bupo bench`: the heavy parts by themselves, timed; one line of JSON each, for scripts that compare.
 
 use super::open_model;
-use crate::cli::{BenchCommand, BenchRolloutArgs, BenchUpdateArgs};
+use crate::cli::{BenchCommand, BenchRolloutArgs, BenchStepArgs, BenchUpdateArgs};
 use crate::model::{Keep, Model, Workspace, weights};
 use crate::policy::{InternalPolicy, LayerIndex};
 use crate::rl::adamw::Optimizer;
+use crate::rl::advantage::{Advantage, Group, advantages};
 use crate::rl::batch::{Response, ResponseGroup};
 use crate::rl::update::{LogProbs, UpdateSettings, mini_batch_gradient, score_groups, update};
 use crate::rl::{LossConfig, OptimizerConfig};
@@ -21,6 +22,7 @@ pub fn run(command: &BenchCommand) -> Result<()> {
     match command {
         BenchCommand::Update(args) => bench_update(args),
         BenchCommand::Rollout(args) => bench_rollout(args),
+        BenchCommand::Step(args) => bench_step(args),
     }
 }
 
@@ -38,10 +40,7 @@ fn bench_update(args: &BenchUpdateArgs) -> Result<()> {
     let bytes = crate::run::atomic::read(&args.batch)?;
     let batch: Batch = serde_json::from_slice(&bytes).with_context(what)?;
     let mut model = open_model(&args.model, args.compute)?;
-    let policy = match args.layer {
-        None => InternalPolicy::Final,
-        Some(layer) => InternalPolicy::Layer(LayerIndex::from_one_based(layer, model.config.layers)?),
-    };
+    let policy = policy(args.layer, &model)?;
     let (groups, given) = groups(&batch, &model).with_context(what)?;
     let loss = LossConfig { aggregation: args.aggregation, ..LossConfig::default() };
     let settings = UpdateSettings {
@@ -130,11 +129,7 @@ fn groups(batch: &Batch, model: &Model) -> Result<(Vec<ResponseGroup>, Option<Lo
 
 fn bench_rollout(args: &BenchRolloutArgs) -> Result<()> {
     let model = open_model(&args.model, args.compute)?;
-    let vocab = model.config.vocab_size as u64;
-    let token = |i: usize, j: usize| (derive_seed(1, i as u64, j as u64, 0) % vocab) as u32;
-    let requests: Vec<Request> = (0..args.batch)
-        .map(|i| Request { prompt: (0..args.prompt).map(|j| token(i, j)).collect(), seeds: vec![i as u64] })
-        .collect();
+    let requests = random_requests(&model, args.batch, args.prompt, 1);
     let sampling = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, max_new_tokens: args.new };
     // No token ends a response: every sequence gets its full length.
     let engine = Engine { policy: InternalPolicy::Final, sampling, eos_ids: &[], slots: args.batch };
@@ -154,6 +149,86 @@ fn bench_rollout(args: &BenchRolloutArgs) -> Result<()> {
     });
     println!("{line}");
     Ok(())
+}
+
+/// Random prompts, and seeds for `samples` responses to each.
+fn random_requests(model: &Model, prompts: usize, tokens: usize, samples: usize) -> Vec<Request> {
+    let vocab = model.config.vocab_size as u64;
+    let token = |i: usize, j: usize| (derive_seed(1, i as u64, j as u64, 0) % vocab) as u32;
+    let request = |i: usize| Request {
+        prompt: (0..tokens).map(|j| token(i, j)).collect(),
+        seeds: (0..samples).map(|j| (i * samples + j) as u64).collect(),
+    };
+    (0..prompts).map(request).collect()
+}
+
+fn bench_step(args: &BenchStepArgs) -> Result<()> {
+    let mut model = open_model(&args.model, args.compute)?;
+    let policy = policy(args.layer, &model)?;
+    let requests = random_requests(&model, args.prompts, args.prompt, args.group);
+    let sampling = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, max_new_tokens: args.new };
+    let slots = (args.prompts * args.group).max(1);
+    let engine = Engine { policy: InternalPolicy::Final, sampling, eos_ids: &[], slots };
+    let loss = LossConfig::default();
+    let settings = UpdateSettings {
+        policy,
+        temperature: 1.0,
+        loss: &loss,
+        max_new_tokens: args.new,
+        micro_batch_tokens: args.micro_batch_tokens,
+        keep: Keep::Activations,
+    };
+    let (mut ws, mut optimizer) = (Workspace::new(&model), Optimizer::new(&model.layout));
+    let mut grads = vec![0f32; model.layout.len()];
+    let (mut seconds, mut rollouts, mut updates) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..args.steps.max(1) {
+        let start = Instant::now();
+        let completions = generate(&model, &mut ws, &engine, &requests, &mut |_| ())?;
+        rollouts.push(start.elapsed().as_secs_f64());
+        let mut groups = Vec::with_capacity(requests.len());
+        for (request, completions) in requests.iter().zip(completions) {
+            // A dense reward that every model meets somewhere: the share of even token ids.
+            let even = |ids: &[u32]| ids.iter().filter(|id| *id % 2 == 0).count() as f64 / ids.len().max(1) as f64;
+            let rewards: Vec<f64> = completions.iter().map(|c| even(&c.ids)).collect();
+            let lengths: Vec<usize> = completions.iter().map(|c| c.ids.len()).collect();
+            let of_group = advantages(Advantage::Grpo, &[Group { rewards: &rewards, lengths: &lengths }], 1.0)?;
+            let responses = completions.into_iter().zip(of_group.responses()).map(|(c, advantages)| Response {
+                advantages: advantages.to_vec(),
+                rollout_log_probs: c.log_probs,
+                ids: c.ids,
+            });
+            let group = |responses| ResponseGroup { prompt: request.prompt.clone(), responses };
+            match args.unshared {
+                true => groups.extend(responses.map(|r| group(vec![r]))),
+                false => groups.push(group(responses.collect())),
+            }
+        }
+        let (config, all, old) = (OptimizerConfig::default(), 0..groups.len(), None);
+        let (model, ws) = (&mut model, &mut ws);
+        update(model, ws, &mut optimizer, &groups, all, &settings, old, None, &config, 1e-6, &mut grads)?;
+        seconds.push(start.elapsed().as_secs_f64());
+        updates.push(seconds[seconds.len() - 1] - rollouts[rollouts.len() - 1]);
+    }
+    // The first step meets cold buffers.
+    let warm = |seconds: &mut Vec<f64>| {
+        let from = usize::from(seconds.len() > 1);
+        median(&mut seconds[from..])
+    };
+    let step = warm(&mut seconds);
+    let tokens = args.prompts * args.group * args.new;
+    let line = json!({
+        "seconds": step, "rollout_seconds": warm(&mut rollouts), "update_seconds": warm(&mut updates),
+        "tokens_per_step": tokens, "tokens_per_second": tokens as f64 / step, "peak_rss_mib": peak_memory_mib(),
+    });
+    println!("{line}");
+    Ok(())
+}
+
+fn policy(layer: Option<usize>, model: &Model) -> Result<InternalPolicy> {
+    match layer {
+        None => Ok(InternalPolicy::Final),
+        Some(layer) => Ok(InternalPolicy::Layer(LayerIndex::from_one_based(layer, model.config.layers)?)),
+    }
 }
 
 fn median(seconds: &mut [f64]) -> f64 {
