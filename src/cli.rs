@@ -231,6 +231,8 @@ pub enum BenchCommand {
     Update(BenchUpdateArgs),
     /// Sampling random prompts to a fixed length; prints one line of JSON
     Rollout(BenchRolloutArgs),
+    /// What this machine can do: matrix products in f32 and bf16, reading memory; prints one line of JSON
+    Machine,
     /// Whole GRPO steps, rollout to optimizer, on random prompts; prints one line of JSON
     Step(BenchStepArgs),
 }

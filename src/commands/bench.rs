@@ -2,7 +2,8 @@
 
 use super::open_model;
 use crate::cli::{BenchCommand, BenchRolloutArgs, BenchStepArgs, BenchUpdateArgs};
-use crate::model::{Keep, Model, Workspace, weights};
+use crate::compute::cpu::gemm::{Write, linear};
+use crate::model::{Compute, Keep, Model, Workspace, weights};
 use crate::policy::{InternalPolicy, LayerIndex};
 use crate::rl::adamw::Optimizer;
 use crate::rl::advantage::{Advantage, Group, advantages};
@@ -14,14 +15,17 @@ use crate::rollout::sampler::Sampling;
 use crate::run::manifest::peak_memory_mib;
 use crate::tasks::seed::derive_seed;
 use anyhow::{Context, Result, ensure};
+use rayon::prelude::*;
 use serde::Deserialize;
 use serde_json::json;
+use std::cell::RefCell;
 use std::time::Instant;
 
 pub fn run(command: &BenchCommand) -> Result<()> {
     match command {
         BenchCommand::Update(args) => bench_update(args),
         BenchCommand::Rollout(args) => bench_rollout(args),
+        BenchCommand::Machine => bench_machine(),
         BenchCommand::Step(args) => bench_step(args),
     }
 }
@@ -89,10 +93,11 @@ fn bench_update(args: &BenchUpdateArgs) -> Result<()> {
         norms.push(outcome.grad_norm);
     }
     let tokens: usize = batch.input_ids.iter().map(Vec::len).sum();
+    let gflop = update_gflop(&model, policy, &groups);
     let median = median(&mut seconds);
     let line = json!({
         "losses": losses, "grad_norms": norms, "seconds": median, "tokens_per_second": tokens as f64 / median,
-        "peak_rss_mib": peak_memory_mib(),
+        "gflops": gflop / median, "peak_rss_mib": peak_memory_mib(),
     });
     println!("{line}");
     Ok(())
@@ -222,6 +227,63 @@ fn bench_step(args: &BenchStepArgs) -> Result<()> {
     });
     println!("{line}");
     Ok(())
+}
+
+/// The most that the product does, over sizes that a decoder has, and the rate at which all threads together read memory.
+fn bench_machine() -> Result<()> {
+    let best = |seconds: &dyn Fn() -> f64| (0..7).map(|_| seconds()).fold(f64::INFINITY, f64::min);
+    let gflops = |compute: Compute| {
+        let sizes = [(2048, 2048, 1024), (2048, 3072, 512), (4096, 1024, 1024)];
+        let rate = |(m, n, k): (usize, usize, usize)| {
+            let fill = |len: usize| (0..len).map(|i| (i % 17) as f32 - 8.0).collect::<Vec<_>>();
+            let (x, w, y) = (fill(m * k), fill(n * k), RefCell::new(vec![0f32; m * n]));
+            let seconds = best(&|| {
+                let start = Instant::now();
+                linear(compute, &x, &w, &mut y.borrow_mut(), m, k, n, Write::Replace);
+                start.elapsed().as_secs_f64()
+            });
+            2e-9 * (m * n * k) as f64 / seconds
+        };
+        sizes.into_iter().map(rate).fold(0.0, f64::max)
+    };
+    // Far more than any cache holds.
+    let memory = vec![1u64; 1 << 26];
+    let read = best(&|| {
+        let start = Instant::now();
+        let sum: u64 = memory.par_chunks(1 << 20).map(|part| part.iter().fold(0, |sum, x| sum ^ x)).sum();
+        std::hint::black_box(sum);
+        start.elapsed().as_secs_f64()
+    });
+    let line = json!({
+        "threads": rayon::current_num_threads(),
+        "f32_gflops": gflops(Compute::F32),
+        "bf16_gflops": gflops(Compute::Bf16),
+        "bf16_is": if Compute::Bf16.here() == Compute::Bf16 { "AVX512-BF16" } else { "f32: this machine has no AVX512-BF16" },
+        "memory_read_gb_per_second": memory.len() as f64 * 8e-9 / read,
+    });
+    println!("{line}");
+    Ok(())
+}
+
+/// Floating-point operations that an update needs: products of the linear layers below the policy and of the head, once
+/// forward and twice backward, and attention's two forward and four backward.
+fn update_gflop(model: &Model, policy: InternalPolicy, groups: &[ResponseGroup]) -> f64 {
+    let (c, depth) = (&model.config, policy.tap().layer().map_or(model.config.layers, LayerIndex::one_based));
+    let weights = c.hidden_size * (c.qkv_dim() + c.q_dim() + 3 * c.intermediate_size);
+    let (mut tokens, mut targets, mut pairs) = (0, 0, 0);
+    for group in groups {
+        let prompt = group.prompt.len();
+        tokens += prompt;
+        pairs += prompt * (prompt + 1) / 2;
+        for n in group.responses.iter().map(|r| r.ids.len()) {
+            let rows = n.saturating_sub(1);
+            tokens += rows;
+            targets += n;
+            pairs += rows * prompt + rows * (rows + 1) / 2;
+        }
+    }
+    let linear = 6 * depth * weights * tokens + 6 * c.vocab_size * c.hidden_size * targets;
+    1e-9 * (linear + 12 * depth * c.q_dim() * pairs) as f64
 }
 
 fn policy(layer: Option<usize>, model: &Model) -> Result<InternalPolicy> {

@@ -5,7 +5,7 @@
 //! were split between threads.
 
 use super::Compute;
-use super::kernel::{Block, MR, NR, block};
+use super::kernel::{Block, MR, NR, block, block_unpacked};
 use super::pack::{Source, panel};
 use rayon::prelude::*;
 use std::cell::RefCell;
@@ -16,6 +16,8 @@ const INNER: usize = 512;
 const ROWS: usize = 18 * MR;
 /// Columns of B packed at a time: 4 MiB at most.
 const COLS: usize = 2048;
+/// Up to so many columns, packing A would cost more than it saves: attention's products with values, for one.
+const FEW_COLS: usize = 4 * NR;
 /// Columns that a task packs at a time where the whole of B is packed.
 const COLUMNS_A_TASK: usize = 8 * NR;
 
@@ -119,6 +121,20 @@ unsafe fn against_panels(
     c: Block,
 ) {
     let units = compute.units(depth);
+    if compute == Compute::F32 && c.cols <= FEW_COLS {
+        for rows in panels(m) {
+            for j in (0..c.cols).step_by(NR) {
+                // SAFETY: the block lies in C, its rows in A; the panel of B is packed.
+                unsafe {
+                    let out =
+                        Block { c: c.c.add(rows.start * c.row_stride + j), cols: NR.min(c.cols - j), ..c };
+                    let strides = (a.row_stride, a.col_stride);
+                    block_unpacked(rows.len(), depth, a.at(rows.start, 0), strides, b.add(j * units), out);
+                }
+            }
+        }
+        return;
+    }
     let blocks = m.div_ceil(ROWS);
     for i in 0..blocks {
         let rows = m * i / blocks..m * (i + 1) / blocks;

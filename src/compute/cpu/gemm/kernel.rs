@@ -66,6 +66,61 @@ unsafe fn f32_block<const R: usize>(units: usize, a: *const u32, b: *const u32, 
     unsafe { store(sums, out) }
 }
 
+/// [`block`] in f32 with A as it lies: element (r, k) at `a + r * row_stride + k * inner_stride`.
+///
+/// # Safety
+/// As [`block`].
+pub unsafe fn block_unpacked(
+    rows: usize,
+    units: usize,
+    a: *const f32,
+    (row_stride, inner_stride): (usize, usize),
+    b: *const u32,
+    out: Block,
+) {
+    macro_rules! by_rows {
+        ($($n:literal)*) => {
+            match rows {
+                // SAFETY: by the caller's promise.
+                $($n => unsafe { f32_unpacked::<$n>(units, a, row_stride, inner_stride, b, out) },)*
+                _ => unreachable!("a panel of {rows} rows"),
+            }
+        };
+    }
+    by_rows!(1 2 3 4 5 6 7 8 9 10 11 12 13 14)
+}
+
+/// # Safety
+/// As [`block_unpacked`], with R rows.
+#[target_feature(enable = "avx512f")]
+unsafe fn f32_unpacked<const R: usize>(
+    units: usize,
+    a: *const f32,
+    row_stride: usize,
+    inner_stride: usize,
+    b: *const u32,
+    out: Block,
+) {
+    let (mut a, mut b) = (a, b.cast::<f32>());
+    let mut sums = [[_mm512_setzero_ps(); 2]; R];
+    for _ in 0..units {
+        // SAFETY: within A and the panel, by the caller's promise.
+        unsafe {
+            let (b0, b1) = (_mm512_loadu_ps(b), _mm512_loadu_ps(b.add(16)));
+            for (r, sum) in sums.iter_mut().enumerate() {
+                let x = _mm512_set1_ps(*a.add(r * row_stride));
+                sum[0] = _mm512_fmadd_ps(x, b0, sum[0]);
+                sum[1] = _mm512_fmadd_ps(x, b1, sum[1]);
+            }
+            // The last step may lead past the end, where nothing is read.
+            a = a.wrapping_add(inner_stride);
+            b = b.add(NR);
+        }
+    }
+    // SAFETY: by the caller's promise.
+    unsafe { store(sums, out) }
+}
+
 /// # Safety
 /// As [`block`], with R rows.
 #[target_feature(enable = "avx512f,avx512bf16")]
