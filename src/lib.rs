@@ -10,6 +10,7 @@
 //! | [`evaluate`], [`analysis`] | Avg@K and Pass@K; entropy flow, stages, boundary layer |
 //! | [`rollout`] | batched sampling with a KV cache |
 //! | [`policy`] | which hidden state is read as a distribution: the paper's internal policies |
+//! | [`reward`] | weighted parts of a reward; programs of the user's |
 //! | [`verify`], [`tasks`], [`text`], [`run`] | verdicts; problems; tokens; a run's folder |
 //! | [`model`] | configuration, weights, decoder forward and backward, taps |
 //! | [`compute`] | the numeric kernels: one file an operation |
@@ -22,6 +23,7 @@ pub mod evaluate;
 pub mod model;
 pub mod policy;
 pub mod recipe;
+pub mod reward;
 pub mod rl;
 pub mod rollout;
 pub mod run;

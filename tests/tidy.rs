@@ -13,18 +13,22 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("text", &[]),
     ("tasks", &["text"]),
     ("verify", &[]),
+    ("reward", &["verify", "tasks", "text"]),
     ("run", &[]),
     ("rollout", &["policy", "model", "compute"]),
-    ("rl", &["rollout", "verify", "tasks", "text", "policy", "model", "compute"]),
-    ("evaluate", &["rollout", "verify", "tasks", "text", "policy", "model"]),
+    ("rl", &["rollout", "reward", "verify", "tasks", "text", "policy", "model", "compute"]),
+    ("evaluate", &["rollout", "reward", "verify", "tasks", "text", "policy", "model"]),
     ("analysis", &["policy", "model", "compute"]),
-    ("recipe", &["rl", "evaluate", "analysis", "rollout", "verify", "tasks", "text", "run", "policy", "model"]),
-    ("cli", &["verify", "rl", "model"]),
+    (
+        "recipe",
+        &["rl", "evaluate", "analysis", "rollout", "reward", "verify", "tasks", "text", "run", "policy", "model"],
+    ),
+    ("cli", &["verify", "rl", "model", "text"]),
     (
         "commands",
         &[
-            "cli", "recipe", "rl", "evaluate", "analysis", "rollout", "verify", "tasks", "text", "run", "policy",
-            "model", "compute",
+            "cli", "recipe", "rl", "evaluate", "analysis", "rollout", "reward", "verify", "tasks", "text", "run",
+            "policy", "model", "compute",
         ],
     ),
 ];

@@ -9,6 +9,7 @@ use crate::analysis::flow::{Flow, Sample};
 use crate::analysis::{Analysis, terminal};
 use crate::cli::TrainArgs;
 use crate::commands::open_model;
+use crate::evaluate::result::Evaluation;
 use crate::evaluate::run::{EvaluateSettings, evaluate};
 use crate::evaluate::scores::Scores;
 use crate::model::{Model, Workspace};
@@ -289,14 +290,20 @@ impl Run {
             slots: r.slots,
             n: e.n,
             k: e.k.clone(),
-            rule: self.recipe.reward.rule,
+            reward: self.recipe.reward.clone(),
         };
         let mut progress = Progress::new("evaluate", (self.evaluation.len() * e.n) as u64);
         let mut ws = Workspace::new(model);
         let (scores, rows) =
             evaluate(model, &mut ws, &self.prompts, &self.evaluation, &settings, &mut |n| progress.inc(n))?;
         progress.finish();
-        super::evaluate::save(&dir, &scores, &rows)?;
+        super::evaluate::save_rows(&dir, &self.evaluation, &rows)?;
+        let model = self.checkpoints.path(self.step).display().to_string();
+        let reward_name = self.recipe.reward.name();
+        let evaluation =
+            Evaluation { name: name.into(), model, reward_name, scores, bad_rows: Vec::new(), failures: Vec::new() };
+        super::evaluate::save_result(&dir, &evaluation)?;
+        let scores = evaluation.scores;
         say(&format!(
             "{name}: Avg@{} {:.1} % on {} problems",
             e.n,
