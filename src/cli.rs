@@ -77,7 +77,7 @@ pub struct PromptArgs {
 
 #[derive(Debug, Args)]
 pub struct AnalyzeArgs {
-    /// A HuggingFace checkpoint folder
+    /// A HuggingFace checkpoint folder, or a name on the hub: OWNER/NAME[@REVISION]
     pub model: PathBuf,
     /// JSONL of {input_ids, response_start} or {prompt|messages, response}; or problems, answered by the model first
     #[arg(long)]
@@ -108,7 +108,7 @@ pub struct AnalyzeArgs {
 
 #[derive(Debug, Args)]
 pub struct ScoreArgs {
-    /// A HuggingFace checkpoint folder
+    /// A HuggingFace checkpoint folder, or a name on the hub: OWNER/NAME[@REVISION]
     pub model: PathBuf,
     /// JSONL of {input_ids, response_start} or {prompt|messages, response}
     #[arg(long)]
@@ -130,7 +130,7 @@ pub struct ScoreArgs {
 
 #[derive(Debug, Args)]
 pub struct GenerateArgs {
-    /// A HuggingFace checkpoint folder
+    /// A HuggingFace checkpoint folder, or a name on the hub: OWNER/NAME[@REVISION]
     pub model: PathBuf,
     /// The user's message
     #[arg(long, required_unless_present = "data", conflicts_with = "data")]

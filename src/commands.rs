@@ -10,6 +10,7 @@ pub mod train;
 pub mod verify;
 
 use crate::cli::PromptArgs;
+use crate::hub::checkpoint;
 use crate::model::{Compute, Model};
 use crate::run::progress::say;
 use crate::tasks::dataset::Row;
@@ -30,12 +31,13 @@ pub struct Opened {
     pub prompts: PromptEncoder,
 }
 
-/// Opens a checkpoint folder; prompts are asked as the options say, by the model's chat template without any.
+/// Opens a checkpoint folder, or a model of the hub by its name; prompts are asked as the options say, by the model's chat
+/// template without any.
 pub fn open(dir: &Path, prompt: &PromptArgs, compute: Compute) -> Result<Opened> {
     let template = asked_template(prompt).unwrap_or_default();
-    ensure!(dir.is_dir(), "{} is no folder: expected a HuggingFace checkpoint with config.json", dir.display());
-    let model = open_model(dir, compute)?;
-    let prompts = prompt_encoder(dir, template, model.config.max_position_embeddings)?;
+    let dir = checkpoint(dir)?;
+    let model = open_model(&dir, compute)?;
+    let prompts = prompt_encoder(&dir, template, model.config.max_position_embeddings)?;
     Ok(Opened { model, prompts })
 }
 

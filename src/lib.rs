@@ -12,6 +12,7 @@
 //! | [`policy`] | which hidden state is read as a distribution: the paper's internal policies |
 //! | [`reward`] | weighted parts of a reward; programs of the user's |
 //! | [`verify`], [`tasks`], [`text`], [`run`] | verdicts; problems; tokens; a run's folder |
+//! | [`hub`] | models and data by name |
 //! | [`model`] | configuration, weights, decoder forward and backward, taps |
 //! | [`compute`] | the numeric kernels: one file an operation |
 
@@ -20,6 +21,7 @@ pub mod cli;
 pub mod commands;
 pub mod compute;
 pub mod evaluate;
+pub mod hub;
 pub mod model;
 pub mod policy;
 pub mod recipe;

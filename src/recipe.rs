@@ -373,11 +373,7 @@ impl Recipe {
     /// What the recipe names must be there, and its model must fit it: seen from `config.json`, before any weight is read.
     /// A resumed run (`resume`) takes its model from its own checkpoint.
     pub fn check_inputs(&self, resume: bool) -> Result<()> {
-        let files = self.data.train.iter().map(|f| ("data.train", f));
-        let files = files.chain(self.evaluate.iter().flat_map(|e| e.data.iter().map(|f| ("evaluate.data", f))));
-        for (key, file) in files {
-            ensure!(file.is_file(), "{key} names {}, but there is no such file (recipe {})", file.display(), self.name);
-        }
+        self.check_data()?;
         let Some(dir) = self.model.path.as_ref().filter(|_| !resume) else { return Ok(()) };
         ensure!(
             dir.is_dir(),
@@ -386,6 +382,16 @@ impl Recipe {
             self.name
         );
         self.check_against(&ModelConfig::from_dir(dir).context("model.path")?)
+    }
+
+    /// The files of problems must be there.
+    pub fn check_data(&self) -> Result<()> {
+        let files = self.data.train.iter().map(|f| ("data.train", f));
+        let files = files.chain(self.evaluate.iter().flat_map(|e| e.data.iter().map(|f| ("evaluate.data", f))));
+        for (key, file) in files {
+            ensure!(file.is_file(), "{key} names {}, but there is no such file (recipe {})", file.display(), self.name);
+        }
+        Ok(())
     }
 
     /// What can only be checked beside a model.

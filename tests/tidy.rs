@@ -15,6 +15,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("verify", &[]),
     ("reward", &["verify", "tasks", "text"]),
     ("run", &[]),
+    ("hub", &["run"]),
     ("rollout", &["policy", "model", "compute"]),
     ("rl", &["rollout", "reward", "verify", "tasks", "text", "policy", "model", "compute"]),
     ("evaluate", &["rollout", "reward", "verify", "tasks", "text", "policy", "model"]),
@@ -27,14 +28,14 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "commands",
         &[
-            "cli", "recipe", "rl", "evaluate", "analysis", "rollout", "reward", "verify", "tasks", "text", "run",
-            "policy", "model", "compute",
+            "cli", "hub", "recipe", "rl", "evaluate", "analysis", "rollout", "reward", "verify", "tasks", "text",
+            "run", "policy", "model", "compute",
         ],
     ),
 ];
 
 /// Modules that may open files. `commands` writes what a verb's `--out` asks for, through `run`.
-const MAY_TOUCH_FILES: &[&str] = &["text", "tasks", "run", "model", "recipe"];
+const MAY_TOUCH_FILES: &[&str] = &["text", "tasks", "run", "hub", "model", "recipe"];
 
 fn sources(dir: &Path, out: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(dir).expect("a readable source folder") {

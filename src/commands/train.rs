@@ -12,6 +12,7 @@ use crate::commands::open_model;
 use crate::evaluate::result::Evaluation;
 use crate::evaluate::run::{EvaluateSettings, evaluate};
 use crate::evaluate::scores::Scores;
+use crate::hub::{RepoName, checkpoint};
 use crate::model::{Model, Workspace};
 use crate::policy::{InternalPolicy, LayerIndex};
 use crate::recipe::Recipe;
@@ -41,7 +42,14 @@ pub fn run(args: &TrainArgs, threads: Option<usize>) -> Result<()> {
     // A run's folder stands for the recipe in it.
     let (path, of_run) = (Path::new(&args.recipe), Path::new(&args.recipe).join("recipe.toml"));
     let path = if of_run.is_file() { &of_run } else { path };
-    let recipe = Recipe::load(&path.to_string_lossy(), &args.set)?;
+    let mut recipe = Recipe::load(&path.to_string_lossy(), &args.set)?;
+    recipe.check_data()?;
+    // What the run's folder keeps is the snapshot that it began with, whatever the name means tomorrow.
+    if let Some(path) = recipe.model.path.as_mut().filter(|path| !path.is_dir()) {
+        if RepoName::model(&path.to_string_lossy()).is_some() {
+            *path = checkpoint(path).context("model.path")?;
+        }
+    }
     super::start_threads(threads.or(recipe.threads))?;
     let beside = path.parent().filter(|dir| args.resume && Checkpoints::new(dir).latest().is_some());
     let dir = args.dir.clone().or_else(|| beside.map(Path::to_path_buf)).unwrap_or_else(|| recipe.dir());

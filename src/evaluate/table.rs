@@ -52,13 +52,11 @@ pub fn report(evaluations: &[Evaluation], style: Style) -> String {
     if evaluations.len() > 1 {
         let n = evaluations.len() as f64;
         let mean = evaluations.iter().map(|e| e.scores.avg_at_n.mean).sum::<f64>() / n;
-        let mut row = vec![String::new(); 9];
-        (row[0], row[3]) = ("mean".into(), percent(mean));
+        let mut row = vec![String::new(); HEADER.len()];
+        (row[0], row[2]) = ("mean".into(), percent(mean));
         rows.push(row);
     }
-    let header =
-        ["%", "problems", "n", "Avg@n", "95 % interval", "std of passes", "truncated", "no answer", "unparsable"];
-    let mut text = table(style, &header, &rows);
+    let mut text = table(style, &HEADER, &rows);
     let mut ks: Vec<usize> = evaluations.iter().flat_map(|e| e.scores.pass_at_k.iter().map(|p| p.k)).collect();
     ks.sort_unstable();
     ks.dedup();
@@ -81,15 +79,16 @@ pub fn report(evaluations: &[Evaluation], style: Style) -> String {
     text
 }
 
+/// Everything but the first two columns in per cent.
+const HEADER: [&str; 7] = ["%", "responses", "Avg@n", "95 % interval", "truncated", "no answer", "unparsable"];
+
 fn average_row(e: &Evaluation) -> Vec<String> {
     let s = &e.scores;
     vec![
         e.name.clone(),
-        s.problems.to_string(),
-        s.responses_per_problem.to_string(),
+        format!("{} x {}", s.problems, s.responses_per_problem),
         with_error(&s.avg_at_n),
         interval(&s.avg_at_n),
-        s.over_samples.and_then(|o| o.std).map_or("-".into(), percent),
         percent(s.truncated),
         percent(s.shares.no_answer),
         percent(s.shares.unparsable),
@@ -104,6 +103,9 @@ fn remarks(e: &Evaluation, style: Style) -> String {
         "{gap}{name} (judged by {}): {} correct, {} wrong, {} without an answer, {} unparsable",
         e.reward_name, s.correct, s.wrong, s.no_answer, s.unparsable
     );
+    if let Some((over, std)) = e.scores.over_samples.and_then(|o| Some((o, o.std?))) {
+        text.push_str(&format!("; accuracy of {} passes {} ± {} (std)", over.runs, percent(over.mean), percent(std)));
+    }
     if let Some(reward) = &e.scores.reward {
         let error = reward.standard_error.map_or(String::new(), |error| format!(" ± {error:.4}"));
         text.push_str(&format!("; mean reward {:.4}{error}", reward.mean));

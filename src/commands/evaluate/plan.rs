@@ -5,7 +5,9 @@ use crate::cli::EvaluateArgs;
 use crate::commands::asked_template;
 use crate::evaluate::run::distinct_ids;
 use crate::evaluate::suite::Suite;
+use crate::hub;
 use crate::run::atomic::read;
+use crate::run::progress::say;
 use crate::tasks::Problem;
 use crate::tasks::dataset::{BadRow, sort_rows};
 use crate::text::PromptTemplate;
@@ -26,8 +28,9 @@ pub fn plans(args: &EvaluateArgs) -> Result<Vec<Plan>> {
     ensure!(args.slots > 0, "--slots 0: expected at least one sequence");
     let suites: Vec<(Suite, Vec<PathBuf>)> = match &args.data {
         Some(data) => {
-            let here = find(data, &[Path::new("")]);
-            let files = vec![here.with_context(|| format!("--data {data}: there is no such file"))?];
+            let here = || find(data, &[Path::new("")]).map(|file| vec![file]);
+            let files = hub::data(data)?.or_else(here);
+            let files = files.with_context(|| format!("--data {data}: there is no such file"))?;
             let stem = files.first().and_then(|f| f.file_stem()).map_or("data".into(), |s| s.to_string_lossy());
             let name: String = stem.chars().filter(|c| c.is_alphanumeric() || "-_.".contains(*c)).collect();
             let name = if name.starts_with(char::is_alphanumeric) { name } else { format!("set{name}") };
@@ -84,15 +87,28 @@ fn load(name: &str, data_dir: &Path) -> Result<(Suite, Vec<PathBuf>)> {
         bail!("no suite {name}: expected a TOML file, or one of the shipped suites {}", shipped.join(", "));
     };
     let folders: Vec<&Path> = beside.into_iter().chain([data_dir]).collect();
-    let mut files = Vec::with_capacity(suite.data.len());
-    for file in &suite.data {
-        let Some(found) = find(file, &folders) else {
-            bail!(
-                "the suite {name} needs {file}, which is not in {}: put it there, or name the folder with --data-dir",
-                folders.iter().map(|f| f.display().to_string()).collect::<Vec<_>>().join(" or ")
-            )
-        };
-        files.push(found);
+    let found: Vec<Option<PathBuf>> = suite.data.iter().map(|file| find(file, &folders)).collect();
+    let missing = suite.data.iter().zip(&found).find(|(_, found)| found.is_none()).map(|(file, _)| file.clone());
+    match missing {
+        None => Ok((suite, found.into_iter().flatten().collect())),
+        Some(missing) if !suite.hub.is_empty() => on_the_hub(suite, &missing, &folders),
+        Some(missing) => bail!(
+            "the suite {name} needs {missing}, which is not in {}: put it there, or name the folder with --data-dir",
+            folders.iter().map(|f| f.display().to_string()).collect::<Vec<_>>().join(" or ")
+        ),
+    }
+}
+
+/// Where a suite's files are not here, all of them come from the hub.
+fn on_the_hub(suite: Suite, missing: &str, folders: &[&Path]) -> Result<(Suite, Vec<PathBuf>)> {
+    let looked = folders.iter().map(|f| f.display().to_string()).collect::<Vec<_>>().join(" or ");
+    say(&format!("{}: {missing} is not in {looked}; taking {}", suite.name, suite.hub.join(", ")));
+    let mut files = Vec::new();
+    for address in &suite.hub {
+        let found = hub::data(address).with_context(|| {
+            format!("the suite {} needs {missing}, which is not in {looked} (--data-dir)", suite.name)
+        })?;
+        files.extend(found.with_context(|| format!("hub = {address:?}: expected hf://datasets/OWNER/NAME"))?);
     }
     Ok((suite, files))
 }
