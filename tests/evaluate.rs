@@ -310,3 +310,81 @@ fn two_models_are_compared_on_the_same_problems_over_seeds() {
     place.fails(&["compare", "{out-1}", "{out-2}", "-k", "9"], &["-k 9", "1 to 8"]);
     place.fails(&["compare", "{out-1}", "{model}"], &["holds no evaluation"]);
 }
+
+#[test]
+fn a_run_is_rewarded_by_parts_and_goes_on_without_what_could_not_be_judged() {
+    let place = Place::new();
+    let recipe = |on_failure: &str| {
+        format!(
+            r#"
+name = "parts"
+[model]
+path = {model:?}
+[data]
+train = [{data:?}]
+[prompt]
+template = "plain"
+text = "{{problem}}"
+[rollout]
+prompts_per_step = 2
+group_size = 4
+max_prompt_tokens = 16
+max_new_tokens = 24
+slots = 8
+[rl]
+steps = 2
+lr = 1e-3
+mini_batch_prompts = 2
+[bupo]
+layer = 1
+steps = 0
+[analysis]
+responses = 2
+[reward]
+verdict = "right"
+[reward.parts.right]
+kind = "answer"
+rule = "numeric"
+[reward.parts.length]
+kind = "overlong"
+weight = 0.5
+buffer = 24
+[reward.parts.mine]
+kind = "command"
+weight = 0.25
+retries = 0
+on_failure = {on_failure:?}
+command = ["sh", "-c", 'while read -r r; do case "$r" in *1+1*) echo no idea; exit 1;; *) echo 2;; esac; done']
+"#,
+            model = place.at("model"),
+            data = place.at("problems.jsonl"),
+        )
+    };
+    place.write("out.toml", &recipe("mask"));
+    let (_, said) = place.ok(&["train", "{out.toml}", "--dir", "{out}", "--set", "seed=1"]);
+    assert!(said.contains("responses have no reward"), "{said}");
+    let (metrics, completions) = (place.rows("out/metrics.jsonl"), place.rows("out/completions.jsonl"));
+    assert_eq!((metrics.len(), completions.len()), (2, 16));
+    let missing: u64 = metrics.iter().map(|m| m["rewards_missing"].as_u64().unwrap()).sum();
+    let (without, with): (Vec<&Value>, Vec<&Value>) = completions.iter().partition(|c| c["gold"] == "2");
+    assert_eq!((missing as usize, with.is_empty()), (without.len(), false));
+    for row in without {
+        assert!(row["reward"].is_null() && row["advantage"] == 0.0, "{row}");
+        assert!(row["failure"].as_str().unwrap().contains("no idea") && row["parts"]["mine"].is_null(), "{row}");
+        assert_ne!(row["status"], "failed", "the verdict is another part's, and stands");
+    }
+    for row in with {
+        let part = |name: &str| row["parts"][name].as_f64().unwrap();
+        let length = -(row["tokens"].as_f64().unwrap() / 24.0);
+        assert!((part("length") - length).abs() < 1e-12 && part("mine") == 2.0, "{row}");
+        let sum = part("right") + 0.5 * part("length") + 0.25 * part("mine");
+        assert!((row["reward"].as_f64().unwrap() - sum).abs() < 1e-12, "{row}");
+    }
+    assert!(metrics.iter().any(|m| m["reward_parts"]["mine"] == 2.0));
+    // Without leave to go on, the run stops with the program's answer and the step.
+    place.write("out.toml", &recipe("stop"));
+    let args = ["train", "{out.toml}", "--dir", "{other}"];
+    place.fails(&args, &["rewards of step", "reward.parts.mine", "no idea", "on_failure"]);
+    place.write("out.toml", &recipe("mask").replace("weight = 0.25", "wieght = 0.25"));
+    place.fails(&args, &["reward.parts.mine", "wieght", "line"]);
+}
