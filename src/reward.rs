@@ -147,7 +147,14 @@ impl RewardConfig {
         if self.parts.is_empty() {
             return rule(&self.rule.unwrap_or_default()).unwrap_or_default();
         }
-        let names: Vec<String> = self.parts.iter().map(|(n, p)| format!("{} {n}", p.weight())).collect();
+        let part = |(name, part): (&String, &PartConfig)| {
+            let what = match part {
+                PartConfig::Command(c) => format!("{name} ({})", c.command.join(" ")),
+                _ => name.clone(),
+            };
+            if part.weight() == 1.0 { what } else { format!("{} {what}", part.weight()) }
+        };
+        let names: Vec<String> = self.parts.iter().map(part).collect();
         names.join(" + ")
     }
 }

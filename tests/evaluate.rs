@@ -159,6 +159,11 @@ fn an_interrupted_evaluation_goes_on_and_more_samples_are_added_to_those_there()
     let rows = place.rows("out/mine/responses.jsonl");
     let first: String = rows.iter().filter(|r| r["sample"].as_u64() < Some(4)).map(|r| format!("{r}\n")).collect();
     assert_eq!((rows.len(), first), (24, whole));
+    // Fewer would drop what was sampled; judged elsewhere they are the first ones.
+    let fewer = ["evaluate", "{model}", "--suite", "{mine.toml}", "-n", "2", "--out", "{out}"];
+    place.fails(&fewer, &["up to 6", "-n 2", "--rescore"]);
+    place.ok(&["evaluate", "--rescore", "{out/mine}", "-n", "2", "--out", "{other}"]);
+    assert_eq!((place.rows("out/mine/responses.jsonl").len(), place.rows("other/responses.jsonl").len()), (24, 8));
     // Other settings would mix two evaluations.
     for changed in [["--seed", "2"], ["--temperature", "0.5"], ["--policy", "layer:1"], ["--max-new-tokens", "20"]] {
         let args = ["evaluate", "{model}", "--suite", "{mine.toml}", "--out", "{out}", changed[0], changed[1]];

@@ -18,7 +18,7 @@ use crate::run::progress::{Progress, say};
 use crate::tasks::Problem;
 use crate::tasks::dataset::BadRow;
 use crate::text::PromptEncoder;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use plan::Plan;
 use serde::Serialize;
 use std::collections::BTreeSet;
@@ -40,7 +40,7 @@ pub fn run(args: &EvaluateArgs) -> Result<()> {
         return rescore::run(args, dir);
     }
     let (Some(name), Some(out)) = (&args.model, &args.out) else {
-        anyhow::bail!("expected a model and --out, or --rescore with a folder");
+        bail!("expected a model and --out, or --rescore with a folder");
     };
     let plans = plan::plans(args)?;
     let opened = open(Path::new(name), &args.prompt, args.compute)?;
@@ -108,12 +108,29 @@ fn one(
         let then: Settings = serde_json::from_slice(&bytes)
             .with_context(|| format!("{} is not what bupo writes there", dir.join(SETTINGS).display()))?;
         now.goes_on_with(&then, dir)?;
+    } else {
+        let strange = dir.join(RESPONSES);
+        ensure!(
+            !strange.exists(),
+            "{} is there without the settings.json that says how it was sampled: choose another --out, or move it away",
+            strange.display()
+        );
     }
-    write_json(&dir.join(SETTINGS), &now)?;
-    write_jsonl(&dir.join(PROBLEMS), &plan.problems)?;
     let path = dir.join(RESPONSES);
     mend(&path)?;
     let mut generations: Vec<Generation> = read_jsonl(&path)?;
+    if let Some(most) = generations.iter().map(|g| g.sample + 1).max().filter(|most| *most > settings.n) {
+        bail!(
+            "{} holds up to {most} responses to a problem, and -n {} would drop some: ask for -n {most}, or judge fewer of them \
+             elsewhere with --rescore {} -n {} --out OTHER",
+            dir.display(),
+            settings.n,
+            dir.display(),
+            settings.n
+        );
+    }
+    write_json(&dir.join(SETTINGS), &now)?;
+    write_jsonl(&dir.join(PROBLEMS), &plan.problems)?;
     let have: BTreeSet<(u64, usize)> = generations.iter().map(|g| (g.problem, g.sample)).collect();
     let wanted = |problem: &Problem| (0..settings.n).filter(|i| have.contains(&(problem.id, *i))).count();
     let there: usize = plan.problems.iter().map(wanted).sum();

@@ -45,10 +45,10 @@ pub fn run(args: &TrainArgs, threads: Option<usize>) -> Result<()> {
     let mut recipe = Recipe::load(&path.to_string_lossy(), &args.set)?;
     recipe.check_data()?;
     // What the run's folder keeps is the snapshot that it began with, whatever the name means tomorrow.
-    if let Some(path) = recipe.model.path.as_mut().filter(|path| !path.is_dir()) {
-        if RepoName::model(&path.to_string_lossy()).is_some() {
-            *path = checkpoint(path).context("model.path")?;
-        }
+    if let Some(path) = recipe.model.path.as_mut().filter(|path| !path.is_dir())
+        && RepoName::model(&path.to_string_lossy()).is_some()
+    {
+        *path = checkpoint(path).context("model.path")?;
     }
     super::start_threads(threads.or(recipe.threads))?;
     let beside = path.parent().filter(|dir| args.resume && Checkpoints::new(dir).latest().is_some());

@@ -118,7 +118,7 @@ fn remarks(e: &Evaluation, style: Style) -> String {
         ));
     }
     if !e.bad_rows.is_empty() {
-        text.push_str(&format!("{gap}{name}: {} rows of the data could not be used:", e.bad_rows.len()));
+        text.push_str(&format!("{gap}{name}: rows of the data that could not be used, {}:", e.bad_rows.len()));
         for bad in e.bad_rows.iter().take(10) {
             text.push_str(&format!("{gap}  {bad}"));
         }
