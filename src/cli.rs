@@ -2,6 +2,7 @@
 
 use crate::model::Compute;
 use crate::rl::Aggregation;
+use crate::text::PromptTemplate;
 use crate::verify::Rule;
 use crate::verify::math::Place;
 use clap::{Args, Parser, Subcommand};
@@ -31,10 +32,12 @@ pub enum Command {
     Score(ScoreArgs),
     /// Sample from any policy
     Generate(GenerateArgs),
-    /// Avg@K and Pass@K on problems
+    /// Avg@K and Pass@K on problems or suites, with intervals; goes on where it was interrupted
     Evaluate(EvaluateArgs),
     /// Judge mathematical answers against gold answers
     Verify(VerifyArgs),
+    /// Two models, or seeds of them, on the same problems
+    Compare(CompareArgs),
     /// Time the parts on this machine
     #[command(subcommand)]
     Bench(BenchCommand),
@@ -67,11 +70,14 @@ pub struct PromptArgs {
     /// Plain text with {problem} in place of the chat template, for base models
     #[arg(long, value_name = "TEXT", conflicts_with = "system")]
     pub plain: Option<String>,
+    /// The paper's way of asking: qwen-math, qwen3 (thinking off) or octothinker
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["system", "plain"], value_parser = parse_template)]
+    pub template: Option<PromptTemplate>,
 }
 
 #[derive(Debug, Args)]
 pub struct AnalyzeArgs {
-    /// A HuggingFace checkpoint folder
+    /// A HuggingFace checkpoint folder, or a name on the hub: OWNER/NAME[@REVISION]
     pub model: PathBuf,
     /// JSONL of {input_ids, response_start} or {prompt|messages, response}; or problems, answered by the model first
     #[arg(long)]
@@ -102,7 +108,7 @@ pub struct AnalyzeArgs {
 
 #[derive(Debug, Args)]
 pub struct ScoreArgs {
-    /// A HuggingFace checkpoint folder
+    /// A HuggingFace checkpoint folder, or a name on the hub: OWNER/NAME[@REVISION]
     pub model: PathBuf,
     /// JSONL of {input_ids, response_start} or {prompt|messages, response}
     #[arg(long)]
@@ -124,7 +130,7 @@ pub struct ScoreArgs {
 
 #[derive(Debug, Args)]
 pub struct GenerateArgs {
-    /// A HuggingFace checkpoint folder
+    /// A HuggingFace checkpoint folder, or a name on the hub: OWNER/NAME[@REVISION]
     pub model: PathBuf,
     /// The user's message
     #[arg(long, required_unless_present = "data", conflicts_with = "data")]
@@ -164,44 +170,64 @@ pub struct GenerateArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  bupo evaluate MODEL --suite amc23,math500 --out results/mine\n  bupo evaluate MODEL --data problems.jsonl -n 300 --rule numeric --out results/mine\n  bupo evaluate --rescore results/mine --rule boxed"
+)]
 pub struct EvaluateArgs {
-    /// A HuggingFace checkpoint folder
-    pub model: PathBuf,
-    /// Problems: parquet or JSONL
-    #[arg(long)]
-    pub data: PathBuf,
-    /// Responses to each problem
-    #[arg(short, default_value_t = 16)]
-    pub n: usize,
-    /// The K of Pass@K, separated by commas
-    #[arg(short, value_delimiter = ',', default_value = "1,4,16")]
-    pub k: Vec<usize>,
-    /// boxed (normalised text), exact (integers) or math (mathematical equality)
-    #[arg(long, default_value = "boxed", value_parser = parse_rule)]
-    pub rule: Rule,
+    /// A HuggingFace checkpoint folder, or a name on the hub: OWNER/NAME[@REVISION]
+    #[arg(required_unless_present = "rescore")]
+    pub model: Option<String>,
+    /// Suites by name or TOML file, separated by commas; shipped: amc23, math500, aime24, aime25, mmlu-pro, gpqa-diamond,
+    /// arc-challenge, bbh
+    #[arg(long, value_delimiter = ',', conflicts_with_all = ["data", "rescore"])]
+    pub suite: Vec<String>,
+    /// Problems: parquet or JSONL, or hf://datasets/OWNER/NAME[@REVISION][/FILE]
+    #[arg(long, required_unless_present_any = ["suite", "rescore"], conflicts_with = "rescore")]
+    pub data: Option<String>,
+    /// Where the suites' data files are
+    #[arg(long, default_value = "data")]
+    pub data_dir: PathBuf,
+    /// Judge the saved responses of an evaluation's folder again, without a model
+    #[arg(long, value_name = "DIR", conflicts_with = "model")]
+    pub rescore: Option<PathBuf>,
+    /// Responses to each problem [default: the suite's, else 16]
+    #[arg(short)]
+    pub n: Option<usize>,
+    /// The K of Pass@K, separated by commas [default: the suite's, else powers of two up to n and 256]
+    #[arg(short, value_delimiter = ',')]
+    pub k: Option<Vec<usize>>,
+    /// boxed (normalised text), exact (integers), math (mathematical equality), numeric or choice [default: the suite's, else boxed]
+    #[arg(long, value_parser = parse_rule)]
+    pub rule: Option<Rule>,
+    /// A program that scores responses, run by the shell: JSON lines in, a score a line out
+    #[arg(long, value_name = "COMMAND", conflicts_with = "rule")]
+    pub command: Option<String>,
     /// final, layer:N, attn:N or ffn:N
     #[arg(long, default_value = "final")]
     pub policy: String,
-    /// Longest response [default: 2048, or what the context leaves]
+    /// Longest response [default: the suite's, else 8192 or what the context leaves]
     #[arg(long)]
     pub max_new_tokens: Option<usize>,
-    #[arg(long, default_value_t = 1.0)]
-    pub temperature: f32,
-    #[arg(long, default_value_t = 1.0)]
-    pub top_p: f32,
-    #[arg(long, default_value_t = 0)]
-    pub top_k: usize,
+    /// [default: the suite's, else 1]
+    #[arg(long)]
+    pub temperature: Option<f32>,
+    /// [default: the suite's, else 1]
+    #[arg(long)]
+    pub top_p: Option<f32>,
+    /// Only the K likeliest tokens; 0: all [default: the suite's, else 0]
+    #[arg(long)]
+    pub top_k: Option<usize>,
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
     /// Sequences decoded at once
     #[arg(long, default_value_t = 128)]
     pub slots: usize,
-    /// Only the first N problems
+    /// Only the first N problems of each set
     #[arg(long, value_name = "N")]
     pub limit: Option<usize>,
-    /// Folder for evaluation.json and responses.jsonl
-    #[arg(long)]
-    pub out: PathBuf,
+    /// Folder for the results, one below it for each suite [default when rescoring: DIR/rescored-RULE]
+    #[arg(long, required_unless_present = "rescore")]
+    pub out: Option<PathBuf>,
     /// What matrix products multiply in: f32, or bf16 (faster, about three digits)
     #[arg(long, default_value = "f32", value_parser = parse_compute)]
     pub compute: Compute,
@@ -223,6 +249,28 @@ pub struct VerifyArgs {
     /// Where an answer is looked for, in order: boxed, phrase ("answer is"), formula (the last), whole (a bare answer)
     #[arg(long, value_delimiter = ',', default_value = "boxed,phrase,formula,whole", value_parser = parse_place)]
     pub places: Vec<Place>,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  bupo compare results/grpo results/bupo\n  bupo compare results/grpo-1,results/grpo-2,results/grpo-3 results/bupo-1,results/bupo-2,results/bupo-3 --out results/comparison"
+)]
+pub struct CompareArgs {
+    /// Folders that `bupo evaluate` wrote, one for each seed, separated by commas
+    #[arg(value_delimiter = ',', required = true)]
+    pub first: Vec<PathBuf>,
+    /// The same for the model that is compared with the first
+    #[arg(value_delimiter = ',', required = true)]
+    pub second: Vec<PathBuf>,
+    /// The K of Pass@K, separated by commas [default: powers of two up to n and 256]
+    #[arg(short, value_delimiter = ',')]
+    pub k: Option<Vec<usize>>,
+    /// Of the bootstrap and the sign flips
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Folder for comparison.json and comparison.md
+    #[arg(long)]
+    pub out: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -330,6 +378,13 @@ fn parse_place(text: &str) -> Result<Place, String> {
     by_name(text)
 }
 
+fn parse_template(name: &str) -> Result<PromptTemplate, String> {
+    const NAMES: [&str; 3] = ["qwen-math", "qwen3", "octothinker"];
+    // `chat` and `plain` are the other two options.
+    let known = NAMES.contains(&name).then(|| serde_json::from_value(serde_json::json!({ "template": name })).ok());
+    known.flatten().ok_or_else(|| format!("expected one of {}", NAMES.join(", ")))
+}
+
 fn parse_aggregation(text: &str) -> Result<Aggregation, String> {
     by_name(text)
 }
@@ -349,7 +404,10 @@ mod tests {
         let cli =
             Cli::try_parse_from(["bupo", "evaluate", "m", "--data", "d", "-k", "1,2", "--rule", "exact", "--out", "o"]);
         let Command::Evaluate(args) = cli.unwrap().command else { panic!("another verb") };
-        assert_eq!((args.k, args.rule, args.n), (vec![1, 2], Rule::Exact, 16));
+        assert_eq!((args.k, args.rule, args.n), (Some(vec![1, 2]), Some(Rule::Exact), None));
+        for bad in [&["m"][..], &["m", "--suite", "a", "--data", "d", "--out", "o"], &["m", "--rescore", "d"]] {
+            assert!(Cli::try_parse_from([&["bupo", "evaluate"], bad].concat()).is_err(), "{bad:?}");
+        }
         assert!(Cli::try_parse_from(["bupo", "generate", "m"]).is_err());
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod analyze;
 pub mod bench;
+pub mod compare;
 pub mod evaluate;
 pub mod generate;
 pub mod score;
@@ -9,6 +10,7 @@ pub mod train;
 pub mod verify;
 
 use crate::cli::PromptArgs;
+use crate::hub::checkpoint;
 use crate::model::{Compute, Model};
 use crate::run::progress::say;
 use crate::tasks::dataset::Row;
@@ -29,15 +31,13 @@ pub struct Opened {
     pub prompts: PromptEncoder,
 }
 
-/// Opens a checkpoint folder; prompts are asked as the options say, by the model's chat template without any.
+/// Opens a checkpoint folder, or a model of the hub by its name; prompts are asked as the options say, by the model's chat
+/// template without any.
 pub fn open(dir: &Path, prompt: &PromptArgs, compute: Compute) -> Result<Opened> {
-    let template = match (&prompt.plain, &prompt.system) {
-        (Some(text), _) => PromptTemplate::Plain { text: text.clone() },
-        (None, system) => PromptTemplate::Chat { system: system.clone(), variables: Default::default() },
-    };
-    ensure!(dir.is_dir(), "{} is no folder: expected a HuggingFace checkpoint with config.json", dir.display());
-    let model = open_model(dir, compute)?;
-    let prompts = prompt_encoder(dir, template, model.config.max_position_embeddings)?;
+    let template = asked_template(prompt).unwrap_or_default();
+    let dir = checkpoint(dir)?;
+    let model = open_model(&dir, compute)?;
+    let prompts = prompt_encoder(&dir, template, model.config.max_position_embeddings)?;
     Ok(Opened { model, prompts })
 }
 
@@ -54,6 +54,13 @@ pub fn compute_in(model: &mut Model, compute: Compute) {
     if model.compute != compute {
         say("this machine has no AVX512-BF16: compute = \"bf16\" becomes f32, which is slower and more exact");
     }
+}
+
+/// The way of asking that the options name, if they name one.
+pub fn asked_template(prompt: &PromptArgs) -> Option<PromptTemplate> {
+    let chat = |system: &String| PromptTemplate::Chat { system: Some(system.clone()), variables: Default::default() };
+    let plain = prompt.plain.as_ref().map(|text| PromptTemplate::Plain { text: text.clone() });
+    prompt.template.clone().or(plain).or(prompt.system.as_ref().map(chat))
 }
 
 /// The tokenizer and chat template of a checkpoint folder, with a template and a limit.
@@ -109,9 +116,5 @@ pub fn optional_encoder(dir: &Path, prompt: &PromptArgs, limit: usize) -> Result
     if !dir.join("tokenizer.json").is_file() {
         return Ok(None);
     }
-    let template = match (&prompt.plain, &prompt.system) {
-        (Some(text), _) => PromptTemplate::Plain { text: text.clone() },
-        (None, system) => PromptTemplate::Chat { system: system.clone(), variables: Default::default() },
-    };
-    prompt_encoder(dir, template, limit).map(Some)
+    prompt_encoder(dir, asked_template(prompt).unwrap_or_default(), limit).map(Some)
 }

@@ -10,7 +10,9 @@
 //! | [`evaluate`], [`analysis`] | Avg@K and Pass@K; entropy flow, stages, boundary layer |
 //! | [`rollout`] | batched sampling with a KV cache |
 //! | [`policy`] | which hidden state is read as a distribution: the paper's internal policies |
+//! | [`reward`] | weighted parts of a reward; programs of the user's |
 //! | [`verify`], [`tasks`], [`text`], [`run`] | verdicts; problems; tokens; a run's folder |
+//! | [`hub`] | models and data by name |
 //! | [`model`] | configuration, weights, decoder forward and backward, taps |
 //! | [`compute`] | the numeric kernels: one file an operation |
 
@@ -19,9 +21,11 @@ pub mod cli;
 pub mod commands;
 pub mod compute;
 pub mod evaluate;
+pub mod hub;
 pub mod model;
 pub mod policy;
 pub mod recipe;
+pub mod reward;
 pub mod rl;
 pub mod rollout;
 pub mod run;

@@ -38,6 +38,7 @@ fn run(cli: &Cli) -> Result<()> {
         Command::Generate(args) => start_threads(cli.threads).and_then(|()| commands::generate::run(args)),
         Command::Evaluate(args) => start_threads(cli.threads).and_then(|()| commands::evaluate::run(args)),
         Command::Verify(args) => start_threads(cli.threads).and_then(|()| commands::verify::run(args)),
+        Command::Compare(args) => start_threads(cli.threads).and_then(|()| commands::compare::run(args)),
         Command::Bench(command) => start_threads(cli.threads).and_then(|()| commands::bench::run(command)),
     }
 }

@@ -5,11 +5,11 @@ mod load;
 
 use crate::model::init::InitConfig;
 use crate::model::{Compute, ModelConfig};
+use crate::reward::RewardConfig;
 use crate::rl::{Advantage, BupoConfig, LossConfig, OptimizerConfig};
 use crate::rollout::Sampling;
 use crate::tasks::arithmetic::ArithmeticConfig;
 use crate::text::PromptTemplate;
-use crate::verify::Rule;
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -38,7 +38,7 @@ pub struct Recipe {
     #[serde(default)]
     pub rollout: RolloutSection,
     #[serde(default)]
-    pub reward: RewardSection,
+    pub reward: RewardConfig,
     #[serde(default)]
     pub rl: RlSection,
     #[serde(default)]
@@ -169,12 +169,6 @@ impl RolloutSection {
             max_new_tokens: self.max_new_tokens,
         }
     }
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct RewardSection {
-    pub rule: Rule,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -341,6 +335,7 @@ impl Recipe {
             self.rl.lr
         );
         ensure!((0.0..=1.0).contains(&self.rl.gamma), "rl.gamma = {}: expected 0 to 1", self.rl.gamma);
+        self.reward.check().context("[reward]")?;
         self.loss.check().context("[loss]")?;
         self.optimizer.check().context("[optimizer]")?;
         ensure!(
@@ -378,11 +373,7 @@ impl Recipe {
     /// What the recipe names must be there, and its model must fit it: seen from `config.json`, before any weight is read.
     /// A resumed run (`resume`) takes its model from its own checkpoint.
     pub fn check_inputs(&self, resume: bool) -> Result<()> {
-        let files = self.data.train.iter().map(|f| ("data.train", f));
-        let files = files.chain(self.evaluate.iter().flat_map(|e| e.data.iter().map(|f| ("evaluate.data", f))));
-        for (key, file) in files {
-            ensure!(file.is_file(), "{key} names {}, but there is no such file (recipe {})", file.display(), self.name);
-        }
+        self.check_data()?;
         let Some(dir) = self.model.path.as_ref().filter(|_| !resume) else { return Ok(()) };
         ensure!(
             dir.is_dir(),
@@ -391,6 +382,16 @@ impl Recipe {
             self.name
         );
         self.check_against(&ModelConfig::from_dir(dir).context("model.path")?)
+    }
+
+    /// The files of problems must be there.
+    pub fn check_data(&self) -> Result<()> {
+        let files = self.data.train.iter().map(|f| ("data.train", f));
+        let files = files.chain(self.evaluate.iter().flat_map(|e| e.data.iter().map(|f| ("evaluate.data", f))));
+        for (key, file) in files {
+            ensure!(file.is_file(), "{key} names {}, but there is no such file (recipe {})", file.display(), self.name);
+        }
+        Ok(())
     }
 
     /// What can only be checked beside a model.

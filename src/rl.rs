@@ -8,6 +8,7 @@ pub mod adamw;
 pub mod advantage;
 pub mod batch;
 pub mod loss;
+pub mod masking;
 pub mod metrics;
 pub mod optimizer;
 pub mod schedule;

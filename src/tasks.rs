@@ -2,6 +2,7 @@
 
 pub mod answers;
 pub mod arithmetic;
+pub mod choices;
 pub mod dataset;
 pub mod order;
 pub mod problem;

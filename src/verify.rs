@@ -1,8 +1,10 @@
 //! Verdicts on answers: never a bare number, always a status that says why (REFERENCE: what is swallowed is not learned).
 
 pub mod boxed;
+pub mod choice;
 pub mod exact;
 pub mod math;
+pub mod numeric;
 
 use serde::{Deserialize, Serialize};
 
@@ -12,12 +14,21 @@ use serde::{Deserialize, Serialize};
 pub enum Status {
     Correct,
     Wrong,
-    /// The response holds no boxed answer.
+    /// The response holds no answer where the rule looks for one.
     NoAnswer,
     /// It holds one that the rule cannot read.
     Unparsable,
     /// The rule did not end in time. None of the rules here can run long; external ones may.
     Timeout,
+    /// An external rule broke down: nothing is known of the response.
+    Failed,
+}
+
+impl Status {
+    /// Whether the rule came to a judgement, whatever it was.
+    pub fn judged(self) -> bool {
+        !matches!(self, Status::Timeout | Status::Failed)
+    }
 }
 
 /// How many responses had each status.
@@ -28,6 +39,8 @@ pub struct StatusCounts {
     pub no_answer: usize,
     pub unparsable: usize,
     pub timeout: usize,
+    #[serde(default)]
+    pub failed: usize,
 }
 
 impl StatusCounts {
@@ -38,6 +51,7 @@ impl StatusCounts {
             Status::NoAnswer => &mut self.no_answer,
             Status::Unparsable => &mut self.unparsable,
             Status::Timeout => &mut self.timeout,
+            Status::Failed => &mut self.failed,
         } += 1;
     }
 
@@ -47,11 +61,12 @@ impl StatusCounts {
         self.no_answer += other.no_answer;
         self.unparsable += other.unparsable;
         self.timeout += other.timeout;
+        self.failed += other.failed;
     }
 
     /// Responses judged.
     pub fn total(&self) -> usize {
-        self.correct + self.wrong + self.no_answer + self.unparsable + self.timeout
+        self.correct + self.wrong + self.no_answer + self.unparsable + self.timeout + self.failed
     }
 }
 
@@ -81,6 +96,10 @@ pub enum Rule {
     Exact,
     /// The last `\boxed{}`, or what follows "answer is", as mathematics ([`math`]).
     Math,
+    /// A number by value ([`numeric`]).
+    Numeric,
+    /// The letter of an option ([`choice`]).
+    Choice,
 }
 
 impl Rule {
@@ -88,17 +107,34 @@ impl Rule {
     /// (`math`: with a bounded amount of work on the answer).
     pub fn judge(self, response: &str, gold: &str) -> Verdict {
         if self == Rule::Math {
+            // It may look in several places until one holds an answer that can be read.
             let verdict = math::verify(gold, response, &math::Settings::responses());
             return Verdict { status: verdict.status, answer: verdict.answer };
         }
-        let Some(answer) = boxed::last_boxed(response) else {
+        let Some(answer) = self.extract(response) else {
             return Verdict { status: Status::NoAnswer, answer: None };
         };
-        let status = match self {
-            Rule::Boxed | Rule::Math => boxed::compare(answer, gold),
+        Verdict { status: self.compare(answer, gold), answer: Some(answer.to_string()) }
+    }
+
+    /// The answer of a response, where this rule looks for it.
+    pub fn extract(self, response: &str) -> Option<&str> {
+        match self {
+            Rule::Boxed | Rule::Exact | Rule::Math => boxed::last_boxed(response),
+            Rule::Numeric => numeric::extract(response),
+            Rule::Choice => choice::extract(response),
+        }
+    }
+
+    /// How an answer, found by whatever means, compares with the gold answer.
+    pub fn compare(self, answer: &str, gold: &str) -> Status {
+        match self {
+            Rule::Boxed => boxed::compare(answer, gold),
+            Rule::Math => math::verify(gold, answer, &math::Settings::answers()).status,
             Rule::Exact => exact::compare(answer, gold),
-        };
-        Verdict { status, answer: Some(answer.to_string()) }
+            Rule::Numeric => numeric::compare(answer, gold),
+            Rule::Choice => choice::compare(answer, gold),
+        }
     }
 }
 
@@ -132,9 +168,9 @@ mod tests {
         #[test]
         fn no_text_panics(response in "\\PC{0,60}", gold in "\\PC{0,20}") {
             for wrapped in [response.clone(), format!("\\boxed{{{response}}}"), format!("\\frac{response}\\boxed {response}")] {
-                Rule::Boxed.judge(&wrapped, &gold);
-                Rule::Exact.judge(&wrapped, &gold);
-                Rule::Math.judge(&wrapped, &gold);
+                for rule in [Rule::Boxed, Rule::Exact, Rule::Math, Rule::Numeric, Rule::Choice] {
+                    rule.judge(&wrapped, &gold);
+                }
             }
         }
 

@@ -13,24 +13,29 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("text", &[]),
     ("tasks", &["text"]),
     ("verify", &[]),
+    ("reward", &["verify", "tasks", "text"]),
     ("run", &[]),
+    ("hub", &["run"]),
     ("rollout", &["policy", "model", "compute"]),
-    ("rl", &["rollout", "verify", "tasks", "text", "policy", "model", "compute"]),
-    ("evaluate", &["rollout", "verify", "tasks", "text", "policy", "model"]),
+    ("rl", &["rollout", "reward", "verify", "tasks", "text", "policy", "model", "compute"]),
+    ("evaluate", &["rollout", "reward", "verify", "tasks", "text", "policy", "model"]),
     ("analysis", &["policy", "model", "compute"]),
-    ("recipe", &["rl", "evaluate", "analysis", "rollout", "verify", "tasks", "text", "run", "policy", "model"]),
-    ("cli", &["verify", "rl", "model"]),
+    (
+        "recipe",
+        &["rl", "evaluate", "analysis", "rollout", "reward", "verify", "tasks", "text", "run", "policy", "model"],
+    ),
+    ("cli", &["verify", "rl", "model", "text"]),
     (
         "commands",
         &[
-            "cli", "recipe", "rl", "evaluate", "analysis", "rollout", "verify", "tasks", "text", "run", "policy",
-            "model", "compute",
+            "cli", "hub", "recipe", "rl", "evaluate", "analysis", "rollout", "reward", "verify", "tasks", "text",
+            "run", "policy", "model", "compute",
         ],
     ),
 ];
 
 /// Modules that may open files. `commands` writes what a verb's `--out` asks for, through `run`.
-const MAY_TOUCH_FILES: &[&str] = &["text", "tasks", "run", "model", "recipe"];
+const MAY_TOUCH_FILES: &[&str] = &["text", "tasks", "run", "hub", "model", "recipe"];
 
 fn sources(dir: &Path, out: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(dir).expect("a readable source folder") {

@@ -3,6 +3,7 @@
 use super::{open_model, optional_encoder, response_tokens};
 use crate::cli::ScoreArgs;
 use crate::compute::Packing;
+use crate::hub::checkpoint;
 use crate::model::Workspace;
 use crate::policy::{InternalPolicy, Targets};
 use crate::run::jsonl::write_jsonl;
@@ -31,9 +32,10 @@ pub fn run(args: &ScoreArgs) -> Result<()> {
         args.temperature
     );
     let rows = read_rows(&args.data)?;
-    let model = open_model(&args.model, args.compute)?;
+    let dir = checkpoint(&args.model)?;
+    let model = open_model(&dir, args.compute)?;
     let policy = InternalPolicy::parse(&args.policy, model.config.layers)?;
-    let prompts = optional_encoder(&args.model, &args.prompt, model.config.max_position_embeddings)?;
+    let prompts = optional_encoder(&dir, &args.prompt, model.config.max_position_embeddings)?;
     let mut sequences = Vec::with_capacity(rows.len());
     for (i, row) in rows.iter().enumerate() {
         let (ids, start) = response_tokens(row, prompts.as_ref(), i + 1)?;

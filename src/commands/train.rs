@@ -9,8 +9,10 @@ use crate::analysis::flow::{Flow, Sample};
 use crate::analysis::{Analysis, terminal};
 use crate::cli::TrainArgs;
 use crate::commands::open_model;
+use crate::evaluate::result::Evaluation;
 use crate::evaluate::run::{EvaluateSettings, evaluate};
 use crate::evaluate::scores::Scores;
+use crate::hub::{RepoName, checkpoint};
 use crate::model::{Model, Workspace};
 use crate::policy::{InternalPolicy, LayerIndex};
 use crate::recipe::Recipe;
@@ -40,7 +42,14 @@ pub fn run(args: &TrainArgs, threads: Option<usize>) -> Result<()> {
     // A run's folder stands for the recipe in it.
     let (path, of_run) = (Path::new(&args.recipe), Path::new(&args.recipe).join("recipe.toml"));
     let path = if of_run.is_file() { &of_run } else { path };
-    let recipe = Recipe::load(&path.to_string_lossy(), &args.set)?;
+    let mut recipe = Recipe::load(&path.to_string_lossy(), &args.set)?;
+    recipe.check_data()?;
+    // What the run's folder keeps is the snapshot that it began with, whatever the name means tomorrow.
+    if let Some(path) = recipe.model.path.as_mut().filter(|path| !path.is_dir())
+        && RepoName::model(&path.to_string_lossy()).is_some()
+    {
+        *path = checkpoint(path).context("model.path")?;
+    }
     super::start_threads(threads.or(recipe.threads))?;
     let beside = path.parent().filter(|dir| args.resume && Checkpoints::new(dir).latest().is_some());
     let dir = args.dir.clone().or_else(|| beside.map(Path::to_path_buf)).unwrap_or_else(|| recipe.dir());
@@ -289,14 +298,20 @@ impl Run {
             slots: r.slots,
             n: e.n,
             k: e.k.clone(),
-            rule: self.recipe.reward.rule,
+            reward: self.recipe.reward.clone(),
         };
         let mut progress = Progress::new("evaluate", (self.evaluation.len() * e.n) as u64);
         let mut ws = Workspace::new(model);
         let (scores, rows) =
             evaluate(model, &mut ws, &self.prompts, &self.evaluation, &settings, &mut |n| progress.inc(n))?;
         progress.finish();
-        super::evaluate::save(&dir, &scores, &rows)?;
+        super::evaluate::save_rows(&dir, &self.evaluation, &rows)?;
+        let model = self.checkpoints.path(self.step).display().to_string();
+        let reward_name = self.recipe.reward.name();
+        let evaluation =
+            Evaluation { name: name.into(), model, reward_name, scores, bad_rows: Vec::new(), failures: Vec::new() };
+        super::evaluate::save_result(&dir, &evaluation)?;
+        let scores = evaluation.scores;
         say(&format!(
             "{name}: Avg@{} {:.1} % on {} problems",
             e.n,

@@ -1,23 +1,18 @@
-//! Avg@n and the unbiased Pass@k, with their standard errors over problems.
+//! Avg@n and the unbiased Pass@k over a set of problems, with their uncertainty.
 
-use crate::verify::StatusCounts;
+use super::statistics::{Estimate, Spread, estimate, estimates, spread};
+use crate::verify::{Status, StatusCounts};
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
-/// The responses to one problem, counted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ProblemCounts {
-    pub statuses: StatusCounts,
-    /// Responses that were cut off at the longest length allowed, whatever their status.
-    pub truncated: usize,
-}
-
-/// A mean over problems, each of them counting the same.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Estimate {
-    pub mean: f64,
-    /// `std(ddof = 1) / sqrt(problems)`: what another draw of problems would change. `None` (null) for a single problem.
-    pub standard_error: Option<f64>,
+/// What is counted of a judged response.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Judged {
+    pub status: Status,
+    /// None where a part of the reward broke down.
+    pub reward: Option<f64>,
+    /// Cut off at the longest length allowed, whatever its status.
+    pub truncated: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -25,6 +20,15 @@ pub struct PassAtK {
     pub k: usize,
     #[serde(flatten)]
     pub pass: Estimate,
+}
+
+/// Shares of all responses that say how far a score can be trusted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Shares {
+    pub no_answer: f64,
+    pub unparsable: f64,
+    /// Not judged at all, since the judge was late or broke down; counted as not correct.
+    pub not_judged: f64,
 }
 
 /// The result of an evaluation, as it is saved.
@@ -35,47 +39,78 @@ pub struct Scores {
     pub responses_per_problem: usize,
     /// Avg@n: share of correct responses.
     pub avg_at_n: Estimate,
+    /// Accuracy of the n passes over the set, each with a sample of its own: mean and standard deviation over seeds.
+    #[serde(default)]
+    pub over_samples: Option<Spread>,
+    /// Mean reward, where it is more than correct or not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reward: Option<Estimate>,
     /// In the order the k were asked for.
     pub pass_at_k: Vec<PassAtK>,
     /// Over all responses.
     pub statuses: StatusCounts,
     /// Share of all responses that were cut off.
     pub truncated: f64,
+    #[serde(default)]
+    pub shares: Shares,
     /// Correct responses of every problem, in the problems' order: any other k can be computed from these.
     pub correct: Vec<usize>,
 }
 
-/// Scores of a set of problems, Pass@k for every `k` of `ks`.
+/// Scores of a set of problems, Pass@k for every `k` of `ks`; `seed` is the bootstrap's.
 ///
 /// Errors: no problems, no responses, problems with different numbers of responses, a `k` that is 0 or more than n.
-pub fn scores(problems: &[ProblemCounts], ks: &[usize]) -> Result<Scores> {
-    let n = problems.first().context("no problems to score: expected at least one")?.statuses.total();
+pub fn scores(problems: &[Vec<Judged>], ks: &[usize], seed: u64) -> Result<Scores> {
+    let n = problems.first().context("no problems to score: expected at least one")?.len();
     ensure!(n > 0, "problem 0 has no responses: expected at least one");
     let mut statuses = StatusCounts::default();
-    let mut truncated = 0;
     for (index, problem) in problems.iter().enumerate() {
-        let got = problem.statuses.total();
+        let got = problem.len();
         ensure!(got == n, "problem {index} has {got} responses, but problem 0 has {n}: all must have as many");
-        ensure!(problem.truncated <= n, "problem {index} has {} truncated responses of {n}", problem.truncated);
-        statuses.merge(&problem.statuses);
-        truncated += problem.truncated;
+        problem.iter().for_each(|response| statuses.add(response.status));
     }
-    let correct: Vec<usize> = problems.iter().map(|problem| problem.statuses.correct).collect();
-    let shares: Vec<f64> = correct.iter().map(|&c| c as f64 / n as f64).collect();
-    let mut pass_at = Vec::with_capacity(ks.len());
+    let is_correct = |response: &Judged| response.status == Status::Correct;
+    let correct: Vec<usize> = problems.iter().map(|p| p.iter().filter(|r| is_correct(r)).count()).collect();
+    let mut columns: Vec<Vec<f64>> = vec![correct.iter().map(|&c| c as f64 / n as f64).collect()];
     for &k in ks {
-        let passes = correct.iter().map(|&c| pass_at_k(n, c, k)).collect::<Result<Vec<f64>>>()?;
-        pass_at.push(PassAtK { k, pass: estimate(&passes) });
+        columns.push(correct.iter().map(|&c| pass_at_k(n, c, k)).collect::<Result<Vec<f64>>>()?);
     }
+    let mut estimates = estimates(&columns, seed).into_iter();
+    let avg_at_n = estimates.next().context("no problems to score")?;
+    let passes: Vec<f64> = (0..n)
+        .map(|sample| problems.iter().filter(|p| is_correct(&p[sample])).count() as f64 / problems.len() as f64)
+        .collect();
+    let all = || problems.iter().flatten();
+    let share = |count: usize| count as f64 / (n * problems.len()) as f64;
+    // A reward of 1 and 0 by status says nothing that Avg@n does not.
+    let plain = all().all(|r| r.reward == Some(if is_correct(r) { 1.0 } else { 0.0 }));
+    let rewards: Vec<f64> = problems.iter().filter_map(|p| mean(p.iter().filter_map(|r| r.reward))).collect();
     Ok(Scores {
         problems: problems.len(),
         responses_per_problem: n,
-        avg_at_n: estimate(&shares),
-        pass_at_k: pass_at,
+        avg_at_n,
+        over_samples: spread(&passes),
+        reward: if plain { None } else { estimate(&rewards, seed) },
+        pass_at_k: ks.iter().zip(estimates).map(|(&k, pass)| PassAtK { k, pass }).collect(),
+        truncated: share(all().filter(|r| r.truncated).count()),
+        shares: Shares {
+            no_answer: share(statuses.no_answer),
+            unparsable: share(statuses.unparsable),
+            not_judged: share(all().filter(|r| !r.status.judged()).count()),
+        },
         statuses,
-        truncated: truncated as f64 / (n * problems.len()) as f64,
         correct,
     })
+}
+
+fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
+    let (sum, n) = values.fold((0.0, 0usize), |(sum, n), value| (sum + value, n + 1));
+    (n > 0).then(|| sum / n as f64)
+}
+
+/// The k that are shown where none are asked for: powers of two, up to n and to the paper's 256.
+pub fn usual_ks(n: usize) -> Vec<usize> {
+    (0..=8).map(|power| 1 << power).filter(|k| *k <= n).collect()
 }
 
 /// `1 - C(n - c, k) / C(n, k)`: the chance that `k` of a problem's `n` responses, drawn without replacement, hold one of its
@@ -94,24 +129,18 @@ pub fn pass_at_k(n: usize, c: usize, k: usize) -> Result<f64> {
     Ok(1.0 - none_correct)
 }
 
-/// Mean and standard error of at least one value.
-fn estimate(values: &[f64]) -> Estimate {
-    let count = values.len() as f64;
-    let mean = values.iter().sum::<f64>() / count;
-    let standard_error = (values.len() > 1).then(|| {
-        let variance = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / (count - 1.0);
-        (variance / count).sqrt()
-    });
-    Estimate { mean, standard_error }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn problem(correct: usize, wrong: usize) -> ProblemCounts {
-        ProblemCounts { statuses: StatusCounts { correct, wrong, ..Default::default() }, truncated: 0 }
+    fn response(status: Status, truncated: bool) -> Judged {
+        Judged { status, reward: Some(if status == Status::Correct { 1.0 } else { 0.0 }), truncated }
+    }
+
+    fn problem(correct: usize, wrong: usize) -> Vec<Judged> {
+        let all = [vec![Status::Correct; correct], vec![Status::Wrong; wrong]].concat();
+        all.into_iter().map(|status| response(status, false)).collect()
     }
 
     #[test]
@@ -135,38 +164,57 @@ mod tests {
         assert!(pass_at_k(4, 2, 5).unwrap_err().to_string().contains("n = 4"));
         assert!(pass_at_k(4, 2, 0).is_err());
         assert!(pass_at_k(4, 5, 1).is_err());
-        assert!(scores(&[], &[1]).is_err());
-        assert!(scores(&[problem(0, 0)], &[]).is_err());
-        assert!(scores(&[problem(1, 1)], &[1, 4]).unwrap_err().to_string().contains("Pass@4"));
-        assert!(scores(&[problem(1, 1), problem(1, 2)], &[1]).unwrap_err().to_string().contains("problem 1"));
-        assert!(scores(&[ProblemCounts { truncated: 3, ..problem(1, 1) }], &[1]).is_err());
+        assert!(scores(&[], &[1], 1).is_err());
+        assert!(scores(&[problem(0, 0)], &[], 1).is_err());
+        assert!(scores(&[problem(1, 1)], &[1, 4], 1).unwrap_err().to_string().contains("Pass@4"));
+        assert!(scores(&[problem(1, 1), problem(1, 2)], &[1], 1).unwrap_err().to_string().contains("problem 1"));
+    }
+
+    #[test]
+    fn the_papers_k_are_powers_of_two() {
+        assert_eq!(usual_ks(1), [1]);
+        assert_eq!(usual_ks(16), [1, 2, 4, 8, 16]);
+        assert_eq!(usual_ks(300), [1, 2, 4, 8, 16, 32, 64, 128, 256]);
+        assert_eq!(usual_ks(1000).last(), Some(&256));
     }
 
     #[test]
     fn a_set_is_scored_over_its_problems() {
-        let statuses = StatusCounts { correct: 0, wrong: 1, no_answer: 1, unparsable: 1, timeout: 1 };
-        let problems = [problem(4, 0), problem(2, 2), ProblemCounts { statuses, truncated: 3 }];
-        let result = scores(&problems, &[2, 1]).unwrap();
+        let odd = [Status::Wrong, Status::NoAnswer, Status::Unparsable, Status::Timeout];
+        let odd = odd.into_iter().enumerate().map(|(i, status)| response(status, i > 0)).collect();
+        let problems = [problem(4, 0), problem(2, 2), odd];
+        let result = scores(&problems, &[2, 1], 7).unwrap();
         // Shares 1, 1/2, 0: mean 1/2, std 1/2, standard error 1 / (2 sqrt 3).
         assert_eq!((result.problems, result.responses_per_problem), (3, 4));
-        assert_eq!(result.avg_at_n, Estimate { mean: 0.5, standard_error: Some((0.25f64 / 3.0).sqrt()) });
+        assert_eq!((result.avg_at_n.mean, result.avg_at_n.standard_error), (0.5, Some((0.25f64 / 3.0).sqrt())));
+        // Passes over the set: 2/3, 2/3, 1/3, 1/3.
+        let over = result.over_samples.unwrap();
+        assert!((over.mean - 0.5).abs() < 1e-15 && (over.std.unwrap() - (1.0f64 / 27.0).sqrt()).abs() < 1e-15);
         // Pass@2: 1, 5/6, 0.
         assert_eq!(result.pass_at_k[0].k, 2);
         assert!((result.pass_at_k[0].pass.mean - 11.0 / 18.0).abs() < 1e-15);
         assert!((result.pass_at_k[1].pass.mean - 0.5).abs() < 1e-15);
         assert_eq!(result.correct, [4, 2, 0]);
-        assert_eq!(result.statuses, StatusCounts { correct: 6, wrong: 3, no_answer: 1, unparsable: 1, timeout: 1 });
-        assert_eq!(result.truncated, 0.25);
+        let statuses = StatusCounts { correct: 6, wrong: 3, no_answer: 1, unparsable: 1, timeout: 1, failed: 0 };
+        assert_eq!((result.statuses, result.truncated, result.reward), (statuses, 0.25, None));
+        let twelfth = 1.0 / 12.0;
+        assert_eq!(result.shares, Shares { no_answer: twelfth, unparsable: twelfth, not_judged: twelfth });
         let saved = serde_json::to_value(&result).unwrap();
-        assert_eq!(saved["pass_at_k"][1]["k"], 1);
-        assert_eq!(saved["avg_at_n"]["mean"], 0.5);
+        assert_eq!((&saved["pass_at_k"][1]["k"], &saved["avg_at_n"]["mean"]), (&1.into(), &0.5.into()));
         assert_eq!(serde_json::from_value::<Scores>(saved).unwrap(), result);
     }
 
     #[test]
+    fn rewards_that_say_more_than_right_or_wrong_have_a_mean() {
+        let partly = |reward| Judged { status: Status::Wrong, reward, truncated: false };
+        let result = scores(&[vec![partly(Some(0.5)), partly(None)], vec![partly(Some(0.0)); 2]], &[], 1).unwrap();
+        assert_eq!((result.reward.unwrap().mean, result.avg_at_n.mean), (0.25, 0.0));
+    }
+
+    #[test]
     fn one_problem_has_no_standard_error() {
-        let result = scores(&[problem(1, 3)], &[]).unwrap();
-        assert_eq!(result.avg_at_n, Estimate { mean: 0.25, standard_error: None });
+        let result = scores(&[problem(1, 3)], &[], 1).unwrap();
+        assert_eq!(result.avg_at_n, Estimate { mean: 0.25, standard_error: None, interval: None });
         assert!(serde_json::to_value(&result).unwrap()["avg_at_n"]["standard_error"].is_null());
     }
 

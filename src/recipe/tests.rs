@@ -35,6 +35,18 @@ fn the_papers_runs_have_the_papers_settings() {
     }
 }
 
+#[test]
+fn the_papers_recipes_ask_as_the_named_templates_do() {
+    for (name, prompt) in [
+        ("qwen3-4b-bupo", PromptTemplate::Qwen3 {}),
+        ("qwen3-8b-grpo", PromptTemplate::Qwen3 {}),
+        ("octothinker-3b-bupo", PromptTemplate::OctoThinker {}),
+    ] {
+        let recipe = Recipe::load(name, &[]).unwrap();
+        assert_eq!(recipe.prompt, prompt.spelled_out(), "{name}");
+    }
+}
+
 /// The whole message, to the letter: it is what a person sees.
 #[test]
 fn typos_are_named_with_key_line_and_remedy() {
@@ -84,7 +96,7 @@ fn wrong_values_are_named_with_key_and_line() {
         ),
         (
             with("[reward]\nrule = \"zzzzzz\""),
-            "reward.rule = \"zzzzzz\": expected \"boxed\", \"exact\", \"math\" (x.toml, line 9)",
+            "reward.rule = \"zzzzzz\": expected \"boxed\", \"exact\", \"math\", \"numeric\", \"choice\" (x.toml, line 9)",
         ),
         (
             with("[bupo]\nlayer = 0\nsteps = 1"),

@@ -2,8 +2,10 @@
 
 use super::advantage::GroupStats;
 use super::loss::LossMetrics;
+use crate::reward::Score;
 use crate::verify::StatusCounts;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// Lengths of the step's responses, in tokens, the end token included.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -53,6 +55,12 @@ pub struct StepMetrics {
     pub policy: String,
     #[serde(flatten)]
     pub rewards: GroupStats,
+    /// Mean value of every part of the reward, before its weight, over the responses that have one.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub reward_parts: BTreeMap<String, f64>,
+    /// Responses without a reward, since a part of it broke down: left out of every other number on rewards.
+    #[serde(default)]
+    pub rewards_missing: usize,
     pub verdicts: StatusCounts,
     /// Share of responses whose reward the text comparison `boxed` would decide otherwise; only where the rule is `math`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -82,4 +90,16 @@ pub struct StepMetrics {
     /// Response tokens per second while sampling, and while updating.
     pub rollout_tokens_per_second: f64,
     pub update_tokens_per_second: f64,
+}
+
+/// Mean value of every part over the responses that have one; a part that no response has a value for is not there.
+pub fn mean_parts<'a>(scores: impl Iterator<Item = &'a Score>) -> BTreeMap<String, f64> {
+    let mut sums: BTreeMap<String, (f64, usize)> = BTreeMap::new();
+    for (name, value) in scores.flat_map(|score| &score.parts) {
+        if let Some(value) = value {
+            let sum = sums.entry(name.clone()).or_default();
+            *sum = (sum.0 + value, sum.1 + 1);
+        }
+    }
+    sums.into_iter().map(|(name, (sum, n))| (name, sum / n as f64)).collect()
 }

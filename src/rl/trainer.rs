@@ -4,21 +4,23 @@
 //! Nothing here touches files; a step returns what it saw, and the caller writes it down.
 
 use super::adamw::Optimizer;
-use super::advantage::{Advantage, Group, GroupStats, advantages};
+use super::advantage::{Advantage, GroupStats};
 use super::batch::{Response, ResponseGroup};
 use super::loss::{LossConfig, LossStats};
-use super::metrics::{Lengths, RolloutAgreement, Seconds, StepMetrics};
+use super::masking::{Known, masked_advantages};
+use super::metrics::{Lengths, RolloutAgreement, Seconds, StepMetrics, mean_parts};
 use super::optimizer::OptimizerConfig;
 use super::schedule::{Phase, Schedule};
 use super::update::{LogProbs, UpdateSettings, score_groups, update};
 use crate::model::{Keep, Model, Workspace};
 use crate::policy::InternalPolicy;
+use crate::reward::{Item, Reward, RewardConfig, Score};
 use crate::rollout::engine::{Completion, Engine, Finish, Request, generate};
 use crate::rollout::sampler::Sampling;
 use crate::tasks::problem::Problem;
 use crate::tasks::seed::derive_seed;
 use crate::text::prompt::PromptEncoder;
-use crate::verify::{Rule, StatusCounts, Verdict};
+use crate::verify::StatusCounts;
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 use std::time::Instant;
@@ -33,7 +35,7 @@ pub struct TrainSettings {
     pub group_size: usize,
     pub sampling: Sampling,
     pub slots: usize,
-    pub rule: Rule,
+    pub reward: RewardConfig,
     pub advantage: Advantage,
     pub gamma: f64,
     pub mini_batch_prompts: usize,
@@ -66,9 +68,9 @@ pub struct CompletionRow {
     pub prompt: String,
     pub response: String,
     pub gold: String,
+    /// Reward, verdict, and the parts of the reward.
     #[serde(flatten)]
-    pub verdict: Verdict,
-    pub reward: f64,
+    pub score: Score,
     /// Mean over the response's tokens (the same for all of them but under Reinforce++ with a discount).
     pub advantage: f64,
     pub tokens: usize,
@@ -90,6 +92,7 @@ pub struct Trainer<'a> {
     /// The frozen reference of the KL penalty; needed when `loss.kl_coef` is not 0.
     pub reference: Option<Model>,
     pub prompts: &'a PromptEncoder,
+    reward: Reward,
     workspace: Workspace,
     grads: Vec<f32>,
 }
@@ -115,7 +118,8 @@ impl<'a> Trainer<'a> {
             settings.loss.kl_coef
         );
         let (workspace, grads) = (Workspace::new(&model), vec![0f32; model.layout.len()]);
-        Ok(Trainer { settings, model, optimizer, reference, prompts, workspace, grads })
+        let reward = Reward::new(&settings.reward, settings.sampling.max_new_tokens)?;
+        Ok(Trainer { settings, model, optimizer, reference, prompts, reward, workspace, grads })
     }
 
     /// Rollout step `step` (from 1) on its problems. `progress` hears of every response that ended.
@@ -126,8 +130,8 @@ impl<'a> Trainer<'a> {
         let rollouts = self.roll_out(step, problems, progress)?;
         let rollout_seconds = start.elapsed().as_secs_f64();
 
-        let (verdicts, boxed_disagreement) = self.judge(problems, &rollouts)?;
-        let groups = self.compare(&rollouts, &verdicts)?;
+        let (scores, boxed_disagreement) = self.judge(problems, &rollouts).with_context(|| format!("rewards of step {step}"))?;
+        let groups = self.compare(&rollouts, &scores)?;
 
         let update_start = Instant::now();
         let aligned = self.align(step, phase, &groups)?;
@@ -143,9 +147,9 @@ impl<'a> Trainer<'a> {
             update: update_seconds,
             total: start.elapsed().as_secs_f64(),
         };
-        let mut metrics = self.metrics(step, phase, &rollouts, &verdicts, &aligned, agreement, seconds)?;
+        let mut metrics = self.metrics(step, phase, &rollouts, &scores, &aligned, agreement, seconds)?;
         metrics.boxed_disagreement = boxed_disagreement;
-        let completions = self.rows(step, problems, &rollouts, &verdicts, &groups)?;
+        let completions = self.rows(step, problems, &rollouts, &scores, &groups)?;
         Ok(StepReport { metrics, completions })
     }
 
@@ -171,37 +175,29 @@ impl<'a> Trainer<'a> {
         Ok(Rollouts { prompts, prompts_truncated, completions })
     }
 
-    /// A verdict for every response: text against gold, token ids decoded without their end token. With the rule `math`,
-    /// also the share of responses that the reference's text comparison would have rewarded otherwise.
-    fn judge(&self, problems: &[Problem], rollouts: &Rollouts) -> Result<(Vec<Vec<Verdict>>, Option<f64>)> {
-        let rule = self.settings.rule;
-        let (mut responses, mut disagreements) = (0usize, 0usize);
-        let mut verdicts = Vec::with_capacity(problems.len());
-        for (problem, group) in problems.iter().zip(&rollouts.completions) {
-            let mut judged = Vec::with_capacity(group.len());
-            for completion in group {
-                let text = self.prompts.decode(&completion.ids)?;
-                let verdict = rule.judge(&text, &problem.gold);
-                responses += 1;
-                if rule == Rule::Math {
-                    let boxed = Rule::Boxed.judge(&text, &problem.gold);
-                    disagreements += usize::from(boxed.reward() != verdict.reward());
-                }
-                judged.push(verdict);
-            }
-            verdicts.push(judged);
-        }
-        let share = (rule == Rule::Math && responses > 0).then(|| disagreements as f64 / responses as f64);
-        Ok((verdicts, share))
+    /// A score for every response: its text, decoded without special tokens, against its problem. Under the rule `math`, also
+    /// the share of responses that the reference's text comparison would have judged otherwise.
+    fn judge(&self, problems: &[Problem], rollouts: &Rollouts) -> Result<(Vec<Vec<Score>>, Option<f64>)> {
+        let decode = |c: &Completion| self.prompts.decode(&c.ids);
+        let texts = rollouts.completions.iter().flatten().map(decode).collect::<Result<Vec<_>>>()?;
+        let pairs = problems.iter().zip(&rollouts.completions);
+        let pairs = pairs.flat_map(|(problem, group)| group.iter().map(move |c| (problem, c)));
+        let items: Vec<Item<'_>> = pairs
+            .zip(&texts)
+            .map(|((problem, c), response)| Item { problem, response, tokens: c.ids.len(), truncated: c.truncated() })
+            .collect();
+        let scores = self.reward.judge(&items)?;
+        let boxed_disagreement = self.reward.boxed_disagreement(&items, &scores);
+        let mut scores = scores.into_iter();
+        let grouped = rollouts.completions.iter().map(|group| scores.by_ref().take(group.len()).collect()).collect();
+        Ok((grouped, boxed_disagreement))
     }
 
     /// Rewards to advantages, within each group.
-    fn compare(&self, rollouts: &Rollouts, verdicts: &[Vec<Verdict>]) -> Result<Vec<ResponseGroup>> {
-        let (rewards, lengths) = rewards_and_lengths(rollouts, verdicts);
-        let groups: Vec<Group<'_>> =
-            rewards.iter().zip(&lengths).map(|(rewards, lengths)| Group { rewards, lengths }).collect();
-        let advantages = advantages(self.settings.advantage, &groups, self.settings.gamma)?;
-        let mut advantages = advantages.responses();
+    fn compare(&self, rollouts: &Rollouts, scores: &[Vec<Score>]) -> Result<Vec<ResponseGroup>> {
+        let (rewards, lengths) = rewards_and_lengths(rollouts, scores);
+        let mut advantages =
+            masked_advantages(self.settings.advantage, &rewards, &lengths, self.settings.gamma)?.into_iter();
         let mut group = |(prompt, completions): (&Vec<u32>, &Vec<Completion>)| ResponseGroup {
             prompt: prompt.clone(),
             responses: completions
@@ -209,7 +205,7 @@ impl<'a> Trainer<'a> {
                 .map(|c| Response {
                     ids: c.ids.clone(),
                     rollout_log_probs: c.log_probs.clone(),
-                    advantages: advantages.next().map(<[f32]>::to_vec).unwrap_or_default(),
+                    advantages: advantages.next().unwrap_or_default(),
                 })
                 .collect(),
         };
@@ -286,27 +282,28 @@ impl<'a> Trainer<'a> {
         step: usize,
         phase: Phase,
         rollouts: &Rollouts,
-        verdicts: &[Vec<Verdict>],
+        scores: &[Vec<Score>],
         aligned: &Aligned,
         agreement: RolloutAgreement,
         seconds: Seconds,
     ) -> Result<StepMetrics> {
-        let (rewards, lengths) = rewards_and_lengths(rollouts, verdicts);
-        let groups: Vec<Group<'_>> =
-            rewards.iter().zip(&lengths).map(|(rewards, lengths)| Group { rewards, lengths }).collect();
+        let (rewards, lengths) = rewards_and_lengths(rollouts, scores);
+        let known = Known::of(&rewards, &lengths);
         let all: Vec<&Completion> = rollouts.completions.iter().flatten().collect();
         let lengths: Vec<usize> = all.iter().map(|c| c.ids.len()).collect();
         let tokens = lengths.iter().sum::<usize>() as f64;
         let entropy: f64 = all.iter().flat_map(|c| &c.entropies).map(|h| *h as f64).sum();
         let mut counts = StatusCounts::default();
-        verdicts.iter().flatten().for_each(|v| counts.add(v.status));
+        scores.iter().flatten().for_each(|s| counts.add(s.verdict.status));
         let mut surrogate = aligned.stats.finish().context("a step without response tokens")?;
         let updates = aligned.updates.max(1) as f64;
         Ok(StepMetrics {
             step,
             phase: phase.name().to_string(),
             policy: phase.policy().to_string(),
-            rewards: GroupStats::of(&groups)?,
+            rewards: GroupStats::of(&known.groups())?,
+            reward_parts: mean_parts(scores.iter().flatten()),
+            rewards_missing: scores.iter().flatten().filter(|s| s.reward.is_none()).count(),
             verdicts: counts,
             boxed_disagreement: None,
             truncated: all.iter().filter(|c| c.finish == Finish::Length).count() as f64 / all.len().max(1) as f64,
@@ -333,14 +330,14 @@ impl<'a> Trainer<'a> {
         step: usize,
         problems: &[Problem],
         rollouts: &Rollouts,
-        verdicts: &[Vec<Verdict>],
+        scores: &[Vec<Score>],
         groups: &[ResponseGroup],
     ) -> Result<Vec<CompletionRow>> {
         let mut rows = Vec::new();
         for (i, problem) in problems.iter().enumerate() {
             let prompt = self.prompts.decode_whole(&rollouts.prompts[i])?;
             for (sample, completion) in rollouts.completions[i].iter().enumerate() {
-                let (verdict, advantages) = (&verdicts[i][sample], &groups[i].responses[sample].advantages);
+                let (score, advantages) = (&scores[i][sample], &groups[i].responses[sample].advantages);
                 let sum: f64 = advantages.iter().map(|a| *a as f64).sum();
                 rows.push(CompletionRow {
                     step,
@@ -349,8 +346,7 @@ impl<'a> Trainer<'a> {
                     prompt: prompt.clone(),
                     response: self.prompts.decode_whole(&completion.ids)?,
                     gold: problem.gold.clone(),
-                    verdict: verdict.clone(),
-                    reward: verdict.reward(),
+                    score: score.clone(),
                     advantage: sum / advantages.len().max(1) as f64,
                     tokens: completion.ids.len(),
                     finish: completion.finish,
@@ -375,8 +371,8 @@ struct Aligned {
     probe: RolloutAgreement,
 }
 
-fn rewards_and_lengths(rollouts: &Rollouts, verdicts: &[Vec<Verdict>]) -> (Vec<Vec<f64>>, Vec<Vec<usize>>) {
-    let rewards = verdicts.iter().map(|group| group.iter().map(Verdict::reward).collect()).collect();
+fn rewards_and_lengths(rollouts: &Rollouts, scores: &[Vec<Score>]) -> (Vec<Vec<Option<f64>>>, Vec<Vec<usize>>) {
+    let rewards = scores.iter().map(|group| group.iter().map(|score| score.reward).collect()).collect();
     let lengths = rollouts.completions.iter().map(|group| group.iter().map(|c| c.ids.len()).collect()).collect();
     (rewards, lengths)
 }

@@ -53,6 +53,11 @@ impl Completion {
     /// Before its first token.
     const EMPTY: Completion =
         Completion { ids: Vec::new(), log_probs: Vec::new(), entropies: Vec::new(), finish: Finish::Length };
+
+    /// It was cut off at the longest length allowed.
+    pub fn truncated(&self) -> bool {
+        self.finish == Finish::Length
+    }
 }
 
 /// What `generate` is asked for, beside the requests.
@@ -83,6 +88,9 @@ struct Prompt {
     state: Vec<f32>,
 }
 
+/// Hears of a response that ended: its request, its sample, and itself.
+pub type Ended<'a> = dyn FnMut(usize, usize, &Completion) -> Result<()> + 'a;
+
 /// Samples every request: `completions[request][sample]`. `progress` is called with the number of responses that
 /// ended since its last call.
 pub fn generate(
@@ -92,21 +100,37 @@ pub fn generate(
     requests: &[Request],
     progress: &mut dyn FnMut(u64),
 ) -> Result<Vec<Vec<Completion>>> {
-    check(model, engine, requests)?;
-    ws.pack(model, engine.policy.tap());
-    let done = run(model, ws, engine, requests, progress);
-    ws.unpack();
-    Ok(done)
+    let mut ended = |_: usize, _: usize, _: &Completion| {
+        progress(1);
+        Ok(())
+    };
+    generate_each(model, ws, engine, requests, &mut ended)
 }
 
-/// [`generate`], with the weights packed.
+/// [`generate`], where `ended(request, sample, completion)` hears of every response as it ends: to save it at once. An
+/// error of its ends the whole.
+pub fn generate_each(
+    model: &Model,
+    ws: &mut Workspace,
+    engine: &Engine<'_>,
+    requests: &[Request],
+    ended: &mut Ended<'_>,
+) -> Result<Vec<Vec<Completion>>> {
+    check(model, engine, requests)?;
+    ws.pack(model, engine.policy.tap());
+    let done = run(model, ws, engine, requests, ended);
+    ws.unpack();
+    done
+}
+
+/// [`generate_each`], with the weights packed.
 fn run(
     model: &Model,
     ws: &mut Workspace,
     engine: &Engine<'_>,
     requests: &[Request],
-    progress: &mut dyn FnMut(u64),
-) -> Vec<Vec<Completion>> {
+    ended: &mut Ended<'_>,
+) -> Result<Vec<Vec<Completion>>> {
     let mut done: Vec<Vec<Completion>> = requests.iter().map(|r| vec![Completion::EMPTY; r.seeds.len()]).collect();
     let mut workers: Vec<Worker> = (0..rayon::current_num_threads()).map(|_| Worker::beside(ws, model)).collect();
     let mut live: Vec<Live> = Vec::new();
@@ -125,12 +149,12 @@ fn run(
                 let mut fresh: Vec<Live> = admitted.into_iter().map(|(live, _)| live).collect();
                 workers[0].sample(model, engine, Some(&states), &mut fresh);
                 live.append(&mut fresh);
-                progress(retire(engine, &mut live, &mut done));
+                retire(engine, &mut live, &mut done, ended)?;
                 continue;
             }
         }
         if live.is_empty() {
-            return done;
+            return Ok(done);
         }
         // Each worker takes its sequences through the whole step, without waiting for the others in between.
         let shards = (live.len() / FEWEST_ROWS).clamp(1, workers.len());
@@ -141,10 +165,7 @@ fn run(
             model.decode(&mut worker.ws, &ids, &mut caches, engine.policy.tap());
             worker.sample(model, engine, None, live);
         });
-        let ended = retire(engine, &mut live, &mut done);
-        if ended > 0 {
-            progress(ended);
-        }
+        retire(engine, &mut live, &mut done, ended)?;
     }
 }
 
@@ -251,17 +272,25 @@ impl Worker {
     }
 }
 
-/// Moves ended sequences out of `live`; returns how many.
-fn retire(engine: &Engine<'_>, live: &mut Vec<Live>, done: &mut [Vec<Completion>]) -> u64 {
-    let before = live.len();
+/// Moves ended sequences out of `live`, and says so.
+fn retire(
+    engine: &Engine<'_>,
+    live: &mut Vec<Live>,
+    done: &mut [Vec<Completion>],
+    ended: &mut Ended<'_>,
+) -> Result<()> {
+    let mut told = Ok(());
     live.retain_mut(|l| {
         let stopped = l.completion.ids.last().is_some_and(|id| engine.eos_ids.contains(id));
-        let ended = stopped || l.completion.ids.len() >= engine.sampling.max_new_tokens;
-        if ended {
+        let over = stopped || l.completion.ids.len() >= engine.sampling.max_new_tokens;
+        if over {
             l.completion.finish = if stopped { Finish::Stop } else { Finish::Length };
+            if told.is_ok() {
+                told = ended(l.request, l.sample, &l.completion);
+            }
             done[l.request][l.sample] = std::mem::replace(&mut l.completion, Completion::EMPTY);
         }
-        !ended
+        !over
     });
-    (before - live.len()) as u64
+    told
 }

@@ -62,6 +62,14 @@ pub fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
+/// Folders right below a folder, by name.
+pub fn folders(dir: &Path) -> Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(dir).with_context(|| format!("cannot read the folder {}", dir.display()))?;
+    let mut found: Vec<PathBuf> = entries.flatten().map(|e| e.path()).filter(|p| p.is_dir()).collect();
+    found.sort();
+    Ok(found)
+}
+
 fn beside(path: &Path) -> Result<PathBuf> {
     let Some(name) = path.file_name() else { bail!("{} names no file that could be written", path.display()) };
     fs::create_dir_all(parent(path)).with_context(|| cannot("create the folder of", path))?;

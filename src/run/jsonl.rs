@@ -3,6 +3,7 @@
 use super::atomic::write_file_atomic;
 use anyhow::{Context, Result};
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -42,6 +43,33 @@ fn lines<T: Serialize>(rows: &[T]) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Rows of a file, whatever wrote it. A torn last line, as a killed writer leaves it, is dropped; any other bad line is an
+/// error that names it. A file that is not there has no rows.
+pub fn read_jsonl<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
+    if !path.is_file() {
+        return Ok(Vec::new());
+    }
+    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    // Without its last line feed a line is not whole, even if it parses.
+    let whole = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
+    let mut rows = Vec::new();
+    for (i, line) in bytes[..whole].split(|b| *b == b'\n').enumerate() {
+        if line.iter().all(u8::is_ascii_whitespace) {
+            continue;
+        }
+        let row = serde_json::from_slice(line);
+        rows.push(row.with_context(|| format!("{} line {} is not what was written there", path.display(), i + 1))?);
+    }
+    Ok(rows)
+}
+
+/// Cuts a torn last line off, so that rows can be appended.
+pub fn mend(path: &Path) -> Result<()> {
+    let Ok(bytes) = std::fs::read(path) else { return Ok(()) };
+    let whole = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
+    if whole == bytes.len() { Ok(()) } else { write_file_atomic(path, &bytes[..whole]) }
+}
+
 /// Keeps the rows whose `step` is at most `last`: what a resumed run begins with. A torn last line is dropped; a file that
 /// is not there stays so.
 pub fn keep_steps_until(path: &Path, last: usize) -> Result<()> {
@@ -75,5 +103,21 @@ mod tests {
         let text = std::fs::read_to_string(&path).unwrap();
         assert_eq!(text, "{\"step\":1}\n{\"step\":2,\"x\":null}\n");
         keep_steps_until(&dir.path().join("none"), 2).unwrap();
+    }
+
+    #[test]
+    fn a_torn_end_is_dropped_and_a_bad_line_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("r.jsonl");
+        assert!(read_jsonl::<serde_json::Value>(&path).unwrap().is_empty());
+        std::fs::write(&path, "{\"a\": 1}\n\n{\"a\": 2}\n{\"a\": 3}").unwrap();
+        let read = || read_jsonl::<serde_json::Value>(&path);
+        assert_eq!(read().unwrap(), [json!({"a": 1}), json!({"a": 2})]);
+        mend(&path).unwrap();
+        JsonlWriter::open(&path).unwrap().append(&[json!({"a": 4})]).unwrap();
+        assert_eq!(read().unwrap().len(), 3);
+        std::fs::write(&path, "{\"a\": 1}\n{\"a\": \n{\"a\": 3}\n").unwrap();
+        let error = format!("{:#}", read().unwrap_err());
+        assert!(error.contains("line 2") && error.contains("r.jsonl"), "{error}");
     }
 }

@@ -40,6 +40,16 @@ impl Progress {
         Progress { bar, label: label.to_string(), plain: !terminal && !quiet, last: Instant::now() }
     }
 
+    /// A bar of `total` bytes.
+    pub fn bytes(label: &str, total: u64) -> Progress {
+        let progress = Progress::new(label, total);
+        let style = "{prefix:>10} {bar:28.cyan/dim} {bytes}/{total_bytes} {bytes_per_sec} < {eta}";
+        if let Ok(style) = ProgressStyle::with_template(style) {
+            progress.bar.set_style(style.progress_chars("━╸─"));
+        }
+        progress
+    }
+
     pub fn inc(&mut self, n: u64) {
         self.bar.inc(n);
         if self.plain && self.last.elapsed() >= LOG_EVERY {

@@ -1,20 +1,23 @@
 //! Problems and token rows from files: parquet in verl's row layout, and JSON lines in the spellings people use.
 //!
-//! A bad row is an error that names the file and the row; nothing is skipped in silence.
+//! A bad row is an error that names the file and the line, or, where the caller goes on without it, a [`BadRow`] that does;
+//! nothing is skipped in silence.
 
+use super::choices::choice_question;
 use super::problem::Problem;
 use crate::text::chat::Message;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use parquet::file::reader::{FileReader, SerializedFileReader};
-use serde_json::Value;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use std::fs::File;
 use std::io::{BufRead, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Keys under which a row may hold its gold answer, in the order they are looked for.
-const GOLD: [&str; 5] = ["gold", "answer", "ground_truth", "final_answer", "solution"];
+const GOLD: [&str; 6] = ["gold", "answer", "ground_truth", "final_answer", "target", "solution"];
 /// Keys under which a row may hold its prompt.
-const PROMPT: [&str; 4] = ["messages", "prompt", "problem", "question"];
+const PROMPT: [&str; 5] = ["messages", "prompt", "problem", "question", "input"];
 
 /// One row of a file of texts or tokens.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,54 +32,116 @@ pub enum Row {
     Prompt { messages: Vec<Message> },
 }
 
-/// Problems of a `.parquet` or JSONL file: `prompt` (a list of {role, content}, or text) and a gold answer under
-/// `reward_model.ground_truth` or a plain key.
-pub fn read_problems(path: &Path) -> Result<Vec<Problem>> {
-    let rows = read_rows(path)?;
-    let problem = |(i, row)| match row {
-        Row::Problem(problem) => Ok(problem),
-        _ => bail!(
-            "{} row {}: no problem with a gold answer: expected a prompt and reward_model.ground_truth, or one of the keys {}",
-            path.display(),
-            i + 1,
-            GOLD.join(", ")
-        ),
-    };
-    rows.into_iter().enumerate().map(problem).collect()
+/// A row that could not be used.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BadRow {
+    pub file: PathBuf,
+    /// Its line (JSONL) or row (parquet), from 1.
+    pub line: usize,
+    pub reason: String,
 }
 
-/// Every row of a `.parquet` or JSONL file. An empty file is an error.
+impl std::fmt::Display for BadRow {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", place(&self.file, self.line), self.reason)
+    }
+}
+
+/// Problems of a `.parquet` or JSONL file: `prompt` (a list of {role, content}, or text) and a gold answer under
+/// `reward_model.ground_truth` or a plain key. The first bad row is an error.
+pub fn read_problems(path: &Path) -> Result<Vec<Problem>> {
+    let (problems, bad) = sort_rows(path, true)?;
+    match bad.first() {
+        None => Ok(problems),
+        Some(first) => bail!("{first}"),
+    }
+}
+
+/// As [`read_problems`], but the bad rows are handed back beside the good ones, which are the same with and without them.
+/// `needs_gold`: a row without a gold answer is bad; otherwise its gold answer is empty, for rewards that need none.
+///
+/// Errors: a file that cannot be read, or without a single good row.
+pub fn sort_rows(path: &Path, needs_gold: bool) -> Result<(Vec<Problem>, Vec<BadRow>)> {
+    let source = source_of(path);
+    let (mut problems, mut bad) = (Vec::new(), Vec::new());
+    for (line, value) in values(path)? {
+        let problem = value.and_then(|value| match parse(&value, &source)? {
+            Row::Problem(problem) => Ok(problem),
+            Row::Prompt { messages } if !needs_gold => {
+                Ok(Problem::new(&source, messages, String::new(), None).with_extra(extra(&value)))
+            }
+            _ => bail!(
+                "no problem with a gold answer: expected a prompt and reward_model.ground_truth, or one of the keys {}",
+                GOLD.join(", ")
+            ),
+        });
+        match problem {
+            Ok(problem) => problems.push(problem),
+            Err(reason) => bad.push(BadRow { file: path.into(), line, reason: format!("{reason:#}") }),
+        }
+    }
+    match bad.first() {
+        Some(first) if problems.is_empty() => bail!("{first}; and no other row of the {} is any better", bad.len()),
+        _ => Ok((problems, bad)),
+    }
+}
+
+/// Every row of a `.parquet` or JSONL file. An empty file is an error, and so is a bad row.
 pub fn read_rows(path: &Path) -> Result<Vec<Row>> {
-    let values = if path.extension().is_some_and(|e| e == "parquet") { parquet_rows(path) } else { json_rows(path) }?;
-    ensure!(!values.is_empty(), "{}: the data set is empty: expected at least one row", path.display());
-    let source = path.file_stem().map_or_else(|| "data".to_string(), |s| s.to_string_lossy().into_owned());
-    let row = |(line, value): (usize, Value)| {
-        parse(&value, &source).with_context(|| format!("{} row {line}", path.display()))
+    let source = source_of(path);
+    let row = |(line, value): (usize, Result<Value>)| {
+        value.and_then(|value| parse(&value, &source)).with_context(|| place(path, line))
     };
-    values.into_iter().map(row).collect()
+    values(path)?.into_iter().map(row).collect()
+}
+
+/// `FILE line N`, or `FILE row N` where the format has no lines.
+fn place(path: &Path, number: usize) -> String {
+    format!("{} {} {number}", path.display(), if is_parquet(path) { "row" } else { "line" })
+}
+
+fn is_parquet(path: &Path) -> bool {
+    path.extension().is_some_and(|e| e == "parquet")
+}
+
+fn source_of(path: &Path) -> String {
+    path.file_stem().map_or_else(|| "data".to_string(), |s| s.to_string_lossy().into_owned())
+}
+
+/// Numbered rows, each by itself readable or not.
+fn values(path: &Path) -> Result<Vec<(usize, Result<Value>)>> {
+    let values = if is_parquet(path) { parquet_rows(path) } else { json_rows(path) }?;
+    ensure!(!values.is_empty(), "{}: the data set is empty: expected at least one row", path.display());
+    Ok(values)
 }
 
 fn open(path: &Path) -> Result<File> {
     File::open(path).with_context(|| format!("cannot open the data file {}", path.display()))
 }
 
-fn parquet_rows(path: &Path) -> Result<Vec<(usize, Value)>> {
+fn parquet_rows(path: &Path) -> Result<Vec<(usize, Result<Value>)>> {
     let what = || format!("{} is no parquet file that can be read", path.display());
     let reader = SerializedFileReader::new(open(path)?).with_context(what)?;
     let rows = reader.get_row_iter(None).with_context(what)?;
-    rows.enumerate().map(|(i, row)| Ok((i + 1, row.with_context(what)?.to_json_value()))).collect()
+    // A column that cannot be decoded is no matter of one row.
+    rows.enumerate().map(|(i, row)| Ok((i + 1, Ok(row.with_context(what)?.to_json_value())))).collect()
 }
 
-fn json_rows(path: &Path) -> Result<Vec<(usize, Value)>> {
+fn json_rows(path: &Path) -> Result<Vec<(usize, Result<Value>)>> {
     let mut rows = Vec::new();
-    for (i, line) in BufReader::new(open(path)?).lines().enumerate() {
-        let line = line.with_context(|| format!("{} line {} cannot be read as UTF-8 text", path.display(), i + 1))?;
-        if line.trim().is_empty() {
+    let mut reader = BufReader::new(open(path)?);
+    for number in 1.. {
+        let mut line = Vec::new();
+        let read = reader.read_until(b'\n', &mut line);
+        if read.with_context(|| format!("cannot read {}", path.display()))? == 0 {
+            break;
+        }
+        if line.iter().all(u8::is_ascii_whitespace) {
             continue;
         }
-        let value = serde_json::from_str(&line)
-            .with_context(|| format!("{} line {}: expected one JSON object a line", path.display(), i + 1))?;
-        rows.push((i + 1, value));
+        let text = std::str::from_utf8(&line).context("no UTF-8 text");
+        let value = text.and_then(|t| serde_json::from_str(t).context("expected one JSON object a line"));
+        rows.push((number, value));
     }
     Ok(rows)
 }
@@ -85,6 +150,11 @@ fn parse(value: &Value, default_source: &str) -> Result<Row> {
     ensure!(value.is_object(), "expected a JSON object, got {}", kind(value));
     if let Some(ids) = value.get("input_ids") {
         return tokens(value, ids);
+    }
+    let source = value.get("data_source").and_then(Value::as_str).unwrap_or(default_source);
+    if let Some(question) = choice_question(value)? {
+        let message = Message { role: "user".into(), content: question.text };
+        return Ok(Row::Problem(Problem::new(source, vec![message], question.gold, None).with_extra(extra(value))));
     }
     let messages = messages(value)?;
     if let Some(response) = value.get("response") {
@@ -95,9 +165,17 @@ fn parse(value: &Value, default_source: &str) -> Result<Row> {
     let Some(gold) = nested.or_else(|| GOLD.iter().find_map(|key| value.get(*key))).filter(|g| !g.is_null()) else {
         return Ok(Row::Prompt { messages });
     };
-    let source = value.get("data_source").and_then(Value::as_str).unwrap_or(default_source);
     let worked = value.get("worked").and_then(Value::as_str).map(str::to_string);
-    Ok(Row::Problem(Problem::new(source, messages, gold_text(gold)?, worked)))
+    Ok(Row::Problem(Problem::new(source, messages, gold_text(gold)?, worked).with_extra(extra(value))))
+}
+
+/// What a row holds beside its prompt and its gold answer, for rewards of the user's own; null if there is nothing.
+fn extra(value: &Value) -> Value {
+    const KNOWN: [&str; 3] = ["reward_model", "data_source", "worked"];
+    let rest = value.as_object().into_iter().flatten();
+    let rest = rest.filter(|(key, _)| ![&PROMPT[..], &GOLD, &KNOWN].iter().any(|known| known.contains(&key.as_str())));
+    let rest: Map<String, Value> = rest.map(|(key, value)| (key.clone(), value.clone())).collect();
+    if rest.is_empty() { Value::Null } else { Value::Object(rest) }
 }
 
 fn tokens(value: &Value, ids: &Value) -> Result<Row> {
@@ -195,7 +273,7 @@ mod tests {
         for (text, expected) in [
             ("", "empty"),
             ("{\"prompt\": \"a\"\n", "line 1"),
-            ("{\"prompt\": \"a\"}\n[1]\n", "row 2"),
+            ("{\"prompt\": \"a\"}\n[1]\n", "line 2"),
             (r#"{"input_ids": []}"#, "empty"),
             (r#"{"input_ids": [-1]}"#, "-1"),
             (r#"{"input_ids": [1], "response_start": 0}"#, "1 to 1"),
@@ -215,5 +293,37 @@ mod tests {
         let parquet = path.with_extension("parquet");
         std::fs::rename(&path, &parquet).unwrap();
         assert!(format!("{:#}", read_rows(&parquet).unwrap_err()).contains("parquet"));
+    }
+
+    #[test]
+    fn bad_rows_are_told_by_line_and_change_nothing_for_the_others() {
+        let good = [r#"{"prompt": "a", "answer": 1}"#, r#"{"question": "b", "options": ["x", "y"], "answer": "B"}"#];
+        let (_dir, clean) = file(&good.join("\n"));
+        let (_dir2, path) = file(&format!(
+            "{}\n{{\"prompt\": \"no gold\"}}\n{{\"prompt\": \"\", \"answer\": 1}}\n\n{}\n{{\"prompt\": 3, \"answer\": 1}}\nnonsense\n[]",
+            good[0], good[1]
+        ));
+        let (problems, bad) = sort_rows(&path, true).unwrap();
+        assert_eq!(problems, read_problems(&clean).unwrap());
+        let lines: Vec<usize> = bad.iter().map(|b| b.line).collect();
+        assert_eq!(lines, [2, 3, 6, 7, 8]);
+        let first = bad[0].to_string();
+        assert!(first.contains("rows.jsonl line 2") && first.contains("gold"), "{first}");
+        assert!(read_problems(&path).unwrap_err().to_string().contains("line 2"));
+        // Where the reward needs no gold answer, a row without one is good.
+        let (problems, bad) = sort_rows(&path, false).unwrap();
+        assert_eq!((problems.len(), problems[1].gold.as_str(), bad.len()), (3, "", 4));
+        let (_dir3, hopeless) = file("[1]\n[2]\n");
+        assert!(sort_rows(&hopeless, true).unwrap_err().to_string().contains("no other row of the 2"));
+        let (_dir4, bytes) = file("");
+        std::fs::write(&bytes, b"\xff\xfe\n").unwrap();
+        assert!(sort_rows(&bytes, true).unwrap_err().to_string().contains("UTF-8"));
+    }
+
+    #[test]
+    fn what_else_a_row_holds_is_kept_for_rewards() {
+        let (_dir, path) = file(r#"{"prompt": "a", "answer": 1, "tests": ["t"], "extra_info": {"index": 2}}"#);
+        let problem = read_problems(&path).unwrap().remove(0);
+        assert_eq!(problem.extra, serde_json::json!({"tests": ["t"], "extra_info": {"index": 2}}));
     }
 }

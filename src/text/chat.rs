@@ -194,7 +194,19 @@ pub enum PromptTemplate {
         /// Text with `{problem}` where the last user message goes.
         text: String,
     },
+    /// The paper's for Qwen2.5-Math and other Qwen models: the chat template with its system message.
+    #[serde(rename = "qwen-math")]
+    QwenMath {},
+    /// The paper's for Qwen3: the same, with thinking switched off (an empty think block opens the answer).
+    Qwen3 {},
+    /// The paper's way with OctoThinker's base models: a conversation in plain text.
+    OctoThinker {},
 }
+
+/// The system message of the paper's Qwen templates.
+const BOXED: &str = "Please reason step by step, and put your final answer within \\boxed{}.";
+const OCTOTHINKER: &str = "A conversation between User and Assistant. The user asks a question, and the assistant solves it \
+     step by step and puts the final answer within \\boxed{}.\nUser: {problem}\nAssistant:";
 
 impl Default for PromptTemplate {
     fn default() -> Self {
@@ -204,6 +216,17 @@ impl Default for PromptTemplate {
 
 impl PromptTemplate {
     const PROBLEM: &'static str = "{problem}";
+
+    /// A named template spelled out; the others as they are.
+    pub fn spelled_out(&self) -> PromptTemplate {
+        let chat = |variables| PromptTemplate::Chat { system: Some(BOXED.into()), variables };
+        match self {
+            PromptTemplate::QwenMath {} => chat(BTreeMap::new()),
+            PromptTemplate::Qwen3 {} => chat([("enable_thinking".to_string(), false.into())].into()),
+            PromptTemplate::OctoThinker {} => PromptTemplate::Plain { text: OCTOTHINKER.into() },
+            PromptTemplate::Chat { .. } | PromptTemplate::Plain { .. } => self.clone(),
+        }
+    }
 
     pub fn check(&self) -> Result<()> {
         if let PromptTemplate::Plain { text } = self {
@@ -230,6 +253,9 @@ impl PromptTemplate {
                 let system = Message { role: "system".into(), content: system.clone() };
                 let rest = messages.iter().filter(|m| m.role != "system").cloned();
                 chat.render(&std::iter::once(system).chain(rest).collect::<Vec<_>>(), variables)
+            }
+            PromptTemplate::QwenMath {} | PromptTemplate::Qwen3 {} | PromptTemplate::OctoThinker {} => {
+                self.spelled_out().render(chat, messages)
             }
         }
     }

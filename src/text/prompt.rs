@@ -34,6 +34,15 @@ impl PromptEncoder {
         Ok(PromptEncoder { tokenizer, chat, template, max_prompt_tokens })
     }
 
+    /// The same tokenizer and limit with another way of asking.
+    pub fn with_template(&self, template: PromptTemplate) -> Result<PromptEncoder> {
+        PromptEncoder::new(self.tokenizer.clone(), self.chat.clone(), template, self.max_prompt_tokens)
+    }
+
+    pub fn template(&self) -> &PromptTemplate {
+        &self.template
+    }
+
     /// Ids of a prompt, cut from the left to the limit (the reference's convention: the end of a prompt says most).
     pub fn encode(&self, messages: &[Message]) -> Result<EncodedPrompt> {
         let text = self.template.render(self.chat.as_ref(), messages)?;

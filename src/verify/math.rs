@@ -66,6 +66,11 @@ impl Settings {
     pub fn responses() -> Settings {
         Settings { places: vec![Place::Boxed, Place::Phrase], ..Settings::default() }
     }
+
+    /// For answers that were found already, by whatever means: the text is the answer.
+    pub fn answers() -> Settings {
+        Settings { places: vec![Place::Whole], ..Settings::default() }
+    }
 }
 
 /// A judged answer.

@@ -37,6 +37,13 @@ CASES = [
     ("llama3.2", LLAMA3, DATED, [SYSTEM, USER]),
     ("llama3.2", LLAMA3, DATED, [USER, PLAIN, SECOND]),
 ]
+# The paper's Qwen templates (its section 6): what `template = NAME` of a prompt must render.
+BOXED = {"role": "system", "content": "Please reason step by step, and put your final answer within \\boxed{}."}
+PAPER = [
+    ("qwen2.5", QWEN, {}, "qwen-math"),
+    ("qwen3", QWEN, {"enable_thinking": False}, "qwen3"),
+    ("qwen2.5", QWEN, {}, "qwen3"),
+]
 
 
 def main():
@@ -48,7 +55,14 @@ def main():
                                             **special, **variables)
         cases.append(dict(template=f"{name}.jinja", special=special, variables=variables, messages=messages,
                           expected=rendered[0]))
-    golden = dict(made_with=f"transformers {transformers.__version__}", cases=cases)
+    paper = []
+    for name, special, variables, prompt in PAPER:
+        template = (out / f"{name}.jinja").read_text()
+        rendered, _ = render_jinja_template([[BOXED, USER]], chat_template=template, add_generation_prompt=True,
+                                            **special, **variables)
+        paper.append(dict(template=f"{name}.jinja", special=special, prompt=dict(template=prompt),
+                          problem=USER["content"], expected=rendered[0]))
+    golden = dict(made_with=f"transformers {transformers.__version__}", cases=cases, paper=paper)
     (out / "renderings.json").write_text(json.dumps(golden, indent=1, ensure_ascii=False) + "\n")
 
 

@@ -1,6 +1,7 @@
 //! From a recipe to what a run works with: model, prompts, problems, settings.
 
 use crate::commands::{compute_in, open_model, prompt_encoder};
+use crate::evaluate::run::distinct_ids;
 use crate::model::init::random_params;
 use crate::model::{Model, ParamLayout};
 use crate::recipe::Recipe;
@@ -98,6 +99,7 @@ pub fn evaluation_problems(recipe: &Recipe) -> Result<Vec<Problem>> {
         problems.extend(read_problems(path)?);
     }
     problems.truncate(e.problems);
+    distinct_ids(&mut problems);
     Ok(problems)
 }
 
@@ -109,7 +111,7 @@ pub fn train_settings(recipe: &Recipe, schedule: Schedule) -> TrainSettings {
         group_size: recipe.rollout.group_size,
         sampling: recipe.rollout.sampling(),
         slots: recipe.rollout.slots,
-        rule: recipe.reward.rule,
+        reward: recipe.reward.clone(),
         advantage: recipe.rl.advantage,
         gamma: recipe.rl.gamma,
         mini_batch_prompts: recipe.rl.mini_batch_prompts,

@@ -22,6 +22,12 @@ pub fn explain(m: &StepMetrics) {
         let why = if m.rewards.frac_all_rewarded >= 1.0 { "every response is right" } else { "all rewards are equal" };
         say(&format!("step {}: in every group {why}, so nothing can be learned from it (loss 0)", m.step));
     }
+    if m.rewards_missing > 0 {
+        say(&format!(
+            "step {}: {} responses have no reward, since a part of it failed (completions.jsonl says why): left out",
+            m.step, m.rewards_missing
+        ));
+    }
     if m.rollout_log_prob_difference.max > 1e-3 {
         let d = m.rollout_log_prob_difference;
         say(&format!("step {}: log-probs of sampling and training differ by up to {:.1e}", m.step, d.max));

@@ -4,6 +4,7 @@ use super::setup::Source;
 use crate::model::{Model, Workspace};
 use crate::policy::InternalPolicy;
 use crate::recipe::{Recipe, WarmupSection};
+use crate::reward::{Item, Reward};
 use crate::rl::OptimizerConfig;
 use crate::rl::adamw::Optimizer;
 use crate::rl::warmup::{Example, supervised_step};
@@ -27,6 +28,7 @@ pub fn warm_up(recipe: &Recipe, source: &Source, prompts: &PromptEncoder, model:
     let (mut ws, mut grads) = (Workspace::new(model), vec![0f32; model.layout.len()]);
     let probes: Vec<Problem> =
         (0..w.probe_problems as u64).map(|i| source.problem(recipe.seed, PROBES_FROM + i)).collect::<Result<_>>()?;
+    let reward = Reward::new(&recipe.reward, recipe.rollout.max_new_tokens)?;
     let mut progress = Progress::new("warm up", w.max_steps as u64);
     let (mut accuracy, mut taken, mut loss) = (0.0, 0, f64::NAN);
     for step in 0..w.max_steps {
@@ -45,7 +47,7 @@ pub fn warm_up(recipe: &Recipe, source: &Source, prompts: &PromptEncoder, model:
         (loss, _) = supervised_step(model, &mut ws, &mut optimizer, &examples, budget, &config, lr, &mut grads)?;
         taken = step + 1;
         if taken % w.check_every == 0 || taken == w.max_steps {
-            accuracy = probe(recipe, w, prompts, model, &mut ws, &probes, step)?;
+            accuracy = probe(recipe, w, &reward, prompts, model, &mut ws, &probes, step)?;
         }
         progress.message(format!("loss {loss:.3}, sampled accuracy {:.0} %", 100.0 * accuracy));
         progress.inc(1);
@@ -63,9 +65,11 @@ pub fn warm_up(recipe: &Recipe, source: &Source, prompts: &PromptEncoder, model:
 }
 
 /// Share of probe problems that one sampled response each solves.
+#[allow(clippy::too_many_arguments)]
 fn probe(
     recipe: &Recipe,
     w: &WarmupSection,
+    reward: &Reward,
     prompts: &PromptEncoder,
     model: &Model,
     ws: &mut Workspace,
@@ -84,9 +88,13 @@ fn probe(
         slots: recipe.rollout.slots,
     };
     let completions = generate(model, ws, &engine, &requests, &mut |_| ())?;
-    let mut right = 0.0;
-    for (problem, completion) in probes.iter().zip(completions.iter().flatten()) {
-        right += recipe.reward.rule.judge(&prompts.decode(&completion.ids)?, &problem.gold).reward();
-    }
+    let texts = completions.iter().flatten().map(|c| prompts.decode(&c.ids)).collect::<Result<Vec<_>>>()?;
+    let items: Vec<Item<'_>> = probes
+        .iter()
+        .zip(completions.iter().flatten())
+        .zip(&texts)
+        .map(|((problem, c), response)| Item { problem, response, tokens: c.ids.len(), truncated: c.truncated() })
+        .collect();
+    let right: f64 = reward.judge(&items)?.iter().map(|score| score.verdict.reward()).sum();
     Ok(right / w.probe_problems as f64)
 }

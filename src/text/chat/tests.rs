@@ -95,6 +95,35 @@ fn templates_of_the_families_render_as_transformers_renders_them() {
     }
 }
 
+#[derive(Deserialize)]
+struct PaperRendering {
+    template: String,
+    special: BTreeMap<String, String>,
+    prompt: PromptTemplate,
+    problem: String,
+    expected: String,
+}
+
+#[test]
+fn the_papers_templates_render_as_transformers_renders_them() {
+    #[derive(Deserialize)]
+    struct Golden {
+        paper: Vec<PaperRendering>,
+    }
+    let golden: Golden = serde_json::from_str(include_str!("../../../tests/golden/chat/renderings.json")).unwrap();
+    assert_eq!(golden.paper.len(), 3);
+    for case in golden.paper {
+        let template = ChatTemplate::new(fixture(&case.template), &case.template, case.special);
+        let asked = [message("system", "another"), message("user", &case.problem)];
+        assert_eq!(case.prompt.render(Some(&template), &asked).unwrap(), case.expected, "{:?}", case.prompt);
+        case.prompt.check().unwrap();
+        case.prompt.spelled_out().check().unwrap();
+    }
+    let plain = PromptTemplate::OctoThinker {}.render(None, &[message("user", "1+1?")]).unwrap();
+    assert!(plain.ends_with("\\boxed{}.\nUser: 1+1?\nAssistant:"), "{plain}");
+    assert!(serde_json::from_str::<PromptTemplate>(r#"{"template": "qwen3", "system": "x"}"#).is_err());
+}
+
 #[test]
 fn the_date_is_the_recipes_and_never_todays() {
     let llama = template(fixture("llama3.2.jinja"));

@@ -1,0 +1,134 @@
+//! What an evaluation leaves behind: its settings, which tell whether it can be gone on with, and its result.
+
+use super::run::EvaluateSettings;
+use super::scores::Scores;
+use crate::model::{Compute, Model};
+use crate::reward::RewardConfig;
+use crate::tasks::dataset::BadRow;
+use crate::tasks::problem::Problem;
+use crate::tasks::seed::{derive_seed, stable_hash};
+use crate::text::PromptTemplate;
+use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+/// Parameters that are looked at for [`Settings::weights`].
+const LOOKED_AT: usize = 1 << 16;
+
+/// `settings.json`: everything that decides which responses are sampled, and how they were judged.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Settings {
+    pub bupo_version: String,
+    /// The checkpoint as it was named.
+    pub model: String,
+    /// A hash of its configuration and of parameters spread over all of it.
+    pub weights: String,
+    /// What matrix products multiplied in.
+    pub compute: Compute,
+    pub policy: String,
+    pub seed: u64,
+    pub temperature: f32,
+    pub top_k: usize,
+    pub top_p: f32,
+    pub max_new_tokens: usize,
+    pub prompt: PromptTemplate,
+    /// A hash of the problems' ids and wordings, in order.
+    pub problems: String,
+    /// Responses to each problem. May grow: an evaluation with more goes on with those that are there.
+    pub n: usize,
+    pub reward: RewardConfig,
+}
+
+impl Settings {
+    pub fn new(
+        model_name: &str,
+        model: &Model,
+        settings: &EvaluateSettings,
+        prompt: &PromptTemplate,
+        problems: &[Problem],
+    ) -> Settings {
+        let s = &settings.sampling;
+        Settings {
+            bupo_version: env!("CARGO_PKG_VERSION").into(),
+            model: model_name.into(),
+            weights: fingerprint(model),
+            compute: model.compute,
+            policy: settings.policy.to_string(),
+            seed: settings.seed,
+            temperature: s.temperature,
+            top_k: s.top_k,
+            top_p: s.top_p,
+            max_new_tokens: s.max_new_tokens,
+            prompt: prompt.clone(),
+            problems: hash_problems(problems),
+            n: settings.n,
+            reward: settings.reward.clone(),
+        }
+    }
+
+    /// Whether responses sampled under `then` belong to the evaluation that is asked for now.
+    pub fn goes_on_with(&self, then: &Settings, dir: &Path) -> Result<()> {
+        let free = |s: &Settings| Settings {
+            bupo_version: String::new(),
+            model: String::new(),
+            n: 0,
+            reward: RewardConfig::default(),
+            ..s.clone()
+        };
+        let json = |s: &Settings| serde_json::to_value(free(s)).context("settings cannot be compared");
+        let (now, before) = (json(self)?, json(then)?);
+        let differing = |(key, value): (&String, &serde_json::Value)| {
+            let old = before.get(key).unwrap_or(&serde_json::Value::Null);
+            (old != value).then(|| format!("{key} was {old} and is {value}"))
+        };
+        let differing: Vec<String> = now.as_object().into_iter().flatten().filter_map(differing).collect();
+        ensure!(
+            differing.is_empty(),
+            "{} holds an evaluation with other settings ({}): choose another --out, or remove it to begin again",
+            dir.display(),
+            differing.join("; ")
+        );
+        Ok(())
+    }
+}
+
+/// A hash that another set of weights would not have: cheap beside reading them.
+fn fingerprint(model: &Model) -> String {
+    let step = (model.params.len() / LOOKED_AT).max(1);
+    let config = stable_hash(model.config.to_json().to_string().as_bytes());
+    let looked_at: Vec<u8> = model.params.iter().step_by(step).flat_map(|p| p.to_bits().to_le_bytes()).collect();
+    format!("{:016x}", derive_seed(config, stable_hash(&looked_at), model.params.len() as u64, 0))
+}
+
+fn hash_problems(problems: &[Problem]) -> String {
+    let fold = |hash: u64, p: &Problem| {
+        let wording: Vec<u8> =
+            p.messages.iter().flat_map(|m| [m.role.as_bytes(), &[0], m.content.as_bytes(), &[0]].concat()).collect();
+        derive_seed(hash, p.id, stable_hash(&wording), 0)
+    };
+    format!("{:016x}", problems.iter().fold(0, fold))
+}
+
+/// `evaluation.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Evaluation {
+    pub name: String,
+    pub model: String,
+    /// The rule, or the parts of the reward.
+    pub reward_name: String,
+    #[serde(flatten)]
+    pub scores: Scores,
+    /// Rows of the data that could not be used.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub bad_rows: Vec<BadRow>,
+    /// The first reasons why responses could not be judged.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failures: Vec<String>,
+}
+
+/// Id and correct share of every problem, for a comparison: from a result and its problems.
+pub fn shares(evaluation: &Evaluation, problems: &[Problem]) -> Result<Vec<(u64, usize)>> {
+    let (known, scored) = (problems.len(), evaluation.scores.correct.len());
+    ensure!(known == scored, "{} problems are saved, but {scored} were scored: evaluate again", known);
+    Ok(problems.iter().map(|p| p.id).zip(evaluation.scores.correct.iter().copied()).collect())
+}
