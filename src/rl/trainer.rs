@@ -130,7 +130,8 @@ impl<'a> Trainer<'a> {
         let rollouts = self.roll_out(step, problems, progress)?;
         let rollout_seconds = start.elapsed().as_secs_f64();
 
-        let (scores, boxed_disagreement) = self.judge(problems, &rollouts).with_context(|| format!("rewards of step {step}"))?;
+        let (scores, boxed_disagreement) =
+            self.judge(problems, &rollouts).with_context(|| format!("rewards of step {step}"))?;
         let groups = self.compare(&rollouts, &scores)?;
 
         let update_start = Instant::now();

@@ -126,8 +126,7 @@ unsafe fn against_panels(
             for j in (0..c.cols).step_by(NR) {
                 // SAFETY: the block lies in C, its rows in A; the panel of B is packed.
                 unsafe {
-                    let out =
-                        Block { c: c.c.add(rows.start * c.row_stride + j), cols: NR.min(c.cols - j), ..c };
+                    let out = Block { c: c.c.add(rows.start * c.row_stride + j), cols: NR.min(c.cols - j), ..c };
                     let strides = (a.row_stride, a.col_stride);
                     block_unpacked(rows.len(), depth, a.at(rows.start, 0), strides, b.add(j * units), out);
                 }
