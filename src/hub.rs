@@ -80,11 +80,12 @@ impl Hub {
     /// As the environment says.
     pub fn from_env() -> Result<Hub> {
         let set = |name: &str| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
-        ensure!(
-            set("HF_HUB_CACHE").is_some() || set("HF_HOME").is_some() || set("HOME").is_some(),
-            "the hub's cache has no place: expected HOME, HF_HOME or HF_HUB_CACHE in the environment"
-        );
-        let cache = set("HF_HUB_CACHE").map_or_else(Cache::from_env, |dir| Cache::new(dir.into()));
+        // The token lies in HF_HOME, wherever the cache is.
+        let home = (set("HF_HOME").is_some() || set("HOME").is_some()).then(Cache::from_env);
+        let saved_token = home.as_ref().and_then(Cache::token);
+        let cache = set("HF_HUB_CACHE").map(|dir| Cache::new(dir.into())).or(home);
+        let cache =
+            cache.context("the hub's cache has no place: expected HOME, HF_HOME or HF_HUB_CACHE in the environment")?;
         let yes = |value: String| ["1", "true", "yes", "on"].contains(&value.to_lowercase().as_str());
         let endpoint = set("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".into());
         ensure!(
@@ -93,7 +94,7 @@ impl Hub {
         );
         Ok(Hub {
             endpoint: endpoint.trim_end_matches('/').to_string(),
-            token: set("HF_TOKEN").map(|t| t.trim().to_string()).or_else(|| cache.token()),
+            token: set("HF_TOKEN").map(|t| t.trim().to_string()).or(saved_token),
             cache,
             offline: set("HF_HUB_OFFLINE").is_some_and(yes),
             patience: PATIENCE,

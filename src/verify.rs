@@ -154,6 +154,20 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_found_by_other_means_is_compared_by_the_same_rule() {
+        for (rule, answer, gold) in [
+            (Rule::Boxed, "\\dfrac12", "\\frac{1}{2}"),
+            (Rule::Exact, "+07", "7"),
+            (Rule::Math, "\\frac{2}{4}", "0.5"),
+            (Rule::Numeric, "1,000", "1000"),
+            (Rule::Choice, "(b)", "B"),
+        ] {
+            assert_eq!(rule.compare(answer, gold), Status::Correct, "{rule:?}");
+            assert_ne!(rule.compare("5", gold), Status::Correct, "{rule:?}");
+        }
+    }
+
+    #[test]
     fn counts_add_up() {
         let mut counts = StatusCounts::default();
         for status in [Status::Correct, Status::Wrong, Status::Wrong, Status::NoAnswer] {
