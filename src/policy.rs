@@ -114,10 +114,16 @@ impl Targets {
 /// Copies rows of `[T, d]` together.
 pub fn gather_rows(state: &[f32], rows: &[usize], d: usize) -> Vec<f32> {
     let mut out = Vec::with_capacity(rows.len() * d);
+    gather_rows_into(state, rows, d, &mut out);
+    out
+}
+
+/// [`gather_rows`] into a buffer that is kept.
+fn gather_rows_into(state: &[f32], rows: &[usize], d: usize, out: &mut Vec<f32>) {
+    out.clear();
     for row in rows {
         out.extend_from_slice(&state[row * d..(row + 1) * d]);
     }
-    out
 }
 
 impl InternalPolicy {
@@ -159,8 +165,7 @@ impl InternalPolicy {
         // Kept from call to call: fresh buffers of this size would cost a page fault for every page.
         let mut scratch = std::mem::take(&mut ws.head);
         let HeadScratch { hidden, d_hidden, d_state, logits } = &mut scratch;
-        hidden.clear();
-        targets.rows.iter().for_each(|row| hidden.extend_from_slice(&ws.state()[row * d..(row + 1) * d]));
+        gather_rows_into(ws.state(), &targets.rows, d, hidden);
         d_hidden.resize(targets.len() * d, 0.0);
         let d_unembed = &mut grads[model.layout.unembed.clone()];
         let head = model.head(temperature);
