@@ -1,4 +1,6 @@
 use super::*;
+use crate::model::init::InitConfig;
+use crate::rl::Advantage;
 use proptest::prelude::*;
 
 const SMALL: &str = "name = \"x\"\n[model]\npath = \"m\"\n[data]\ntrain = [\"a.parquet\"]\n[optimizer]\neps = 1e-6\n";

@@ -1,0 +1,165 @@
+//! Nonsense is refused before anything heavy starts: what can be seen from the recipe alone, its inputs, its model's config.
+
+use super::Recipe;
+use crate::model::ModelConfig;
+use anyhow::{Context, Result, bail, ensure};
+
+impl Recipe {
+    /// Everything that can be checked without the model.
+    pub(super) fn check(&self) -> Result<()> {
+        ensure!(
+            self.name.starts_with(char::is_alphanumeric)
+                && self.name.chars().all(|c| c.is_alphanumeric() || "-_.".contains(c)),
+            "name = {:?}: expected letters, digits, - _ and . only, and a letter or digit first (it names a folder)",
+            self.name
+        );
+        ensure!(self.threads != Some(0), "threads = 0: expected at least 1, or no threads key for all cores");
+        ensure!(
+            self.run.dir.as_ref().is_none_or(|dir| !dir.as_os_str().is_empty()),
+            "run.dir is empty: expected a folder, or no run.dir key for runs/{}",
+            self.name
+        );
+        let m = &self.model;
+        ensure!(
+            m.path.is_some() != m.init.is_some(),
+            "[model] needs either path = \"FOLDER\" or a table [model.init], and not both"
+        );
+        ensure!(
+            self.data.train.is_empty() == self.data.arithmetic.is_some(),
+            "[data] needs either train = [\"FILE\", ...] or a table [data.arithmetic], and not both"
+        );
+        if let Some(arithmetic) = &self.data.arithmetic {
+            arithmetic.check().context("[data.arithmetic]")?;
+        }
+        self.prompt.check().context("[prompt]")?;
+        if let Some(w) = &self.warmup {
+            at_least_one(
+                "warmup",
+                &[
+                    ("max_steps", w.max_steps),
+                    ("batch", w.batch),
+                    ("check_every", w.check_every),
+                    ("probe_problems", w.probe_problems),
+                ],
+            )?;
+            ensure!(w.lr > 0.0 && w.lr.is_finite(), "warmup.lr = {}: expected a positive number", w.lr);
+            ensure!((0.0..1.0).contains(&w.slips), "warmup.slips = {}: expected a share from 0 up to 1", w.slips);
+            ensure!(
+                w.stop_at.is_none_or(|s| s > 0.0 && s <= 1.0),
+                "warmup.stop_at = {}: expected an accuracy above 0, up to 1",
+                w.stop_at.unwrap_or(0.0)
+            );
+            ensure!(
+                self.data.arithmetic.is_some(),
+                "[warmup] imitates worked solutions, which only generated problems have: use [data.arithmetic], or drop [warmup]"
+            );
+        }
+        let r = &self.rollout;
+        at_least_one(
+            "rollout",
+            &[
+                ("prompts_per_step", r.prompts_per_step),
+                ("group_size", r.group_size),
+                ("max_prompt_tokens", r.max_prompt_tokens),
+                ("max_new_tokens", r.max_new_tokens),
+                ("slots", r.slots),
+            ],
+        )?;
+        ensure!(
+            r.temperature > 0.0 && r.temperature.is_finite(),
+            "rollout.temperature = {}: expected a positive number (a greedy rollout has nothing to compare)",
+            r.temperature
+        );
+        ensure!(r.top_p > 0.0 && r.top_p <= 1.0, "rollout.top_p = {}: expected above 0, up to 1", r.top_p);
+        at_least_one(
+            "rl",
+            &[("mini_batch_prompts", self.rl.mini_batch_prompts), ("micro_batch_tokens", self.rl.micro_batch_tokens)],
+        )?;
+        ensure!(
+            self.rl.lr > 0.0 && self.rl.lr.is_finite(),
+            "rl.lr = {}: expected a positive number (the paper uses 1e-6)",
+            self.rl.lr
+        );
+        ensure!((0.0..=1.0).contains(&self.rl.gamma), "rl.gamma = {}: expected 0 to 1", self.rl.gamma);
+        self.reward.check().context("[reward]")?;
+        self.loss.check().context("[loss]")?;
+        self.optimizer.check().context("[optimizer]")?;
+        ensure!(
+            self.bupo.steps <= self.rl.steps || self.rl.steps == 0,
+            "bupo.steps = {} internal steps, but the run has rl.steps = {}",
+            self.bupo.steps,
+            self.rl.steps
+        );
+        if let Some(e) = &self.evaluate {
+            at_least_one("evaluate", &[("problems", e.problems), ("n", e.n)])?;
+            for k in &e.k {
+                ensure!((1..=e.n).contains(k), "evaluate.k holds {k}: expected 1 to evaluate.n = {}", e.n);
+            }
+            ensure!(
+                e.temperature >= 0.0 && e.temperature.is_finite(),
+                "evaluate.temperature = {}: expected 0 (greedy) or a positive number",
+                e.temperature
+            );
+            ensure!(e.top_p > 0.0 && e.top_p <= 1.0, "evaluate.top_p = {}: expected above 0, up to 1", e.top_p);
+            ensure!(
+                !e.data.is_empty() || self.data.arithmetic.is_some(),
+                "[evaluate] needs data = [\"FILE\", ...]: only generated arithmetic has a held-out split of its own"
+            );
+        }
+        at_least_one("analysis", &[("responses", self.analysis.responses)])?;
+        if let Some(threshold) = self.analysis.threshold {
+            ensure!(
+                threshold >= 0.0 && threshold.is_finite(),
+                "analysis.threshold = {threshold}: expected nats, 0 or more"
+            );
+        }
+        Ok(())
+    }
+
+    /// What the recipe names must be there, and its model must fit it: seen from `config.json`, before any weight is read.
+    /// A resumed run (`resume`) takes its model from its own checkpoint.
+    pub fn check_inputs(&self, resume: bool) -> Result<()> {
+        self.check_data()?;
+        let Some(dir) = self.model.path.as_ref().filter(|_| !resume) else { return Ok(()) };
+        ensure!(
+            dir.is_dir(),
+            "model.path names {}, but there is no such folder: expected a HuggingFace checkpoint (recipe {})",
+            dir.display(),
+            self.name
+        );
+        self.check_against(&ModelConfig::from_dir(dir).context("model.path")?)
+    }
+
+    /// The files of problems must be there.
+    pub fn check_data(&self) -> Result<()> {
+        let files = self.data.train.iter().map(|f| ("data.train", f));
+        let files = files.chain(self.evaluate.iter().flat_map(|e| e.data.iter().map(|f| ("evaluate.data", f))));
+        for (key, file) in files {
+            ensure!(file.is_file(), "{key} names {}, but there is no such file (recipe {})", file.display(), self.name);
+        }
+        Ok(())
+    }
+
+    /// What can only be checked beside a model.
+    pub fn check_against(&self, config: &ModelConfig) -> Result<()> {
+        if let Err(error) = self.bupo.fixed_policy(config.layers) {
+            bail!("bupo.{error:#} (recipe {})", self.name);
+        }
+        let (prompt, new) = (self.rollout.max_prompt_tokens, self.rollout.max_new_tokens);
+        ensure!(
+            prompt + new <= config.max_position_embeddings,
+            "rollout.max_prompt_tokens = {prompt} and max_new_tokens = {new}, but the model's context is {} tokens: lower one \
+             (recipe {})",
+            config.max_position_embeddings,
+            self.name
+        );
+        Ok(())
+    }
+}
+
+fn at_least_one(section: &str, keys: &[(&str, usize)]) -> Result<()> {
+    for (key, value) in keys {
+        ensure!(*value > 0, "{section}.{key} = 0: expected at least 1");
+    }
+    Ok(())
+}

@@ -1,0 +1,204 @@
+//! The sections of a recipe that belong to no module of their own.
+
+use crate::model::init::InitConfig;
+use crate::rl::Advantage;
+use crate::rollout::Sampling;
+use crate::tasks::arithmetic::ArithmeticConfig;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RunSection {
+    /// Where everything is written; `runs/NAME` without it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dir: Option<PathBuf>,
+    /// Rollout steps between checkpoints; 0: only the first and the last.
+    pub checkpoint_every: usize,
+    /// Checkpoints kept, beside the first.
+    pub keep_checkpoints: usize,
+}
+
+impl Default for RunSection {
+    fn default() -> Self {
+        RunSection { dir: None, checkpoint_every: 20, keep_checkpoints: 2 }
+    }
+}
+
+/// Either a checkpoint folder or a fresh model.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ModelSection {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init: Option<InitConfig>,
+}
+
+/// Either files of problems or generated arithmetic.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DataSection {
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub train: Vec<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub arithmetic: Option<ArithmeticConfig>,
+}
+
+/// Supervised warm-up of a fresh model on worked solutions.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WarmupSection {
+    /// Most supervised steps.
+    pub max_steps: usize,
+    /// Worked solutions a step.
+    pub batch: usize,
+    pub lr: f64,
+    pub lr_warmup_steps: usize,
+    /// Ends the warm-up once sampled accuracy on the probe problems reaches this; without it, `max_steps` are taken.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stop_at: Option<f64>,
+    /// Steps between looks at the accuracy.
+    pub check_every: usize,
+    /// Training problems sampled at each look (never held-out ones).
+    pub probe_problems: usize,
+    /// Share of steps that the worked solutions get wrong: the model then errs as often as its teacher.
+    pub slips: f64,
+}
+
+impl Default for WarmupSection {
+    fn default() -> Self {
+        WarmupSection {
+            max_steps: 500,
+            batch: 64,
+            lr: 1e-3,
+            lr_warmup_steps: 20,
+            stop_at: None,
+            check_every: 25,
+            probe_problems: 128,
+            slips: 0.0,
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RolloutSection {
+    pub prompts_per_step: usize,
+    pub group_size: usize,
+    pub max_prompt_tokens: usize,
+    pub max_new_tokens: usize,
+    pub temperature: f32,
+    pub top_k: usize,
+    pub top_p: f32,
+    /// Sequences decoded at once.
+    pub slots: usize,
+}
+
+impl Default for RolloutSection {
+    fn default() -> Self {
+        RolloutSection {
+            prompts_per_step: 128,
+            group_size: 8,
+            max_prompt_tokens: 1024,
+            max_new_tokens: 8192,
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            slots: 256,
+        }
+    }
+}
+
+impl RolloutSection {
+    pub fn sampling(&self) -> Sampling {
+        Sampling {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            max_new_tokens: self.max_new_tokens,
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RlSection {
+    /// Rollout steps.
+    pub steps: usize,
+    /// Peak learning rate, constant but for `[optimizer]`'s warm-up and schedule.
+    pub lr: f64,
+    pub advantage: Advantage,
+    /// Discount of Reinforce++'s return-to-go.
+    pub gamma: f64,
+    /// Prompts of one optimizer step.
+    pub mini_batch_prompts: usize,
+    /// Packed tokens of one forward and backward; changes memory and speed, not the gradient.
+    pub micro_batch_tokens: usize,
+    /// Keep only each layer's input and compute the layer again in the backward.
+    pub recompute: bool,
+}
+
+impl Default for RlSection {
+    fn default() -> Self {
+        RlSection {
+            steps: 300,
+            lr: 1e-6,
+            advantage: Advantage::Grpo,
+            gamma: 1.0,
+            mini_batch_prompts: 32,
+            micro_batch_tokens: 8192,
+            recompute: false,
+        }
+    }
+}
+
+/// Evaluation before and after training.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EvaluateSection {
+    /// Files of problems; for generated arithmetic without them, the held-out split.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub data: Vec<PathBuf>,
+    /// Problems evaluated (of the held-out split, or at most of the files).
+    pub problems: usize,
+    /// Responses to each problem.
+    pub n: usize,
+    /// The K of Pass@K.
+    pub k: Vec<usize>,
+    pub temperature: f32,
+    pub top_p: f32,
+    /// Rollout steps between evaluations; 0: only before and after.
+    pub every: usize,
+}
+
+impl Default for EvaluateSection {
+    fn default() -> Self {
+        EvaluateSection {
+            data: Vec::new(),
+            problems: 200,
+            n: 16,
+            k: vec![1, 4, 16],
+            temperature: 1.0,
+            top_p: 1.0,
+            every: 0,
+        }
+    }
+}
+
+/// The analysis before training, from which `bupo.layer = "auto"` takes the boundary layer, and the one after.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AnalysisSection {
+    /// Responses analysed, one to a problem.
+    pub responses: usize,
+    /// Nats below which an FFN's entropy change counts as integration; a share of ln V without it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub threshold: Option<f64>,
+}
+
+impl Default for AnalysisSection {
+    fn default() -> Self {
+        AnalysisSection { responses: 128, threshold: None }
+    }
+}
