@@ -1,8 +1,10 @@
-//! A run's folder and its life: checkpoints that appear whole or not at all, metrics, the manifest, progress, Ctrl-C.
+//! A run's folder and its life: checkpoints that appear whole or not at all, metrics, tables, the manifest, progress,
+//! Ctrl-C.
 
 pub mod atomic;
 pub mod checkpoint;
 pub mod interrupt;
 pub mod jsonl;
 pub mod manifest;
+pub mod parquet;
 pub mod progress;

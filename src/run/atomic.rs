@@ -9,15 +9,53 @@ const PREFIX: &str = ".tmp-";
 
 /// Writes a file; a reader sees the old one or the new one, never a part.
 pub fn write_file_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
-    let temporary = beside(path)?;
-    let write = || -> Result<()> {
-        let mut file = File::create(&temporary).with_context(|| cannot("create", &temporary))?;
-        file.write_all(bytes).with_context(|| cannot("write", &temporary))?;
-        file.sync_all().with_context(|| cannot("write", &temporary))?;
-        fs::rename(&temporary, path).with_context(|| cannot("replace", path))?;
-        sync_dir(parent(path))
-    };
-    write().inspect_err(|_| drop(fs::remove_file(&temporary)))
+    let mut file = AtomicFile::create(path)?;
+    file.write_all(bytes).with_context(|| cannot("write", &file.temporary))?;
+    file.commit()
+}
+
+/// A file that is written piece by piece and takes its name in [`AtomicFile::commit`]; dropped before, nothing remains.
+#[derive(Debug)]
+pub struct AtomicFile {
+    file: File,
+    temporary: PathBuf,
+    path: PathBuf,
+    committed: bool,
+}
+
+impl AtomicFile {
+    /// Opens a hidden file beside `path`; the folder is made if it is not there.
+    pub fn create(path: &Path) -> Result<AtomicFile> {
+        let temporary = beside(path)?;
+        let file = File::create(&temporary).with_context(|| cannot("create", &temporary))?;
+        Ok(AtomicFile { file, temporary, path: path.into(), committed: false })
+    }
+
+    /// Syncs it and puts it in the place of what was there.
+    pub fn commit(mut self) -> Result<()> {
+        self.file.sync_all().with_context(|| cannot("write", &self.temporary))?;
+        fs::rename(&self.temporary, &self.path).with_context(|| cannot("replace", &self.path))?;
+        self.committed = true;
+        sync_dir(parent(&self.path))
+    }
+}
+
+impl Write for AtomicFile {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.file.flush()
+    }
+}
+
+impl Drop for AtomicFile {
+    fn drop(&mut self) {
+        if !self.committed {
+            drop(fs::remove_file(&self.temporary));
+        }
+    }
 }
 
 /// Makes a folder: `fill` writes into a hidden one beside it, which is synced and takes its name. A folder that was
@@ -123,6 +161,8 @@ mod tests {
         fs::write(dir.path().join(".tmp-old-1"), "").unwrap();
         clean_leftovers(dir.path()).unwrap();
         assert_eq!((fs::read(&file).unwrap(), names(dir.path())), (b"2".to_vec(), vec!["f".to_string()]));
+        drop(AtomicFile::create(&file).unwrap());
+        assert_eq!((fs::read(&file).unwrap(), names(dir.path()).len()), (b"2".to_vec(), 1));
         let error = write_file_atomic(&file.join("below"), b"").unwrap_err().to_string();
         assert!(error.contains("below"), "{error}");
     }
