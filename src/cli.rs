@@ -75,6 +75,14 @@ pub struct PromptArgs {
     pub template: Option<PromptTemplate>,
 }
 
+/// What numbers a model is computed in, where a recipe does not say.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct ComputeArgs {
+    /// What matrix products multiply in: f32, or bf16 (faster, about three digits)
+    #[arg(long, default_value = "f32", value_parser = parse_compute)]
+    pub compute: Compute,
+}
+
 #[derive(Debug, Args)]
 pub struct AnalyzeArgs {
     /// A HuggingFace checkpoint folder, or a name on the hub: OWNER/NAME[@REVISION]
@@ -99,9 +107,8 @@ pub struct AnalyzeArgs {
     /// One line of JSON with the time and memory it took, in place of the table
     #[arg(long)]
     pub json: bool,
-    /// What matrix products multiply in: f32, or bf16 (faster, about three digits)
-    #[arg(long, default_value = "f32", value_parser = parse_compute)]
-    pub compute: Compute,
+    #[command(flatten)]
+    pub numbers: ComputeArgs,
     #[command(flatten)]
     pub prompt: PromptArgs,
 }
@@ -121,9 +128,8 @@ pub struct ScoreArgs {
     /// JSONL: log_probs and entropy of each row's response tokens
     #[arg(long)]
     pub out: PathBuf,
-    /// What matrix products multiply in: f32, or bf16 (faster, about three digits)
-    #[arg(long, default_value = "f32", value_parser = parse_compute)]
-    pub compute: Compute,
+    #[command(flatten)]
+    pub numbers: ComputeArgs,
     #[command(flatten)]
     pub prompt: PromptArgs,
 }
@@ -162,9 +168,8 @@ pub struct GenerateArgs {
     /// JSONL with ids and log-probs too [default: text on the terminal]
     #[arg(long)]
     pub out: Option<PathBuf>,
-    /// What matrix products multiply in: f32, or bf16 (faster, about three digits)
-    #[arg(long, default_value = "f32", value_parser = parse_compute)]
-    pub compute: Compute,
+    #[command(flatten)]
+    pub numbers: ComputeArgs,
     #[command(flatten)]
     pub style: PromptArgs,
 }
@@ -228,9 +233,8 @@ pub struct EvaluateArgs {
     /// Folder for the results, one below it for each suite [default when rescoring: DIR/rescored-RULE]
     #[arg(long, required_unless_present = "rescore")]
     pub out: Option<PathBuf>,
-    /// What matrix products multiply in: f32, or bf16 (faster, about three digits)
-    #[arg(long, default_value = "f32", value_parser = parse_compute)]
-    pub compute: Compute,
+    #[command(flatten)]
+    pub numbers: ComputeArgs,
     #[command(flatten)]
     pub prompt: PromptArgs,
 }
@@ -312,9 +316,8 @@ pub struct BenchUpdateArgs {
     /// Writes the first gradient as safetensors
     #[arg(long)]
     pub grads: Option<PathBuf>,
-    /// What matrix products multiply in: f32, or bf16 (faster, about three digits)
-    #[arg(long, default_value = "f32", value_parser = parse_compute)]
-    pub compute: Compute,
+    #[command(flatten)]
+    pub numbers: ComputeArgs,
 }
 
 #[derive(Debug, Args)]
@@ -331,9 +334,8 @@ pub struct BenchRolloutArgs {
     pub new: usize,
     #[arg(long, default_value_t = 3)]
     pub repeat: usize,
-    /// What matrix products multiply in: f32, or bf16 (faster, about three digits)
-    #[arg(long, default_value = "f32", value_parser = parse_compute)]
-    pub compute: Compute,
+    #[command(flatten)]
+    pub numbers: ComputeArgs,
 }
 
 #[derive(Debug, Args)]
@@ -360,9 +362,8 @@ pub struct BenchStepArgs {
     /// Gives every response a copy of its prompt in the update, in place of one for the group
     #[arg(long)]
     pub unshared: bool,
-    /// What matrix products multiply in: f32, or bf16 (faster, about three digits)
-    #[arg(long, default_value = "f32", value_parser = parse_compute)]
-    pub compute: Compute,
+    #[command(flatten)]
+    pub numbers: ComputeArgs,
 }
 
 /// Reads an enum by the name that recipes use for it.

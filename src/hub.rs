@@ -9,6 +9,7 @@ mod name;
 pub use name::{RepoKind, RepoName};
 
 use crate::run::progress::{Progress, say};
+use crate::text::tokenizer;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use hf_hub::api::Progress as Reports;
 use hf_hub::api::sync::{Api, ApiBuilder, ApiRepo};
@@ -27,19 +28,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Pause before the second attempt; it doubles.
 const PAUSE: Duration = Duration::from_millis(300);
 
-/// What a model folder may hold beside its weights.
-const MODEL_FILES: [&str; 10] = [
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "model.safetensors.index.json",
-];
+/// What a model folder may hold beside its weights and its tokenizer's files.
+const MODEL_FILES: [&str; 3] = ["config.json", "generation_config.json", "model.safetensors.index.json"];
 
 /// The folder of a checkpoint: one that is there, or a model of the hub, fetched where it is not cached yet.
 pub fn checkpoint(name: &Path) -> Result<PathBuf> {
@@ -109,7 +99,7 @@ impl Hub {
                 files.iter().any(|f| f == "config.json") && !weights.is_empty(),
                 "{name} holds no config.json with safetensors weights: expected a model of the transformers library"
             );
-            let known = files.iter().filter(|f| MODEL_FILES.contains(&f.as_str()));
+            let known = files.iter().filter(|f| [&MODEL_FILES[..], &tokenizer::FILES].concat().contains(&f.as_str()));
             Ok(known.cloned().chain(weights).collect())
         };
         let files = self.fetch(name, &wanted, "config.json")?;

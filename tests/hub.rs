@@ -152,6 +152,7 @@ fn model_files() -> BTreeMap<String, Vec<u8>> {
     [
         ("config.json", small("{\"model_type\": \"qwen3\"}")),
         ("tokenizer.json", small("{}")),
+        ("tokenizer.model", small("pieces")),
         ("README.md", small("# no part of the model")),
         ("model.safetensors", weights),
         ("pytorch_model.bin", small("old")),
@@ -173,7 +174,7 @@ fn name(text: &str) -> RepoName {
 }
 
 fn whole(dir: &Path) {
-    for file in ["config.json", "tokenizer.json", "model.safetensors"] {
+    for file in ["config.json", "tokenizer.json", "tokenizer.model", "model.safetensors"] {
         assert_eq!(fs::read(dir.join(file)).unwrap(), model_files()[file], "{file}");
     }
     for file in ["README.md", "pytorch_model.bin"] {
@@ -199,7 +200,7 @@ fn a_model_is_fetched_once_into_the_shared_layout_and_found_offline() {
     // Where Python's huggingface_hub looks.
     assert_eq!(dir, cache.path().join("models--o--n/snapshots").join(COMMIT));
     assert_eq!(fs::read_to_string(cache.path().join("models--o--n/refs/main")).unwrap(), COMMIT);
-    assert_eq!(server.asked().len(), 3);
+    assert_eq!(server.asked().len(), 4);
     assert_eq!(hub.model(&name("o/n")).unwrap(), dir);
     assert_eq!(server.asked().len(), 0);
     let offline = Hub { offline: true, endpoint: "http://127.0.0.1:9".into(), ..server.hub(cache.path()) };
@@ -234,8 +235,8 @@ fn a_corrupt_file_is_never_left_in_the_cache() {
     let cache = tempfile::tempdir().unwrap();
     let error = format!("{:#}", server.hub(cache.path()).model(&name("o/n")).unwrap_err());
     assert!(error.contains("corrupt") && error.contains("SHA-256") && error.contains("model.safetensors"), "{error}");
-    // Only the two small files; and the half snapshot has no name to be found by.
-    assert_eq!(blobs(cache.path()).len(), 2);
+    // Only the three small files; and the half snapshot has no name to be found by.
+    assert_eq!(blobs(cache.path()).len(), 3);
     assert!(!cache.path().join("models--o--n/refs/main").exists());
 }
 

@@ -15,7 +15,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("verify", &[]),
     ("reward", &["verify", "tasks", "text"]),
     ("run", &[]),
-    ("hub", &["run"]),
+    ("hub", &["text", "run"]),
     ("rollout", &["policy", "model", "compute"]),
     ("rl", &["rollout", "reward", "verify", "tasks", "text", "policy", "model", "compute"]),
     ("evaluate", &["rollout", "reward", "verify", "tasks", "text", "policy", "model"]),

@@ -24,7 +24,7 @@ pub fn run(args: &AnalyzeArgs) -> Result<()> {
     let mut rows = read_rows(&args.data)?;
     rows.truncate(args.limit.unwrap_or(usize::MAX));
     let dir = checkpoint(&args.model)?;
-    let model = open_model(&dir, args.compute)?;
+    let model = open_model(&dir, args.numbers.compute)?;
     let prompts = optional_encoder(&dir, &args.prompt, model.config.max_position_embeddings)?;
     let mut ws = Workspace::new(&model);
     let mut samples = Vec::with_capacity(rows.len());

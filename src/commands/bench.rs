@@ -43,7 +43,7 @@ fn bench_update(args: &BenchUpdateArgs) -> Result<()> {
     let what = || format!("{} is no batch that can be read", args.batch.display());
     let bytes = crate::run::atomic::read(&args.batch)?;
     let batch: Batch = serde_json::from_slice(&bytes).with_context(what)?;
-    let mut model = open_model(&args.model, args.compute)?;
+    let mut model = open_model(&args.model, args.numbers.compute)?;
     let policy = policy(args.layer, &model)?;
     let (groups, given) = groups(&batch, &model).with_context(what)?;
     let loss = LossConfig { aggregation: args.aggregation, ..LossConfig::default() };
@@ -133,7 +133,7 @@ fn groups(batch: &Batch, model: &Model) -> Result<(Vec<ResponseGroup>, Option<Lo
 }
 
 fn bench_rollout(args: &BenchRolloutArgs) -> Result<()> {
-    let model = open_model(&args.model, args.compute)?;
+    let model = open_model(&args.model, args.numbers.compute)?;
     let requests = random_requests(&model, args.batch, args.prompt, 1);
     let sampling = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, max_new_tokens: args.new };
     // No token ends a response: every sequence gets its full length.
@@ -168,7 +168,7 @@ fn random_requests(model: &Model, prompts: usize, tokens: usize, samples: usize)
 }
 
 fn bench_step(args: &BenchStepArgs) -> Result<()> {
-    let mut model = open_model(&args.model, args.compute)?;
+    let mut model = open_model(&args.model, args.numbers.compute)?;
     let policy = policy(args.layer, &model)?;
     let requests = random_requests(&model, args.prompts, args.prompt, args.group);
     let sampling = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, max_new_tokens: args.new };

@@ -43,7 +43,7 @@ pub fn run(args: &EvaluateArgs) -> Result<()> {
         bail!("expected a model and --out, or --rescore with a folder");
     };
     let plans = plan::plans(args)?;
-    let opened = open(Path::new(name), &args.prompt, args.compute)?;
+    let opened = open(Path::new(name), &args.prompt, args.numbers.compute)?;
     let policy = InternalPolicy::parse(&args.policy, opened.model.config.layers)?;
     let mut ws = Workspace::new(&opened.model);
     let mut done = Vec::with_capacity(plans.len());

@@ -33,7 +33,7 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     ensure!(args.temperature >= 0.0, "--temperature {}: expected 0 (greedy) or more", args.temperature);
     ensure!(args.top_p > 0.0 && args.top_p <= 1.0, "--top-p {}: expected above 0, up to 1", args.top_p);
     ensure!(args.n > 0, "-n 0: expected at least one sample");
-    let opened = open(&args.model, &args.style, args.compute)?;
+    let opened = open(&args.model, &args.style, args.numbers.compute)?;
     let (model, prompts) = (&opened.model, &opened.prompts);
     let policy = InternalPolicy::parse(&args.policy, model.config.layers)?;
     let rows = match (&args.prompt, &args.data) {

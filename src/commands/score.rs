@@ -33,7 +33,7 @@ pub fn run(args: &ScoreArgs) -> Result<()> {
     );
     let rows = read_rows(&args.data)?;
     let dir = checkpoint(&args.model)?;
-    let model = open_model(&dir, args.compute)?;
+    let model = open_model(&dir, args.numbers.compute)?;
     let policy = InternalPolicy::parse(&args.policy, model.config.layers)?;
     let prompts = optional_encoder(&dir, &args.prompt, model.config.max_position_embeddings)?;
     let mut sequences = Vec::with_capacity(rows.len());

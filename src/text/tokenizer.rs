@@ -9,8 +9,8 @@ use tokenizers::AddedToken;
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 
-/// Files that make up a tokenizer, copied with a checkpoint byte for byte.
-const FILES: [&str; 8] = [
+/// Files that make up a tokenizer, copied with a checkpoint byte for byte and fetched with a model of the hub.
+pub const FILES: [&str; 8] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "chat_template.jinja",
