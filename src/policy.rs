@@ -1,12 +1,14 @@
 //! The paper's central idea as a type: any hidden state times the unembedding is a policy (equations 5 and 6).
 
+mod gradient;
+
+pub use gradient::Pass;
+
 use crate::compute::Packing;
-use crate::compute::cpu::head::{HeadStats, RowGradients};
-use crate::model::decoder::HeadScratch;
+use crate::compute::cpu::head::HeadStats;
 use crate::model::taps::Tap;
 use crate::model::{Keep, Model, Workspace};
 use std::fmt;
-use std::ops::Range;
 
 pub use crate::model::taps::{LayerIndex, LayerOutOfRange};
 
@@ -140,46 +142,6 @@ impl InternalPolicy {
         model.forward(ws, packing, self.tap(), Keep::Nothing);
         let hidden = gather_rows(ws.state(), &targets.rows, model.config.hidden_size);
         model.head(temperature).forward(&hidden, Some(&targets.ids))
-    }
-
-    /// [`InternalPolicy::score`], and the gradient of a loss of these statistics, added to `grads` (laid out as the
-    /// parameters). Embedding, layers up to this policy's and the unembedding get one; everything above gets none (paper,
-    /// equations 14 and 15).
-    ///
-    /// `loss` is called for blocks of targets, in order, and returns its derivatives for each one's log-prob and entropy.
-    /// An error of it ends the call; `grads` are then of no use. `keep` is [`Keep::Activations`] or [`Keep::LayerInputs`].
-    #[allow(clippy::too_many_arguments)]
-    pub fn gradient<E>(
-        self,
-        model: &Model,
-        ws: &mut Workspace,
-        packing: &Packing,
-        targets: &Targets,
-        temperature: f32,
-        keep: Keep,
-        grads: &mut [f32],
-        loss: impl FnMut(Range<usize>, &HeadStats) -> Result<RowGradients, E>,
-    ) -> Result<HeadStats, E> {
-        model.forward(ws, packing, self.tap(), keep);
-        let d = model.config.hidden_size;
-        // Kept from call to call: fresh buffers of this size would cost a page fault for every page.
-        let mut scratch = std::mem::take(&mut ws.head);
-        let HeadScratch { hidden, d_hidden, d_state, logits } = &mut scratch;
-        gather_rows_into(ws.state(), &targets.rows, d, hidden);
-        d_hidden.resize(targets.len() * d, 0.0);
-        let d_unembed = &mut grads[model.layout.unembed.clone()];
-        let head = model.head(temperature);
-        let stats = head.forward_backward(hidden, &targets.ids, d_hidden, d_unembed, logits, loss)?;
-        d_state.clear();
-        d_state.resize(packing.rows() * d, 0.0);
-        for (row, dx) in targets.rows.iter().zip(d_hidden.chunks_exact(d)) {
-            for (sum, x) in d_state[row * d..(row + 1) * d].iter_mut().zip(dx) {
-                *sum += x;
-            }
-        }
-        model.backward(ws, packing, self.tap(), d_state, grads);
-        ws.head = scratch;
-        Ok(stats)
     }
 }
 

@@ -7,16 +7,19 @@
 pub mod adamw;
 pub mod advantage;
 pub mod batch;
+pub mod correction;
 pub mod loss;
 pub mod masking;
 pub mod metrics;
 pub mod optimizer;
 pub mod schedule;
+pub mod selection;
 pub mod trainer;
 pub mod update;
 pub mod warmup;
 
 pub use advantage::Advantage;
-pub use loss::{Aggregation, KlEstimator, LossConfig};
+pub use correction::{CorrectionMode, RolloutCorrection};
+pub use loss::{Aggregation, KlEstimator, LossConfig, LossKind};
 pub use optimizer::{LrSchedule, OptimizerConfig};
 pub use schedule::{BupoConfig, LayerChoice, Phase, Schedule};

@@ -8,7 +8,7 @@ use bupo::compute::Packing;
 use bupo::compute::cpu::head::{HeadStats, RowGradients};
 use bupo::model::init::{InitConfig, random_params};
 use bupo::model::{Compute, Keep, Model, ParamLayout, Workspace};
-use bupo::policy::{InternalPolicy, Targets};
+use bupo::policy::{InternalPolicy, Pass, Targets};
 use std::convert::Infallible;
 use std::ops::Range;
 
@@ -39,7 +39,8 @@ fn run(compute: Compute, policy: &str) -> (Model, HeadStats, Vec<f32>) {
     };
     let mut grads = vec![0f32; model.layout.len()];
     let mut ws = Workspace::new(&model);
-    let stats = policy.gradient(&model, &mut ws, &packing, &targets, 1.0, Keep::Activations, &mut grads, loss).unwrap();
+    let pass = Pass { temperature: 1.0, keep: Keep::Activations, whole: false };
+    let stats = policy.gradient(&model, &mut ws, &packing, &targets, pass, &mut grads, loss).unwrap();
     (model, stats, grads)
 }
 

@@ -10,7 +10,7 @@ use bupo::model::{Keep, LayerIndex, Model, Tap, Workspace};
 use bupo::policy::{InternalPolicy, Targets};
 use bupo::rl::adamw::Optimizer;
 use bupo::rl::batch::{Response, ResponseGroup};
-use bupo::rl::update::{LogProbs, UpdateSettings, mini_batch_gradient, update};
+use bupo::rl::update::{Before, LogProbs, UpdateSettings, mini_batch_gradient, update};
 use bupo::rl::{LossConfig, OptimizerConfig};
 use safetensors::SafeTensors;
 use serde_json::Value;
@@ -191,8 +191,8 @@ fn gradients_of_every_parameter() {
                 let mut ws = Workspace::new(&case.model);
                 let mut grads = vec![0f32; case.model.layout.len()];
                 let settings = settings(policy, temperature, &loss, tokens, keep);
-                let (old, reference) = (Some(&old), reference.as_ref());
-                let g = mini_batch_gradient(&case.model, &mut ws, &groups, 0..3, &settings, old, reference, &mut grads);
+                let before = Before { old: Some(&old), reference: reference.as_ref(), factors: None };
+                let g = mini_batch_gradient(&case.model, &mut ws, &groups, 0..3, &settings, before, &mut grads);
                 let (g, expected) = (g.unwrap(), case.meta["losses"][key].as_f64().unwrap());
                 assert!(
                     (g.loss - expected).abs() <= TOLERANCE * expected.abs(),
@@ -242,7 +242,7 @@ fn five_adamw_steps() {
             let mut grads = vec![0f32; case.model.layout.len()];
             for step in a["steps"][name].as_array().unwrap() {
                 let settings = settings(policy, 1.0, &loss, 30, Keep::Activations);
-                let (model, old) = (&mut case.model, Some(&old));
+                let (model, before) = (&mut case.model, Before { old: Some(&old), ..Before::default() });
                 let (gradient, outcome) = update(
                     model,
                     &mut ws,
@@ -250,8 +250,7 @@ fn five_adamw_steps() {
                     &groups,
                     0..3,
                     &settings,
-                    old,
-                    None,
+                    before,
                     &config,
                     number("lr"),
                     &mut grads,

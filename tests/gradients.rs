@@ -15,7 +15,7 @@ use bupo::compute::cpu::rope::{QkRope, RopeTable};
 use bupo::compute::cpu::swiglu::{swiglu, swiglu_backward};
 use bupo::model::config::Family;
 use bupo::model::{Keep, Model, ModelConfig, ParamLayout, Workspace};
-use bupo::policy::{InternalPolicy, Targets};
+use bupo::policy::{InternalPolicy, Pass, Targets};
 use std::convert::Infallible;
 use std::ops::Range;
 
@@ -283,14 +283,16 @@ fn whole_decoder_for_every_kind_of_policy() {
                 weighted(&s.log_probs, &cp) + weighted(&s.entropy, &ce)
             };
             let mut by_mode = vec![];
-            for keep in [Keep::Activations, Keep::LayerInputs] {
+            for (keep, whole) in [(Keep::Activations, false), (Keep::LayerInputs, false), (Keep::Activations, true)] {
+                let pass = Pass { temperature: 0.9, keep, whole };
                 let mut ws = Workspace::new(&model);
                 let mut grads = vec![0f32; model.layout.len()];
                 let loss = constant(&cp, &ce);
-                policy.gradient(&model, &mut ws, &packing, &targets, 0.9, keep, &mut grads, loss).unwrap();
+                policy.gradient(&model, &mut ws, &packing, &targets, pass, &mut grads, loss).unwrap();
                 by_mode.push(grads);
             }
             assert_eq!(by_mode[0], by_mode[1], "recomputing changes the gradient of {policy}");
+            assert_eq!(by_mode[0], by_mode[2], "a loss that is asked once changes the gradient of {policy}");
             let grads = &by_mode[0];
             let trained = model.layout.trained_by(policy.tap());
             assert!(grads[trained.end..].iter().all(|g| *g == 0.0), "{policy} reaches above itself");
@@ -325,9 +327,9 @@ fn sharing_a_prompt_changes_neither_values_nor_gradients() {
     let run = |(packing, targets): &(Packing, Targets)| {
         let mut ws = Workspace::new(&model);
         let policy = InternalPolicy::Final;
-        let (mut grads, keep) = (vec![0f32; model.layout.len()], Keep::Activations);
-        let stats =
-            policy.gradient(&model, &mut ws, packing, targets, 1.0, keep, &mut grads, constant(&c, &[])).unwrap();
+        let mut grads = vec![0f32; model.layout.len()];
+        let pass = Pass { temperature: 1.0, keep: Keep::Activations, whole: false };
+        let stats = policy.gradient(&model, &mut ws, packing, targets, pass, &mut grads, constant(&c, &[])).unwrap();
         (stats.log_probs, grads)
     };
     let ((p, g), (q, h)) = (run(&shared), run(&apart));

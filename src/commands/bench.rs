@@ -8,7 +8,7 @@ use crate::policy::{InternalPolicy, LayerIndex};
 use crate::rl::adamw::Optimizer;
 use crate::rl::advantage::{Advantage, Group, advantages};
 use crate::rl::batch::{Response, ResponseGroup};
-use crate::rl::update::{LogProbs, UpdateSettings, mini_batch_gradient, score_groups, update};
+use crate::rl::update::{Before, LogProbs, Scored, UpdateSettings, mini_batch_gradient, score_groups, update};
 use crate::rl::{LossConfig, OptimizerConfig};
 use crate::rollout::engine::{Engine, Request, generate};
 use crate::rollout::sampler::Sampling;
@@ -60,14 +60,15 @@ fn bench_update(args: &BenchUpdateArgs) -> Result<()> {
     let old = match given {
         Some(old) => old,
         None => {
-            let mut old: LogProbs = groups.iter().map(|g| vec![Vec::new(); g.responses.len()]).collect();
+            let mut old = Scored::of(&groups);
             score_groups(&model, &mut ws, &groups, all.clone(), &settings, &mut old);
-            old
+            old.log_probs
         }
     };
     let mut grads = vec![0f32; model.layout.len()];
+    let before = Before { old: Some(&old), ..Before::default() };
     if let Some(path) = &args.grads {
-        mini_batch_gradient(&model, &mut ws, &groups, all.clone(), &settings, Some(&old), None, &mut grads)?;
+        mini_batch_gradient(&model, &mut ws, &groups, all.clone(), &settings, before, &mut grads)?;
         weights::save_tensors(path, &model.layout, &grads)?;
     }
     let config = OptimizerConfig::default();
@@ -82,8 +83,7 @@ fn bench_update(args: &BenchUpdateArgs) -> Result<()> {
             &groups,
             all.clone(),
             &settings,
-            Some(&old),
-            None,
+            before,
             &config,
             args.lr,
             &mut grads,
@@ -208,9 +208,9 @@ fn bench_step(args: &BenchStepArgs) -> Result<()> {
                 false => groups.push(group(responses.collect())),
             }
         }
-        let (config, all, old) = (OptimizerConfig::default(), 0..groups.len(), None);
+        let (config, all) = (OptimizerConfig::default(), 0..groups.len());
         let (model, ws) = (&mut model, &mut ws);
-        update(model, ws, &mut optimizer, &groups, all, &settings, old, None, &config, 1e-6, &mut grads)?;
+        update(model, ws, &mut optimizer, &groups, all, &settings, Before::default(), &config, 1e-6, &mut grads)?;
         seconds.push(start.elapsed().as_secs_f64());
         updates.push(seconds[seconds.len() - 1] - rollouts[rollouts.len() - 1]);
     }

@@ -73,7 +73,11 @@ impl Recipe {
         ensure!(r.top_p > 0.0 && r.top_p <= 1.0, "rollout.top_p = {}: expected above 0, up to 1", r.top_p);
         at_least_one(
             "rl",
-            &[("mini_batch_prompts", self.rl.mini_batch_prompts), ("micro_batch_tokens", self.rl.micro_batch_tokens)],
+            &[
+                ("epochs", self.rl.epochs),
+                ("mini_batch_prompts", self.rl.mini_batch_prompts),
+                ("micro_batch_tokens", self.rl.micro_batch_tokens),
+            ],
         )?;
         ensure!(
             self.rl.lr > 0.0 && self.rl.lr.is_finite(),

@@ -131,6 +131,8 @@ pub struct RlSection {
     pub advantage: Advantage,
     /// Discount of Reinforce++'s return-to-go.
     pub gamma: f64,
+    /// Times that a step's mini-batches are gone through: updates per rollout without new rollouts (TRL's `num_iterations`).
+    pub epochs: usize,
     /// Prompts of one optimizer step.
     pub mini_batch_prompts: usize,
     /// Packed tokens of one forward and backward; changes memory and speed, not the gradient.
@@ -146,6 +148,7 @@ impl Default for RlSection {
             lr: 1e-6,
             advantage: Advantage::Grpo,
             gamma: 1.0,
+            epochs: 1,
             mini_batch_prompts: 32,
             micro_batch_tokens: 8192,
             recompute: false,

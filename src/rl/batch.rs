@@ -32,7 +32,7 @@ pub struct MicroBatch {
 
 impl MicroBatch {
     /// One value per target, from one slice per response.
-    pub fn tokens<'a>(&self, of: impl Fn(usize, usize) -> &'a [f32]) -> Vec<f32> {
+    pub fn tokens<'a, T: Copy + 'a>(&self, of: impl Fn(usize, usize) -> &'a [T]) -> Vec<T> {
         let mut out = Vec::with_capacity(self.targets.len());
         for (group, response, _) in &self.members {
             out.extend_from_slice(of(*group, *response));

@@ -1,18 +1,16 @@
-//! The clipped surrogate with dual clip, KL penalty and entropy bonus: the loss, and its gradient with respect to
-//! every token's log-probability and entropy.
+//! The clipped surrogate and its relatives (GSPO, CISPO), KL penalty and entropy bonus: the loss, and its gradient with
+//! respect to every token's log-probability and entropy.
 
 mod config;
 mod stats;
+mod terms;
 
-pub use config::{Aggregation, KlEstimator, LossConfig};
+pub use config::{Aggregation, KlEstimator, LossConfig, LossKind};
 pub use stats::{LossMetrics, LossStats};
 
 use anyhow::{Result, ensure};
-
-/// Bound on every log-ratio before it is exponentiated, and on the argument of `k3` (the reference's clamps).
-const LOG_RATIO_BOUND: f64 = 20.0;
-/// Bound on the value of `k3` (the reference's clamp): reached at `d = 2.6` and `d = -11`, where its gradient ends.
-const K3_BOUND: f64 = 10.0;
+use std::ops::Range;
+use terms::{PolicyTerm, cispo_term, gspo_terms, kl_term, policy_term};
 
 /// Weight of every token of each response in the loss of a mini-batch, `loss = sum over tokens of weight * token loss`.
 /// lengths: response tokens of *all* `S` responses of the mini-batch. Returns `[S]`:
@@ -54,6 +52,10 @@ pub struct Tokens<'a> {
     pub entropies: Option<&'a [f32]>,
     /// Under the frozen reference. Needed for a KL penalty; otherwise only averaged, where given.
     pub ref_log_probs: Option<&'a [f32]>,
+    /// Factors on the tokens' policy terms alone, not on KL or entropy: the rollout correction and the selection of tokens.
+    pub factors: Option<&'a [f64]>,
+    /// The tokens of each response, which must be whole and in order. Needed by `gspo`, whose ratio is the response's.
+    pub responses: Option<&'a [Range<usize>]>,
 }
 
 /// A micro-batch's share of the mini-batch's loss, and its gradient.
@@ -68,10 +70,10 @@ pub struct Surrogate {
     pub stats: LossStats,
 }
 
-/// The clipped surrogate (paper, equation 3, with dual clip), computed in f64.
+/// The surrogate of the configured kind, computed in f64.
 ///
 /// A value that is not a number stays one, in the loss and in its token's gradient: the trainer sees it and skips the step.
-/// Errors: slices of different lengths, a coefficient other than 0 without what it weighs.
+/// Errors: slices of different lengths, a coefficient other than 0 without what it weighs, `gspo` without whole responses.
 pub fn surrogate(config: &LossConfig, tokens: &Tokens) -> Result<Surrogate> {
     let n = tokens.log_probs.len();
     let lengths = [
@@ -80,6 +82,7 @@ pub fn surrogate(config: &LossConfig, tokens: &Tokens) -> Result<Surrogate> {
         ("weights", Some(tokens.weights.len())),
         ("entropies", tokens.entropies.map(<[f32]>::len)),
         ("ref_log_probs", tokens.ref_log_probs.map(<[f32]>::len)),
+        ("factors", tokens.factors.map(<[f64]>::len)),
     ];
     for (name, length) in lengths {
         ensure!(length.is_none_or(|length| length == n), "{n} log_probs but {} {name}", length.unwrap_or(0));
@@ -94,14 +97,28 @@ pub fn surrogate(config: &LossConfig, tokens: &Tokens) -> Result<Surrogate> {
         "entropy_coef = {} needs the entropies",
         config.entropy_coef
     );
+    let of_responses = match config.kind {
+        LossKind::Gspo => Some(gspo_terms(config, tokens)?),
+        LossKind::PpoClip | LossKind::Cispo => None,
+    };
     let mut stats = LossStats::default();
     let mut loss = 0.0;
     let mut d_log_probs = Vec::with_capacity(n);
     for i in 0..n {
         let (log_prob, weight) = (tokens.log_probs[i] as f64, tokens.weights[i]);
-        let policy = policy_term(config, log_prob, tokens.old_log_probs[i] as f64, tokens.advantages[i] as f64);
+        let (old_log_prob, advantage) = (tokens.old_log_probs[i] as f64, tokens.advantages[i] as f64);
+        let policy = match (&of_responses, config.kind) {
+            (Some(terms), _) => terms[i],
+            (None, LossKind::Cispo) => cispo_term(config, log_prob, old_log_prob, advantage),
+            (None, _) => policy_term(config, log_prob, old_log_prob, advantage),
+        };
         stats.add_policy(&policy);
-        let (mut token_loss, mut d_log_prob) = (policy.loss, policy.d_log_prob);
+        let PolicyTerm { loss: mut token_loss, mut d_log_prob, .. } = policy;
+        if let Some(factors) = tokens.factors {
+            token_loss *= factors[i];
+            // A response's gradient has its tokens' factors in it already.
+            d_log_prob *= if of_responses.is_some() { 1.0 } else { factors[i] };
+        }
         if let Some(ref_log_probs) = tokens.ref_log_probs {
             let (kl, d_kl) = kl_term(config.kl_estimator, log_prob, ref_log_probs[i] as f64);
             stats.reference_kl.add(kl);
@@ -123,64 +140,6 @@ pub fn surrogate(config: &LossConfig, tokens: &Tokens) -> Result<Surrogate> {
     let d_entropies = (config.entropy_coef != 0.0)
         .then(|| tokens.weights.iter().map(|weight| (-config.entropy_coef * weight) as f32).collect());
     Ok(Surrogate { loss, d_log_probs, d_entropies, stats })
-}
-
-/// Which bound a token's policy loss stands at; its gradient is zero at any of them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Clip {
-    None,
-    Low,
-    High,
-    Dual,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct PolicyTerm {
-    loss: f64,
-    d_log_prob: f64,
-    log_ratio: f64,
-    ratio: f64,
-    clip: Clip,
-}
-
-/// `max(-A r, -A clip(r))`, at most `-A c` where `A < 0`. Derivatives at the bounds themselves are the inner ones, as
-/// those of PyTorch's `clamp`.
-fn policy_term(config: &LossConfig, log_prob: f64, old_log_prob: f64, advantage: f64) -> PolicyTerm {
-    let unbounded = log_prob - old_log_prob;
-    let log_ratio = unbounded.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND);
-    let ratio = log_ratio.exp();
-    // The larger of the two losses, with A's sign known: comparing instead of f64::max, which would drop a NaN.
-    let (bound, clip) = if advantage > 0.0 && ratio > 1.0 + config.clip_high {
-        (1.0 + config.clip_high, Clip::High)
-    } else if advantage < 0.0 && ratio < 1.0 - config.clip_low {
-        (1.0 - config.clip_low, Clip::Low)
-    } else {
-        match config.dual_clip {
-            Some(c) if advantage < 0.0 && ratio > c => (c, Clip::Dual),
-            _ => (ratio, Clip::None),
-        }
-    };
-    let constant = clip != Clip::None || unbounded.abs() > LOG_RATIO_BOUND;
-    let d_log_prob = if constant { 0.0 } else { -advantage * ratio };
-    PolicyTerm { loss: -advantage * bound, d_log_prob, log_ratio, ratio, clip }
-}
-
-/// Estimate of KL(policy || reference), and its derivative with respect to `log_prob`: that of the estimate as it is
-/// computed, clamps included.
-fn kl_term(estimator: KlEstimator, log_prob: f64, ref_log_prob: f64) -> (f64, f64) {
-    let d = ref_log_prob - log_prob;
-    match estimator {
-        KlEstimator::K1 => (-d, 1.0),
-        KlEstimator::K2 => (0.5 * d * d, -d),
-        KlEstimator::K3 => {
-            let bounded = d.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND);
-            // exp_m1: e^d - 1 - d cancels to nothing for the small d of a policy that has hardly moved.
-            let kl = bounded.exp_m1() - bounded;
-            let constant = d.abs() > LOG_RATIO_BOUND || kl > K3_BOUND;
-            // clamp, not f64::min: a NaN stays one.
-            (kl.clamp(-K3_BOUND, K3_BOUND), if constant { 0.0 } else { -bounded.exp_m1() })
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! What is watched, one object a step, in the field's words.
 
 use super::advantage::GroupStats;
+use super::correction::RolloutRatios;
 use super::loss::LossMetrics;
 use crate::reward::Score;
 use crate::verify::StatusCounts;
@@ -86,6 +87,9 @@ pub struct StepMetrics {
     pub optimizer_steps: u64,
     pub skipped_steps: u64,
     pub rollout_log_prob_difference: RolloutAgreement,
+    /// Importance ratios between trainer and rollout engine, used or not.
+    #[serde(default)]
+    pub rollout_ratios: RolloutRatios,
     pub seconds: Seconds,
     /// Response tokens per second while sampling, and while updating.
     pub rollout_tokens_per_second: f64,

@@ -3,6 +3,7 @@
 //! There is one trainer. GRPO is BuPO with zero internal steps: all that BuPO changes is `schedule.phase_at(step)`.
 //! Nothing here touches files; a step returns what it saw, and the caller writes it down.
 
+mod align;
 mod report;
 
 pub use report::{CompletionRow, StepReport};
@@ -10,12 +11,11 @@ pub use report::{CompletionRow, StepReport};
 use super::adamw::Optimizer;
 use super::advantage::Advantage;
 use super::batch::{Response, ResponseGroup};
-use super::loss::{LossConfig, LossStats};
+use super::loss::LossConfig;
 use super::masking::masked_advantages;
-use super::metrics::{RolloutAgreement, Seconds};
+use super::metrics::Seconds;
 use super::optimizer::OptimizerConfig;
 use super::schedule::{Phase, Schedule};
-use super::update::{LogProbs, UpdateSettings, score_groups, update};
 use crate::model::{Keep, Model, Workspace};
 use crate::policy::InternalPolicy;
 use crate::reward::{Item, Reward, RewardConfig, Score};
@@ -25,7 +25,7 @@ use crate::tasks::problem::Problem;
 use crate::tasks::seed::derive_seed;
 use crate::text::prompt::PromptEncoder;
 use anyhow::{Context, Result, ensure};
-use report::{agreement, rewards_and_lengths, with_index};
+use report::rewards_and_lengths;
 use std::time::Instant;
 
 /// Everything a step needs to know, checked by whoever built it.
@@ -41,6 +41,8 @@ pub struct TrainSettings {
     pub reward: RewardConfig,
     pub advantage: Advantage,
     pub gamma: f64,
+    /// Times that a step's mini-batches are gone through.
+    pub epochs: usize,
     pub mini_batch_prompts: usize,
     pub micro_batch_tokens: usize,
     pub recompute: bool,
@@ -54,7 +56,7 @@ pub struct TrainSettings {
 impl TrainSettings {
     /// Optimizer steps of one rollout step.
     pub fn updates_per_step(&self) -> usize {
-        self.prompts_per_step.div_ceil(self.mini_batch_prompts)
+        self.epochs * self.prompts_per_step.div_ceil(self.mini_batch_prompts)
     }
 
     fn keep(&self) -> Keep {
@@ -190,82 +192,4 @@ impl<'a> Trainer<'a> {
         };
         Ok(rollouts.prompts.iter().zip(&rollouts.completions).map(&mut group).collect())
     }
-
-    /// The mini-batch updates of one step, on the phase's policy.
-    fn align(&mut self, step: usize, phase: Phase, groups: &[ResponseGroup]) -> Result<Aligned> {
-        let s = &self.settings;
-        let settings = UpdateSettings {
-            policy: phase.policy(),
-            temperature: s.sampling.head_temperature(),
-            loss: &s.loss,
-            max_new_tokens: s.sampling.max_new_tokens,
-            micro_batch_tokens: s.micro_batch_tokens,
-            keep: s.keep(),
-        };
-        let empty = || -> LogProbs { groups.iter().map(|g| vec![Vec::new(); g.responses.len()]).collect() };
-        let first = 0..s.mini_batch_prompts.min(groups.len());
-        let mut aligned = Aligned::default();
-
-        let old_start = Instant::now();
-        // The first mini-batch meets the policy as it was while sampling: its own log-probs are the old ones.
-        let mut old = empty();
-        if first.end < groups.len() {
-            score_groups(&self.model, &mut self.workspace, groups, first.end..groups.len(), &settings, &mut old);
-        }
-        let reference = self.reference.as_ref().filter(|_| s.loss.kl_coef != 0.0).map(|model| {
-            let (mut workspace, mut out) = (Workspace::new(model), empty());
-            score_groups(model, &mut workspace, groups, 0..groups.len(), &settings, &mut out);
-            out
-        });
-        if let Phase::Internal { .. } = phase {
-            let (settings, mut out) = (UpdateSettings { policy: InternalPolicy::Final, ..settings }, empty());
-            score_groups(&self.model, &mut self.workspace, groups, first.clone(), &settings, &mut out);
-            aligned.probe = agreement(groups, first.clone().flat_map(|g| with_index(g, &out[g])));
-        }
-        aligned.old_seconds = old_start.elapsed().as_secs_f64();
-
-        let total_updates = s.steps * s.updates_per_step();
-        for from in (0..groups.len()).step_by(s.mini_batch_prompts) {
-            let range = from..(from + s.mini_batch_prompts).min(groups.len());
-            let update_index = (step - 1) * s.updates_per_step() + from / s.mini_batch_prompts;
-            let lr = s.optimizer.lr_at(s.lr, update_index, total_updates);
-            let (gradient, outcome) = update(
-                &mut self.model,
-                &mut self.workspace,
-                &mut self.optimizer,
-                groups,
-                range,
-                &settings,
-                (from > 0).then_some(&old),
-                reference.as_ref(),
-                &s.optimizer,
-                lr,
-                &mut self.grads,
-            )?;
-            if from == 0 {
-                let seen = gradient.log_probs.iter().map(|(at, log_probs)| (*at, log_probs.as_slice()));
-                aligned.agreement = agreement(groups, seen);
-            }
-            aligned.updates += 1;
-            aligned.loss += gradient.loss;
-            aligned.grad_norm += outcome.grad_norm;
-            aligned.lr = outcome.lr;
-            aligned.stats.merge(&gradient.stats);
-        }
-        Ok(aligned)
-    }
-}
-
-/// Sums over the mini-batches of one step.
-#[derive(Default)]
-struct Aligned {
-    updates: usize,
-    loss: f64,
-    grad_norm: f64,
-    lr: f64,
-    stats: LossStats,
-    old_seconds: f64,
-    /// Rollout log-probs against the first update's forward, and (internal phase) against a final-policy forward.
-    agreement: RolloutAgreement,
-    probe: RolloutAgreement,
 }

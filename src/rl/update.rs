@@ -6,7 +6,7 @@ use super::loss::{LossConfig, LossStats, Tokens, surrogate, weights};
 use super::optimizer::OptimizerConfig;
 use crate::compute::cpu::head::{HeadStats, RowGradients};
 use crate::model::{Keep, Model, Workspace};
-use crate::policy::InternalPolicy;
+use crate::policy::{InternalPolicy, Pass};
 use anyhow::Result;
 use std::ops::Range;
 
@@ -23,8 +23,38 @@ pub struct UpdateSettings<'a> {
     pub keep: Keep,
 }
 
-/// Log-probs of every response's tokens: `[group][response][token]`.
-pub type LogProbs = Vec<Vec<Vec<f32>>>;
+/// One value for every response's tokens: `[group][response][token]`.
+pub type PerToken<T> = Vec<Vec<Vec<T>>>;
+/// Log-probs (or entropies) of every response's tokens.
+pub type LogProbs = PerToken<f32>;
+
+/// What is known of the tokens before an update.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Before<'a> {
+    /// Log-probs under the optimized policy before the step's first update. Without them it has not moved since, and its own
+    /// log-probs are the old ones.
+    pub old: Option<&'a LogProbs>,
+    /// Log-probs under the frozen reference.
+    pub reference: Option<&'a LogProbs>,
+    /// Factors on the policy terms: rollout correction, selection.
+    pub factors: Option<&'a PerToken<f64>>,
+}
+
+/// What a scoring pass finds.
+#[derive(Clone, Debug, Default)]
+pub struct Scored {
+    pub log_probs: LogProbs,
+    /// In nats.
+    pub entropies: LogProbs,
+}
+
+impl Scored {
+    /// Room for the tokens of some groups, nothing scored yet.
+    pub fn of(groups: &[ResponseGroup]) -> Scored {
+        let empty = || groups.iter().map(|g| vec![Vec::new(); g.responses.len()]).collect();
+        Scored { log_probs: empty(), entropies: empty() }
+    }
+}
 
 /// The loss and gradient of one mini-batch.
 #[derive(Debug, Default)]
@@ -35,26 +65,26 @@ pub struct Gradient {
     pub log_probs: Vec<((usize, usize), Vec<f32>)>,
 }
 
-/// Log-probs of the responses of `groups[range]` under a policy, written to `out[group][response]`.
+/// Log-probs and entropies of the responses of `groups[range]` under a policy, written to `out` at `[group][response]`.
 pub fn score_groups(
     model: &Model,
     ws: &mut Workspace,
     groups: &[ResponseGroup],
     range: Range<usize>,
     settings: &UpdateSettings<'_>,
-    out: &mut LogProbs,
+    out: &mut Scored,
 ) {
     for batch in micro_batches(groups, range, settings.micro_batch_tokens) {
         let stats = settings.policy.score(model, ws, &batch.packing, &batch.targets, settings.temperature);
         for (group, response, range) in &batch.members {
-            out[*group][*response] = stats.log_probs[range.clone()].to_vec();
+            out.log_probs[*group][*response] = stats.log_probs[range.clone()].to_vec();
+            out.entropies[*group][*response] = stats.entropy[range.clone()].to_vec();
         }
     }
 }
 
 /// Gradient of the surrogate over `groups[range]`, added to `grads`. Exact over the mini-batch: micro-batches change
-/// it only by rounding. `old` and `reference` are log-probs by (group, response); without `old` the policy has not moved
-/// since the rollout, and its own log-probs are the old ones.
+/// it only by rounding.
 #[allow(clippy::too_many_arguments)]
 pub fn mini_batch_gradient(
     model: &Model,
@@ -62,8 +92,7 @@ pub fn mini_batch_gradient(
     groups: &[ResponseGroup],
     range: Range<usize>,
     settings: &UpdateSettings<'_>,
-    old: Option<&LogProbs>,
-    reference: Option<&LogProbs>,
+    before: Before<'_>,
     grads: &mut [f32],
 ) -> Result<Gradient> {
     let lengths: Vec<usize> =
@@ -78,12 +107,15 @@ pub fn mini_batch_gradient(
         })
         .collect();
     let weight_of = |group: usize, response: usize| per_response[offsets[group - range.start] + response];
+    let whole = settings.loss.needs_whole_responses();
     let mut total = Gradient::default();
     for batch in micro_batches(groups, range.clone(), settings.micro_batch_tokens) {
         let MicroBatch { packing, targets, members } = &batch;
-        let old = old.map(|old| batch.tokens(|g, r| &old[g][r]));
+        let of_tokens = |all: &LogProbs| batch.tokens(|g, r| &all[g][r]);
+        let (old, reference) = (before.old.map(of_tokens), before.reference.map(of_tokens));
+        let factors = before.factors.map(|factors| batch.tokens(|g, r| &factors[g][r]));
         let advantages = batch.tokens(|g, r| &groups[g].responses[r].advantages);
-        let reference = reference.map(|reference| batch.tokens(|g, r| &reference[g][r]));
+        let responses: Vec<Range<usize>> = members.iter().map(|(_, _, range)| range.clone()).collect();
         let mut token_weights = Vec::with_capacity(targets.len());
         for (group, response, range) in members {
             token_weights.extend(range.clone().map(|_| weight_of(*group, *response)));
@@ -95,15 +127,17 @@ pub fn mini_batch_gradient(
                 advantages: &advantages[rows.clone()],
                 weights: &token_weights[rows.clone()],
                 entropies: Some(&of_rows.entropy),
-                ref_log_probs: reference.as_ref().map(|r| &r[rows]),
+                ref_log_probs: reference.as_ref().map(|r| &r[rows.clone()]),
+                factors: factors.as_ref().map(|f| &f[rows]),
+                responses: whole.then_some(&responses),
             };
             let s = surrogate(settings.loss, &tokens)?;
             total.loss += s.loss;
             total.stats.merge(&s.stats);
             Ok(RowGradients { d_log_probs: s.d_log_probs, d_entropies: s.d_entropies.unwrap_or_default() })
         };
-        let UpdateSettings { policy, temperature, keep, .. } = *settings;
-        let stats = policy.gradient(model, ws, packing, targets, temperature, keep, grads, loss)?;
+        let pass = Pass { temperature: settings.temperature, keep: settings.keep, whole };
+        let stats = settings.policy.gradient(model, ws, packing, targets, pass, grads, loss)?;
         for (group, response, range) in members {
             total.log_probs.push(((*group, *response), stats.log_probs[range.clone()].to_vec()));
         }
@@ -120,15 +154,14 @@ pub fn update(
     groups: &[ResponseGroup],
     range: Range<usize>,
     settings: &UpdateSettings<'_>,
-    old: Option<&LogProbs>,
-    reference: Option<&LogProbs>,
+    before: Before<'_>,
     config: &OptimizerConfig,
     lr: f64,
     grads: &mut [f32],
 ) -> Result<(Gradient, StepOutcome)> {
     let trained = model.layout.trained_by(settings.policy.tap());
     grads[trained.clone()].fill(0.0);
-    let gradient = mini_batch_gradient(model, ws, groups, range, settings, old, reference, grads)?;
+    let gradient = mini_batch_gradient(model, ws, groups, range, settings, before, grads)?;
     let outcome = optimizer.step(model, grads, trained, config, lr);
     Ok((gradient, outcome))
 }

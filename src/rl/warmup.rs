@@ -8,7 +8,7 @@ use super::optimizer::OptimizerConfig;
 use crate::compute::Packing;
 use crate::compute::cpu::head::{HeadStats, RowGradients};
 use crate::model::{Keep, Model, Workspace};
-use crate::policy::{InternalPolicy, Targets};
+use crate::policy::{InternalPolicy, Pass, Targets};
 use crate::tasks::problem::Problem;
 use crate::text::prompt::PromptEncoder;
 use anyhow::{Context, Result, ensure};
@@ -71,7 +71,8 @@ pub fn supervised_step(
             let d_log_probs = vec![-1.0 / tokens as f32; stats.log_probs.len()];
             Ok(RowGradients { d_log_probs, d_entropies: Vec::new() })
         };
-        let stats = policy.gradient(model, ws, &packing, &targets, 1.0, Keep::Activations, grads, likelihood)?;
+        let pass = Pass { temperature: 1.0, keep: Keep::Activations, whole: false };
+        let stats = policy.gradient(model, ws, &packing, &targets, pass, grads, likelihood)?;
         loss -= stats.log_probs.iter().map(|p| *p as f64).sum::<f64>();
     }
     let outcome = optimizer.step(model, grads, 0..grads.len(), config, lr);

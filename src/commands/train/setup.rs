@@ -114,6 +114,7 @@ pub fn train_settings(recipe: &Recipe, schedule: Schedule) -> TrainSettings {
         reward: recipe.reward.clone(),
         advantage: recipe.rl.advantage,
         gamma: recipe.rl.gamma,
+        epochs: recipe.rl.epochs,
         mini_batch_prompts: recipe.rl.mini_batch_prompts,
         micro_batch_tokens: recipe.rl.micro_batch_tokens,
         recompute: recipe.rl.recompute,

@@ -1,8 +1,23 @@
 //! Settings of the surrogate loss.
 
+use crate::rl::correction::{CorrectionMode, RolloutCorrection};
 use anyhow::{Result, ensure};
 use serde::de::{Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// What a token's advantage is multiplied by, with `r = policy / old policy` at a token and `A` its advantage.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LossKind {
+    /// `-min(r A, clip(r) A)`, with dual clip (PPO, GRPO; paper, equation 3).
+    #[default]
+    PpoClip,
+    /// `-min(s A, clip(s) A)` with the response's ratio `s = exp(mean over its tokens of log r)` (GSPO). Its clips are about
+    /// a thousand times narrower than those of a token's ratio: 3e-4 below and 4e-4 above. No dual clip.
+    Gspo,
+    /// `-stop_gradient(clip(r)) A log_prob` (CISPO): a clipped token keeps its gradient, at the clip's weight. No dual clip.
+    Cispo,
+}
 
 /// How the losses of tokens become one number. Every denominator is taken over the whole mini-batch, never over a
 /// micro-batch, so that the gradient does not depend on how the mini-batch is split.
@@ -37,7 +52,8 @@ pub enum KlEstimator {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LossConfig {
-    /// The ratio is clipped from below at `1 - clip_low`.
+    pub kind: LossKind,
+    /// The ratio is clipped from below at `1 - clip_low`; 1 is no clip, for `cispo` only.
     pub clip_low: f64,
     /// The ratio is clipped from above at `1 + clip_high`; larger than `clip_low` is DAPO's clip-higher.
     pub clip_high: f64,
@@ -50,12 +66,16 @@ pub struct LossConfig {
     pub kl_estimator: KlEstimator,
     /// Weight of the entropy bonus; 0 switches it off.
     pub entropy_coef: f64,
+    /// Share of a mini-batch's response tokens, those of the highest entropy, whose policy loss counts; 1: all of them.
+    pub top_entropy_quantile: f64,
+    pub rollout_correction: RolloutCorrection,
 }
 
 impl Default for LossConfig {
     /// The settings of the reference's scripts (dual clip 10; 3 is verl's own default).
     fn default() -> Self {
         LossConfig {
+            kind: LossKind::default(),
             clip_low: 0.2,
             clip_high: 0.2,
             dual_clip: Some(10.0),
@@ -63,6 +83,8 @@ impl Default for LossConfig {
             kl_coef: 0.0,
             kl_estimator: KlEstimator::default(),
             entropy_coef: 0.0,
+            top_entropy_quantile: 1.0,
+            rollout_correction: RolloutCorrection::default(),
         }
     }
 }
@@ -70,8 +92,9 @@ impl Default for LossConfig {
 impl LossConfig {
     /// Refuses settings that no loss can be computed from. Messages name the key; the caller names its section.
     pub fn check(&self) -> Result<()> {
+        let no_clip = self.clip_low == 1.0 && self.kind == LossKind::Cispo;
         ensure!(
-            self.clip_low > 0.0 && self.clip_low < 1.0,
+            self.clip_low > 0.0 && self.clip_low < 1.0 || no_clip,
             "clip_low = {}: expected a number above 0 and below 1 (the ratio is clipped at 1 - clip_low; the paper uses 0.2)",
             self.clip_low
         );
@@ -96,7 +119,22 @@ impl LossConfig {
             "entropy_coef = {}: expected 0 (no bonus) or a finite number; positive rewards entropy",
             self.entropy_coef
         );
-        Ok(())
+        ensure!(
+            self.top_entropy_quantile > 0.0 && self.top_entropy_quantile <= 1.0,
+            "top_entropy_quantile = {}: expected a share above 0, up to 1 (all tokens; 0.2 is usual)",
+            self.top_entropy_quantile
+        );
+        self.rollout_correction.check()
+    }
+
+    /// True where a token's loss depends on all tokens of its response.
+    pub fn needs_whole_responses(&self) -> bool {
+        self.kind == LossKind::Gspo
+    }
+
+    /// True where something must be known of every token before the first update: its old log-prob or its entropy.
+    pub fn needs_scores_first(&self) -> bool {
+        self.top_entropy_quantile < 1.0 || self.rollout_correction.mode != CorrectionMode::Off
     }
 }
 
@@ -148,6 +186,12 @@ mod tests {
             ("dual_clip", LossConfig { dual_clip: Some(1.0), ..base() }),
             ("kl_coef", LossConfig { kl_coef: f64::NAN, ..base() }),
             ("entropy_coef", LossConfig { entropy_coef: f64::INFINITY, ..base() }),
+            ("top_entropy_quantile", LossConfig { top_entropy_quantile: 0.0, ..base() }),
+            ("top_entropy_quantile", LossConfig { top_entropy_quantile: 1.5, ..base() }),
+            (
+                "rollout_correction.cap",
+                LossConfig { rollout_correction: RolloutCorrection { cap: 0.5, ..Default::default() }, ..base() },
+            ),
         ] {
             let error = config.check().unwrap_err().to_string();
             assert!(error.starts_with(&format!("{key} = ")), "{error}");
@@ -157,6 +201,11 @@ mod tests {
             assert_eq!(config.dual_clip, dual_clip);
             assert_eq!(toml::from_str::<LossConfig>(&toml::to_string(&config).unwrap()).unwrap(), config);
         }
+        LossConfig { clip_low: 1.0, kind: LossKind::Cispo, ..base() }.check().unwrap();
+        let names = "kind = \"gspo\"\nrollout_correction = { mode = \"sequence-mask\", cap = 3.0 }";
+        let config: LossConfig = toml::from_str(names).unwrap();
+        assert_eq!((config.kind, config.rollout_correction.mode), (LossKind::Gspo, CorrectionMode::SequenceMask));
+        assert_eq!(toml::from_str::<LossConfig>(&toml::to_string(&config).unwrap()).unwrap(), config);
         let names = "aggregation = \"seq-mean-token-sum-norm\"\nkl_estimator = \"k1\"";
         let config: LossConfig = toml::from_str(names).unwrap();
         assert_eq!((config.aggregation, config.kl_estimator), (Aggregation::SeqMeanTokenSumNorm, KlEstimator::K1));

@@ -1,6 +1,6 @@
 //! What is watched while the surrogate is optimized: sums over tokens, and the metrics made of them.
 
-use super::{Clip, PolicyTerm};
+use super::terms::{Clip, PolicyTerm};
 use serde::{Deserialize, Serialize};
 
 /// Sums over tokens, to be merged over the micro-batches of a mini-batch and the mini-batches of a step. Every mean has the

@@ -1,3 +1,4 @@
+use super::terms::*;
 use super::*;
 use proptest::prelude::*;
 
@@ -103,6 +104,8 @@ fn tokens<'a>(data: &'a [Vec<f32>; 5], weights: &'a [f64]) -> Tokens<'a> {
         weights,
         entropies: Some(entropies),
         ref_log_probs: Some(ref_log_probs),
+        factors: None,
+        responses: None,
     }
 }
 
@@ -164,6 +167,83 @@ fn extreme_inputs_give_finite_outputs_and_nan_stays_visible() {
         let result = surrogate(&config, &tokens(&data, &[0.5; 2])).unwrap();
         assert!(result.loss.is_nan() && result.d_log_probs[1].is_nan() && result.d_log_probs[0].is_finite());
     }
+}
+
+#[test]
+fn gspo_clips_the_responses_ratio_and_shares_its_gradient() {
+    let config = LossConfig { kind: LossKind::Gspo, clip_low: 0.1, clip_high: 0.5, ..Default::default() };
+    // Log-ratios ln 2 and -ln 2 of the first response cancel: s = 1. The second's one token has r = s = 2 and A > 0: clipped.
+    let log_2 = LN_2 as f32;
+    let data = [
+        vec![-1.0 + log_2, -1.0 - log_2, -1.0 + log_2],
+        vec![-1.0; 3],
+        vec![2.0, 2.0, 1.0],
+        vec![0.5; 3],
+        vec![-1.0; 3],
+    ];
+    let responses = [0..2, 2..3];
+    let weights = [0.25, 0.25, 0.5];
+    let of = |config: &LossConfig, factors: Option<&[f64]>| {
+        let tokens = Tokens { responses: Some(&responses), factors, ..tokens(&data, &weights) };
+        surrogate(config, &tokens).unwrap()
+    };
+    let result = of(&config, None);
+    close(result.loss, -0.25 * 2.0 - 0.25 * 2.0 - 0.5 * 1.5, 1e-7);
+    // Each token of the first: 1/2 (0.25 * -2 + 0.25 * -2). Nothing for the clipped one.
+    for (got, expected) in result.d_log_probs.iter().zip([-0.5, -0.5, 0.0]) {
+        close(*got as f64, expected, 1e-7);
+    }
+    let metrics = result.stats.finish().unwrap();
+    close(metrics.clip_fraction_high, 1.0 / 3.0, 1e-15);
+    close(metrics.ratio_max, 2.0, 1e-7);
+    // The tokens' own ratios are what the KL estimate is made of.
+    close(metrics.approx_kl_k1, -LN_2 / 3.0, 1e-7);
+    // A factor of 0 takes one token's loss away; the other's gradient still reaches both.
+    let halved = of(&config, Some(&[0.0, 1.0, 1.0]));
+    close(halved.loss, -0.25 * 2.0 - 0.5 * 1.5, 1e-7);
+    close(halved.d_log_probs[0] as f64, -0.25, 1e-7);
+    close(halved.d_log_probs[1] as f64, -0.25, 1e-7);
+    // A single token's response is a token: PPO without the dual clip.
+    let single = [0..1, 1..2, 2..3];
+    let alone = surrogate(&config, &Tokens { responses: Some(&single), ..tokens(&data, &weights) }).unwrap();
+    let ppo = LossConfig { kind: LossKind::PpoClip, dual_clip: None, ..config.clone() };
+    assert_eq!(alone.d_log_probs, of(&ppo, None).d_log_probs);
+    let error = surrogate(&config, &tokens(&data, &weights)).unwrap_err().to_string();
+    assert!(error.contains("whole responses"), "{error}");
+    let torn = Tokens { responses: Some(&single[..2]), ..tokens(&data, &weights) };
+    assert!(surrogate(&config, &torn).unwrap_err().to_string().contains("2 of 3"));
+}
+
+#[test]
+fn cispo_weighs_the_log_prob_and_clips_only_the_weight() {
+    let config = LossConfig { kind: LossKind::Cispo, clip_low: 0.2, clip_high: 0.5, ..Default::default() };
+    let of = |log_ratio: f64, advantage: f64| cispo_term(&config, log_ratio - 1.0, -1.0, advantage);
+    // r = 2, bounded by 1.5, with A = 3: the loss is -1.5 * 3 * log_prob and its slope -4.5, where PPO's would be 0.
+    let high = of(LN_2, 3.0);
+    close(high.loss, -4.5 * (LN_2 - 1.0), 1e-15);
+    assert_eq!((high.d_log_prob, high.clip), (-4.5, Clip::High));
+    assert_eq!((of(LN_2, -3.0).d_log_prob, of(LN_2, -3.0).clip), (4.5, Clip::High));
+    let low = of(-LN_2, -1.0);
+    assert_eq!((low.d_log_prob, low.clip), (0.8, Clip::Low));
+    close(of(0.1, 1.0).d_log_prob, -(0.1f64.exp()), 1e-15);
+    assert!(cispo_term(&config, f64::NAN, 0.0, 1.0).loss.is_nan());
+    assert_eq!(cispo_term(&config, f64::MIN, 0.0, 1.0).d_log_prob, -0.8);
+}
+
+#[test]
+fn factors_weigh_the_policy_term_alone() {
+    let data = [vec![-1.0; 2], vec![-1.0; 2], vec![1.0; 2], vec![0.5; 2], vec![-2.0; 2]];
+    let config = LossConfig { kl_coef: 0.1, kl_estimator: KlEstimator::K1, entropy_coef: 0.01, ..Default::default() };
+    for kind in [LossKind::PpoClip, LossKind::Cispo, LossKind::Gspo] {
+        let (config, responses) = (LossConfig { kind, ..config.clone() }, [0..1, 1..2]);
+        let tokens = Tokens { factors: Some(&[0.0, 2.0]), responses: Some(&responses), ..tokens(&data, &[0.5; 2]) };
+        let result = surrogate(&config, &tokens).unwrap();
+        // The first token keeps its KL gradient of 0.1; the second has twice the policy's.
+        assert_eq!(result.d_log_probs, [0.5 * 0.1, 0.5 * (-2.0 + 0.1)], "{kind:?}");
+        assert_eq!(result.d_entropies.unwrap(), [-0.005, -0.005]);
+    }
+    let short = Tokens { factors: Some(&[1.0]), ..tokens(&data, &[0.5; 2]) };
+    assert_eq!(surrogate(&config, &short).unwrap_err().to_string(), "2 log_probs but 1 factors");
 }
 
 /// Central difference of `f` at `x`.
@@ -233,24 +313,75 @@ proptest! {
     }
 
     #[test]
-    fn any_split_into_micro_batches_adds_up(data in micro_batch(), cut in 0usize..25, aggregation in 0usize..4) {
+    fn gspo_gradient_is_its_slope_through_the_responses_mean(
+        data in micro_batch(), position in 0usize..24, cut in 1usize..24,
+    ) {
+        let config = LossConfig { kind: LossKind::Gspo, clip_low: 0.2, clip_high: 0.3, kl_coef: 0.1, ..Default::default() };
+        let n = data[0].len();
+        let (position, cut) = (position % n, cut.min(n));
+        // Two responses: tokens of one weigh the same, and have factors of their own.
+        let weights: Vec<f64> = (0..n).map(|i| if i < cut { 0.25 } else { 0.75 }).collect();
+        let factors: Vec<f64> = (0..n).map(|i| (i % 3) as f64 / 2.0).collect();
+        let responses = if cut < n { vec![0..cut, cut..n] } else { vec![0..n] };
+        let whole = |data: &[Vec<f32>; 5]| {
+            let tokens = Tokens { responses: Some(&responses), factors: Some(&factors), ..tokens(data, &weights) };
+            surrogate(&config, &tokens).unwrap()
+        };
+        const H: f32 = 1.0 / 256.0;
+        let range = responses.iter().find(|r| r.contains(&position)).unwrap().clone();
+        let mean = range.clone().map(|i| (data[0][i] - data[1][i]) as f64).sum::<f64>() / range.len() as f64;
+        prop_assume!([0.8f64, 1.3].iter().all(|kink| (mean - kink.ln()).abs() > 2.0 * H as f64));
+        let d = (data[4][position] - data[0][position]) as f64;
+        prop_assume!((d.exp_m1() - d - K3_BOUND).abs() > 0.2);
+        let gradient = whole(&data).d_log_probs[position] as f64;
+        let at = |shift: f32| {
+            let mut data = data.clone();
+            data[0][position] += shift;
+            whole(&data).loss
+        };
+        let slope = (at(H) - at(-H)) / (2.0 * H as f64);
+        prop_assert!((gradient - slope).abs() < 5e-4 * (1.0 + slope.abs()), "{gradient} {slope}");
+    }
+
+    #[test]
+    fn cispo_gradient_is_its_slope_with_the_weight_held(
+        log_ratio in -3.5f64..3.5, advantage in -3.0f64..3.0, old in -5.0f64..0.0,
+    ) {
+        let config = LossConfig { kind: LossKind::Cispo, ..Default::default() };
+        let at = old + log_ratio;
+        let term = cispo_term(&config, at, old, advantage);
+        let weight = log_ratio.exp().clamp(0.8, 1.2);
+        let slope = slope(|log_prob| -weight * advantage * log_prob, at);
+        prop_assert!((term.d_log_prob - slope).abs() < 1e-6 * (1.0 + slope.abs()), "{} {slope}", term.d_log_prob);
+        prop_assert!((term.loss + weight * advantage * at).abs() < 1e-12 * (1.0 + term.loss.abs()));
+    }
+
+    #[test]
+    fn any_split_into_micro_batches_adds_up(data in micro_batch(), cut in 0usize..25, aggregation in 0usize..4, kind in 0usize..3) {
         let aggregation = [
             Aggregation::TokenMean,
             Aggregation::SeqMeanTokenMean,
             Aggregation::SeqMeanTokenSum,
             Aggregation::SeqMeanTokenSumNorm,
         ][aggregation];
-        let config = LossConfig { aggregation, kl_coef: 0.3, entropy_coef: 0.2, ..Default::default() };
+        let kind = [LossKind::PpoClip, LossKind::Cispo, LossKind::Gspo][kind];
+        let config = LossConfig { kind, aggregation, kl_coef: 0.3, entropy_coef: 0.2, ..Default::default() };
         let n = data[0].len();
-        let cut = cut.min(n);
+        // A response stays whole where the loss needs it whole.
+        let cut = if kind == LossKind::Gspo { n / 3 } else { cut.min(n) };
         // Two responses, cut anywhere: weights come from the whole mini-batch.
         let lengths = [n / 3, n - n / 3];
         let per_response = weights(aggregation, &lengths, 64);
         let weights: Vec<f64> = (0..n).map(|i| per_response[usize::from(i >= lengths[0])]).collect();
-        let whole = surrogate(&config, &tokens(&data, &weights)).unwrap();
+        let factors: Vec<f64> = (0..n).map(|i| (i % 4) as f64 / 2.0).collect();
+        let of = |data: &[Vec<f32>; 5], range: Range<usize>, responses: &[Range<usize>]| {
+            let (weights, factors) = (&weights[range.clone()], Some(&factors[range]));
+            let tokens = Tokens { factors: factors.map(|f| f as &[f64]), responses: Some(responses), ..tokens(data, weights) };
+            surrogate(&config, &tokens).unwrap()
+        };
+        let whole = of(&data, 0..n, &[0..lengths[0], lengths[0]..n]);
         let (head, tail) = (data.clone().map(|v| v[..cut].to_vec()), data.clone().map(|v| v[cut..].to_vec()));
-        let first = surrogate(&config, &tokens(&head, &weights[..cut])).unwrap();
-        let second = surrogate(&config, &tokens(&tail, &weights[cut..])).unwrap();
+        let (first, second) = (of(&head, 0..cut, std::slice::from_ref(&(0..cut))), of(&tail, cut..n, std::slice::from_ref(&(0..n - cut))));
         prop_assert!((first.loss + second.loss - whole.loss).abs() < 1e-12 * (1.0 + whole.loss.abs()));
         prop_assert_eq!([first.d_log_probs, second.d_log_probs].concat(), whole.d_log_probs);
         let mut merged = first.stats;

@@ -1,6 +1,7 @@
 //! What a step reports: its metrics, and a row for every response.
 
-use super::{Aligned, Rollouts, Trainer};
+use super::align::Aligned;
+use super::{Rollouts, Trainer};
 use crate::reward::Score;
 use crate::rl::advantage::GroupStats;
 use crate::rl::batch::ResponseGroup;
@@ -82,8 +83,9 @@ impl Trainer<'_> {
             optimizer_steps: self.optimizer.steps,
             skipped_steps: self.optimizer.skipped,
             rollout_log_prob_difference: agreement,
+            rollout_ratios: aligned.ratios,
             rollout_tokens_per_second: tokens / seconds.rollout.max(1e-9),
-            update_tokens_per_second: tokens / seconds.update.max(1e-9),
+            update_tokens_per_second: tokens * self.settings.epochs as f64 / seconds.update.max(1e-9),
             seconds,
         })
     }

@@ -21,6 +21,12 @@ pub struct RowGradients {
 }
 
 impl RowGradients {
+    /// Those of some of the rows.
+    pub fn part(&self, rows: Range<usize>) -> RowGradients {
+        let d_entropies = self.d_entropies.get(rows.clone()).unwrap_or_default().to_vec();
+        RowGradients { d_log_probs: self.d_log_probs[rows].to_vec(), d_entropies }
+    }
+
     fn of(&self, row: usize) -> (f32, f32) {
         (self.d_log_probs[row], self.d_entropies.get(row).copied().unwrap_or(0.0))
     }

@@ -1,0 +1,242 @@
+//! Every method of training through the binary and through the library: a resumed run equals one never stopped, and the
+//! gradient does not depend on how a mini-batch is cut.
+
+use bupo::model::init::{InitConfig, random_params};
+use bupo::model::{Keep, Model, ParamLayout, Workspace};
+use bupo::policy::InternalPolicy;
+use bupo::rl::batch::{Response, ResponseGroup};
+use bupo::rl::update::{Before, LogProbs, PerToken, UpdateSettings, mini_batch_gradient};
+use bupo::rl::{Aggregation, LossConfig, LossKind};
+use serde_json::Value;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+const RECIPE: &str = r#"
+name = "tiny"
+seed = 5
+threads = 2
+[run]
+checkpoint_every = 2
+keep_checkpoints = 8
+[model.init]
+hidden_size = 24
+layers = 3
+heads = 2
+kv_heads = 1
+head_dim = 8
+intermediate_size = 48
+max_position_embeddings = 96
+[data.arithmetic]
+operations = [1, 1]
+max_operand = 4
+operators = "+"
+[prompt]
+template = "plain"
+text = "{problem}"
+[warmup]
+max_steps = 120
+batch = 32
+lr = 5e-3
+check_every = 120
+probe_problems = 8
+[rollout]
+prompts_per_step = 6
+group_size = 4
+max_prompt_tokens = 16
+max_new_tokens = 24
+slots = 16
+[reward]
+rule = "exact"
+[rl]
+steps = 4
+lr = 1e-3
+mini_batch_prompts = 3
+micro_batch_tokens = 64
+[analysis]
+responses = 3
+"#;
+
+fn train(recipe: &Path, dir: &Path, resume: bool) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_bupo"));
+    command.args(["train".as_ref(), recipe.as_os_str(), "--dir".as_ref(), dir.as_os_str()]);
+    let output = command.args(resume.then_some("--resume")).output().expect("the binary runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn rows(path: &Path) -> Vec<Value> {
+    fs::read_to_string(path).unwrap().lines().map(|l| serde_json::from_str(l).unwrap()).collect()
+}
+
+/// Metrics without the clock.
+fn metrics(dir: &Path) -> Vec<Value> {
+    let mut rows = rows(&dir.join("metrics.jsonl"));
+    for row in &mut rows {
+        for key in ["seconds", "rollout_tokens_per_second", "update_tokens_per_second"] {
+            row.as_object_mut().unwrap().remove(key);
+        }
+    }
+    rows
+}
+
+/// Trains with `more` in the recipe, then again from its checkpoint of step 2: the same bytes. Returns the metrics.
+fn trains_and_resumes(name: &str, more: &str) -> Vec<Value> {
+    let root = tempfile::tempdir().unwrap();
+    let (recipe, whole, resumed) = (root.path().join("r.toml"), root.path().join("whole"), root.path().join("resumed"));
+    // Keys of sections that the recipe has already go into them.
+    let mut text = RECIPE.to_string();
+    let mut rest = String::new();
+    for part in more.split("\n[").map(|p| p.trim_start_matches('[')).filter(|p| !p.trim().is_empty()) {
+        let (header, keys) = part.split_once(']').unwrap();
+        match text.split_once(&format!("[{header}]\n")) {
+            Some((before, after)) if !header.starts_with('[') => text = format!("{before}[{header}]\n{keys}\n{after}"),
+            _ => rest += &format!("[{part}\n"),
+        }
+    }
+    // A key set twice: the later one of the base goes.
+    let mut seen = std::collections::BTreeSet::new();
+    let mut section = String::new();
+    let kept = text.lines().filter(|line| {
+        if line.starts_with('[') {
+            section = line.to_string();
+        }
+        line.split_once(" =").is_none_or(|(key, _)| seen.insert(format!("{section}{key}")))
+    });
+    fs::write(&recipe, kept.collect::<Vec<_>>().join("\n") + "\n" + &rest).unwrap();
+    train(&recipe, &whole, false);
+    fs::create_dir_all(resumed.join("checkpoints")).unwrap();
+    for file in
+        ["recipe.toml", "metrics.jsonl", "completions.jsonl", "checkpoints/step-000000", "checkpoints/step-000002"]
+    {
+        copy(&whole.join(file), &resumed.join(file));
+    }
+    train(&recipe, &resumed, true);
+    for file in ["model.safetensors", "trainer_state.safetensors"] {
+        let read = |d: &Path| fs::read(d.join("checkpoints/step-000004").join(file)).unwrap();
+        assert!(read(&whole) == read(&resumed), "{name}: {file} differs after resuming");
+    }
+    assert_eq!(metrics(&whole), metrics(&resumed), "{name}");
+    assert_eq!(rows(&whole.join("completions.jsonl")), rows(&resumed.join("completions.jsonl")), "{name}");
+    metrics(&whole)
+}
+
+fn copy(from: &Path, to: &Path) {
+    if from.is_dir() {
+        fs::create_dir_all(to).unwrap();
+        for entry in fs::read_dir(from).unwrap() {
+            let entry = entry.unwrap();
+            copy(&entry.path(), &to.join(entry.file_name()));
+        }
+    } else {
+        fs::copy(from, to).unwrap();
+    }
+}
+
+fn number(row: &Value, key: &str) -> f64 {
+    row[key].as_f64().unwrap_or_else(|| panic!("{key} in {row}"))
+}
+
+#[test]
+fn losses_train_and_resume() {
+    let narrow =
+        trains_and_resumes("gspo", "[loss]\nkind = \"gspo\"\nclip_low = 3e-4\nclip_high = 4e-4\n[rl]\nepochs = 2\n");
+    // Four updates a step; clips this narrow are met by the later ones.
+    assert_eq!(number(&narrow[3], "optimizer_steps"), 16.0);
+    assert!(narrow.iter().any(|m| number(m, "clip_fraction_low") + number(m, "clip_fraction_high") > 0.0));
+    let cispo = trains_and_resumes("cispo", "[loss]\nkind = \"cispo\"\nclip_low = 1.0\nclip_high = 4.0\n");
+    assert!(cispo.iter().all(|m| number(m, "grad_norm").is_finite()));
+    let selected = trains_and_resumes(
+        "selection",
+        "[loss]\ntop_entropy_quantile = 0.2\nrollout_correction = { mode = \"token-truncate\", cap = 1.0 }\n[bupo]\nlayer = 1\nsteps = 2\n",
+    );
+    // Everything is measured, in the internal phase over all tokens too, since all were scored.
+    for m in &selected {
+        assert_eq!(m["rollout_ratios"]["tokens"], m["tokens"]);
+        assert!((number(&m["rollout_ratios"], "ratio_mean") - 1.0).abs() < 1e-4);
+    }
+}
+
+fn model() -> Model {
+    let init = InitConfig {
+        hidden_size: 16,
+        layers: 3,
+        heads: 2,
+        kv_heads: 1,
+        head_dim: 8,
+        intermediate_size: 24,
+        max_position_embeddings: 64,
+        ..InitConfig::default()
+    };
+    let config = init.model_config(40).unwrap();
+    let params = random_params(&config, &ParamLayout::new(&config), 0.3, 7);
+    Model::new(config, params)
+}
+
+/// Pseudo-random numbers in 0..1.
+fn noise(seed: u64) -> impl FnMut() -> f32 {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1u64 << 24) as f32
+    }
+}
+
+fn groups() -> (Vec<ResponseGroup>, LogProbs, PerToken<f64>) {
+    let mut next = noise(3);
+    let mut groups = Vec::new();
+    for prompt in [4, 2, 5] {
+        let mut responses = Vec::new();
+        for length in [3, 7, 1, 5] {
+            let ids: Vec<u32> = (0..length).map(|_| (next() * 40.0) as u32).collect();
+            let advantage = 2.0 * next() - 1.0;
+            let advantages = vec![advantage; length];
+            responses.push(Response { ids, rollout_log_probs: vec![-3.0; length], advantages });
+        }
+        groups.push(ResponseGroup { prompt: (0..prompt).map(|i| i * 7 % 40).collect(), responses });
+    }
+    let mut per_token = |low: f32, high: f32| -> LogProbs {
+        let response =
+            |r: &Response, next: &mut dyn FnMut() -> f32| r.ids.iter().map(|_| low + (high - low) * next()).collect();
+        groups.iter().map(|g| g.responses.iter().map(|r| response(r, &mut next)).collect()).collect()
+    };
+    let (old, factors) = (per_token(-5.0, -2.0), per_token(0.0, 2.0));
+    let exact = factors.iter().map(|g| g.iter().map(|r| r.iter().map(|f| f64::from(*f)).collect()).collect()).collect();
+    (groups, old, exact)
+}
+
+#[test]
+fn the_gradient_of_every_loss_is_the_same_for_every_micro_batch_size() {
+    let (model, (groups, old, factors)) = (model(), groups());
+    for kind in [LossKind::PpoClip, LossKind::Gspo, LossKind::Cispo] {
+        for aggregation in [Aggregation::TokenMean, Aggregation::SeqMeanTokenMean] {
+            for policy in ["final", "layer:2"] {
+                let loss =
+                    LossConfig { kind, aggregation, clip_high: 3.0, entropy_coef: 0.01, ..LossConfig::default() };
+                let mut all = Vec::new();
+                for micro_batch_tokens in [1000, 20, 1] {
+                    let settings = UpdateSettings {
+                        policy: InternalPolicy::parse(policy, 3).unwrap(),
+                        temperature: 0.9,
+                        loss: &loss,
+                        max_new_tokens: 8,
+                        micro_batch_tokens,
+                        keep: Keep::Activations,
+                    };
+                    let before = Before { old: Some(&old), factors: Some(&factors), ..Before::default() };
+                    let (mut ws, mut grads) = (Workspace::new(&model), vec![0f32; model.layout.len()]);
+                    let g = mini_batch_gradient(&model, &mut ws, &groups, 0..3, &settings, before, &mut grads).unwrap();
+                    all.push((g.loss, grads));
+                }
+                let norm = all[0].1.iter().map(|g| g.abs()).fold(0.0, f32::max);
+                assert!(norm > 1e-4, "a gradient of nothing proves nothing: {norm}");
+                for (loss, grads) in &all[1..] {
+                    assert!((loss - all[0].0).abs() < 1e-5 * (1.0 + loss.abs()), "{kind:?} {loss} {}", all[0].0);
+                    let worst = grads.iter().zip(&all[0].1).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                    assert!(worst < 2e-5 * norm.max(1.0), "{kind:?} {aggregation:?} {policy}: {worst} of {norm}");
+                }
+            }
+        }
+    }
+}
