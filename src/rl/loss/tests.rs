@@ -322,7 +322,7 @@ proptest! {
         // Two responses: tokens of one weigh the same, and have factors of their own.
         let weights: Vec<f64> = (0..n).map(|i| if i < cut { 0.25 } else { 0.75 }).collect();
         let factors: Vec<f64> = (0..n).map(|i| (i % 3) as f64 / 2.0).collect();
-        let responses = if cut < n { vec![0..cut, cut..n] } else { vec![0..n] };
+        let responses: Vec<_> = [0..cut, cut..n].into_iter().filter(|r| !r.is_empty()).collect();
         let whole = |data: &[Vec<f32>; 5]| {
             let tokens = Tokens { responses: Some(&responses), factors: Some(&factors), ..tokens(data, &weights) };
             surrogate(&config, &tokens).unwrap()
