@@ -1,5 +1,6 @@
 //! The command line: types only. What each verb does is in [`crate::commands`].
 
+use crate::analysis::Lens;
 use crate::model::Compute;
 use crate::rl::Aggregation;
 use crate::text::PromptTemplate;
@@ -90,12 +91,18 @@ pub struct AnalyzeArgs {
     /// JSONL of {input_ids, response_start} or {prompt|messages, response}; or problems, answered by the model first
     #[arg(long)]
     pub data: PathBuf,
-    /// Folder for analysis.json
+    /// Folder for analysis.json and layers.parquet
     #[arg(long)]
     pub out: PathBuf,
     /// Only the first N rows
     #[arg(long, value_name = "N")]
     pub limit: Option<usize>,
+    /// How states are read: raw (the paper), or final_norm (the classic logit lens: the final norm before the unembedding)
+    #[arg(long, default_value = "raw", value_parser = parse_lens)]
+    pub lens: Lens,
+    /// Also compare every layer's policy with layer N's
+    #[arg(long, value_name = "N")]
+    pub layer: Option<usize>,
     /// Nats of FFN entropy change that still count as integration [default: 1 % of ln V]
     #[arg(long)]
     pub threshold: Option<f64>,
@@ -387,6 +394,10 @@ fn parse_template(name: &str) -> Result<PromptTemplate, String> {
 }
 
 fn parse_aggregation(text: &str) -> Result<Aggregation, String> {
+    by_name(text)
+}
+
+fn parse_lens(text: &str) -> Result<Lens, String> {
     by_name(text)
 }
 

@@ -11,6 +11,7 @@ pub mod taps;
 pub mod weights;
 
 use crate::compute::cpu::head::Head;
+use crate::compute::cpu::norm::rms_norm_in_place;
 use crate::compute::cpu::rope::RopeTable;
 use anyhow::{Result, bail, ensure};
 use std::ops::Range;
@@ -61,6 +62,11 @@ impl Model {
             temperature,
             compute: self.compute,
         }
+    }
+
+    /// `LN_final` of every row of states `[R, d]`, in place.
+    pub fn final_norm(&self, states: &mut [f32]) {
+        rms_norm_in_place(states, self.param(&self.layout.final_norm), self.config.rms_norm_eps);
     }
 
     /// Fails if a sequence does not fit the context or holds an id outside of the vocabulary.

@@ -24,7 +24,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "recipe",
         &["rl", "evaluate", "analysis", "rollout", "reward", "verify", "tasks", "text", "run", "policy", "model"],
     ),
-    ("cli", &["verify", "rl", "model", "text"]),
+    ("cli", &["verify", "analysis", "rl", "model", "text"]),
     (
         "commands",
         &[

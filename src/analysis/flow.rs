@@ -1,18 +1,26 @@
 //! Internal entropy flow: what every hidden state of every layer says, read as a policy (paper, section 3).
 //!
-//! Sums run over response tokens, in f64; nothing grows with the number of samples.
+//! Values are counted token by token, in the order of the samples, in f64; nothing grows with their number, and the sums do
+//! not depend on how samples are packed. [`Sums`] can be saved and gone on with.
 
-use super::result::{Analysis, Changes, Cosines, Entropies, LayerFlow};
-use super::stages::{RULE, boundary_layer, default_threshold, stage_spans};
+mod sums;
+
+pub use sums::Sums;
+
+use super::result::{Analysis, Lens};
 use crate::compute::Packing;
+use crate::compute::cpu::gram::{gram, pairs, row_cosines};
 use crate::model::{LayerIndex, Model, Tap, Workspace};
-use crate::policy::gather_rows;
+use crate::policy::{Targets, gather_rows};
 use anyhow::{Context, Result, ensure};
+use rayon::prelude::*;
 
 /// Tokens of one packed forward.
 const PACK_TOKENS: usize = 2048;
-/// `torch.nn.functional.cosine_similarity`'s bound on each norm.
-const COSINE_EPS: f64 = 1e-8;
+/// Bytes of layer states that wait for the end of a forward: so many, or an eighth of the model's own size, whichever is more.
+const HELD_BYTES: usize = 256 << 20;
+/// Tokens whose inner products exist at a time.
+const GRAM_TOKENS: usize = 256;
 
 /// Tokens of one sample; the response is what comes from `response_start` (1 or more) on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,39 +29,55 @@ pub struct Sample {
     pub response_start: usize,
 }
 
-/// Sums of one layer over response tokens.
-#[derive(Clone, Copy, Debug, Default)]
-struct Sums {
-    attn_in: f64,
-    attn: f64,
-    ffn_in: f64,
-    ffn: f64,
-    resid_post: f64,
-    cos_attn: f64,
-    cos_ffn: f64,
-    norm: f64,
+/// How states are read, and which layer's policy the others are compared with, beside the final one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reading {
+    pub lens: Lens,
+    pub chosen: Option<LayerIndex>,
 }
 
-/// Running sums over all samples seen so far.
+/// An analysis under way.
 #[derive(Clone, Debug)]
 pub struct Flow {
-    layers: Vec<Sums>,
-    /// Entropy of `H^0`, the embeddings themselves.
-    embedding: f64,
-    final_entropy: f64,
-    tokens: usize,
-    samples: usize,
+    reading: Reading,
+    sums: Sums,
+    buffers: Buffers,
+}
+
+/// Kept from forward to forward.
+#[derive(Clone, Debug, Default)]
+struct Buffers {
+    /// The stream that a module writes to, `[R, d]`.
+    stream: Vec<f32>,
+    /// A layer's states that wait for their turn at the unembedding, `[.., R, d]`.
+    waiting: Vec<f32>,
+    /// `H^1..H^L` and the final state, side by side for every token: `[R, L + 1, d]`.
+    held: Vec<f32>,
+    /// Inner products of a few tokens' layer states.
+    products: Vec<f64>,
 }
 
 impl Flow {
-    pub fn new(layers: usize) -> Flow {
-        let layers = vec![Sums::default(); layers];
-        Flow { layers, embedding: 0.0, final_entropy: 0.0, tokens: 0, samples: 0 }
+    /// Of a model of `layers` layers.
+    pub fn new(layers: usize, reading: Reading) -> Flow {
+        Flow { reading, sums: Sums::new(layers), buffers: Buffers::default() }
+    }
+
+    /// Goes on with sums that were saved, of the same model and reading. Errors: sums of another shape, or broken ones.
+    pub fn go_on(layers: usize, reading: Reading, sums: Sums) -> Result<Flow> {
+        sums.check(layers)?;
+        Ok(Flow { sums, ..Flow::new(layers, reading) })
+    }
+
+    /// What was counted so far.
+    pub fn sums(&self) -> &Sums {
+        &self.sums
     }
 
     /// Adds samples, packed several to a forward. `progress` hears of every sample.
     ///
-    /// Errors: a sample without response tokens, longer than the context, or with a token outside of the vocabulary.
+    /// Errors: a sample without response tokens, longer than the context, or with a token outside of the vocabulary; states
+    /// that are no numbers. The sums are of no use then.
     pub fn add(
         &mut self,
         model: &Model,
@@ -61,243 +85,140 @@ impl Flow {
         samples: &[Sample],
         progress: &mut dyn FnMut(u64),
     ) -> Result<()> {
+        self.add_at_most(model, ws, samples, held_rows(model), progress)
+    }
+
+    /// [`Flow::add`], holding the layer states of `most` response tokens at a time.
+    fn add_at_most(
+        &mut self,
+        model: &Model,
+        ws: &mut Workspace,
+        samples: &[Sample],
+        most: usize,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<()> {
         for (i, sample) in samples.iter().enumerate() {
-            check(model, sample, self.samples + i + 1)?;
+            check(model, sample).with_context(|| format!("sample {}", self.sums.samples + i + 1))?;
         }
         let mut rest = samples;
         while !rest.is_empty() {
-            let (mut packing, mut rows, mut taken) = (Packing::new(), Vec::new(), 0);
+            let (mut packing, mut targets, mut taken) = (Packing::new(), Targets::default(), 0);
             for sample in rest {
                 // The last token predicts nothing that is known: its state is not needed.
                 let ids = &sample.ids[..sample.ids.len() - 1];
-                if taken > 0 && packing.rows() + ids.len() > PACK_TOKENS {
+                let response = sample.ids.len() - sample.response_start;
+                let full = packing.rows() + ids.len() > PACK_TOKENS || targets.len() + response > most;
+                if taken > 0 && full {
                     break;
                 }
                 let packed = packing.push(ids);
-                rows.extend(packed.start + sample.response_start - 1..packed.end);
+                targets.push_response(&sample.ids, packed.start, sample.response_start);
                 taken += 1;
             }
-            self.add_pack(model, ws, &packing, &rows);
-            self.samples += taken;
+            // A response that is longer by itself takes several forwards, each for the states of a part of it.
+            for (rows, ids) in targets.rows.chunks(most).zip(targets.ids.chunks(most)) {
+                self.add_rows(model, ws, &packing, rows, ids);
+            }
+            let first = self.sums.samples + 1;
+            self.sums.samples += taken;
+            self.sums.check_finite().with_context(|| format!("samples {first} to {}", self.sums.samples))?;
             progress(taken as u64);
             rest = &rest[taken..];
         }
         Ok(())
     }
 
-    fn add_pack(&mut self, model: &Model, ws: &mut Workspace, packing: &Packing, rows: &[usize]) {
-        let (d, n) = (model.config.hidden_size, rows.len());
-        let head = model.head(1.0);
-        self.tokens += n;
-        // The stream that a module writes to, and the layer's states that wait for their turn at the unembedding.
-        let mut stream: Vec<f32> = Vec::new();
-        let mut waiting: Vec<f32> = Vec::with_capacity(5 * n * d);
+    /// One forward; `targets` are the tokens that came after `rows`.
+    fn add_rows(&mut self, model: &Model, ws: &mut Workspace, packing: &Packing, rows: &[usize], targets: &[u32]) {
+        let Flow { reading, sums, buffers: Buffers { stream, waiting, held, products } } = self;
+        let (d, n, layers) = (model.config.hidden_size, rows.len(), model.config.layers);
+        let (states, head) = (layers + 1, model.head(1.0));
+        held.resize(n * states * d, 0.0);
+        let mut hold = |state: &[f32], place: usize| {
+            for (to, from) in held.chunks_exact_mut(states * d).zip(state.chunks_exact(d)) {
+                to[place * d..(place + 1) * d].copy_from_slice(from);
+            }
+        };
+        waiting.clear();
+        let mut embedding: Vec<f32> = Vec::new();
         model.forward_observed(ws, packing, Tap::Final, &mut |tap, state| {
+            // A layer's input is the output of the one below, which is there.
+            if matches!(tap, Tap::ResidPre(layer) if layer.index() > 0) {
+                return;
+            }
+            let state = gather_rows(state, rows, d);
             match tap {
-                Tap::ResidPre(layer) if layer.index() == 0 => {
-                    stream = gather_rows(state, rows, d);
-                    self.embedding += sum(&head.forward(&stream, None).entropy);
+                Tap::ResidPre(_) => {
+                    waiting.extend_from_slice(&state);
+                    *stream = state;
                 }
-                // Every other layer's input is the output of the one below.
-                Tap::ResidPre(_) => {}
-                Tap::AttnIn(_) | Tap::FfnIn(_) => waiting.extend(gather_rows(state, rows, d)),
+                Tap::AttnIn(_) | Tap::FfnIn(_) => waiting.extend_from_slice(&state),
                 Tap::Attn(layer) => {
-                    let written = gather_rows(state, rows, d);
-                    self.layers[layer.index()].cos_attn += cosines(&written, &stream, d);
-                    waiting.extend(written);
+                    sums.layers[layer.index()].cos_attn.extend(row_cosines(&state, stream, d));
+                    waiting.extend_from_slice(&state);
                 }
-                Tap::ResidMid(_) => stream = gather_rows(state, rows, d),
+                Tap::ResidMid(_) => *stream = state,
                 Tap::Ffn(layer) => {
-                    let written = gather_rows(state, rows, d);
-                    self.layers[layer.index()].cos_ffn += cosines(&written, &stream, d);
-                    waiting.extend(written);
+                    sums.layers[layer.index()].cos_ffn.extend(row_cosines(&state, stream, d));
+                    waiting.extend_from_slice(&state);
                 }
                 Tap::ResidPost(layer) => {
-                    stream = gather_rows(state, rows, d);
-                    waiting.extend_from_slice(&stream);
-                    let sums = &mut self.layers[layer.index()];
-                    sums.norm += stream.chunks_exact(d).map(|x| dot(x, x).sqrt()).sum::<f64>();
-                    // One pass over the unembedding serves the layer's five states.
-                    let entropy = head.forward(&waiting, None).entropy;
-                    let mut of = entropy.chunks_exact(n).map(sum);
-                    for total in
-                        [&mut sums.attn_in, &mut sums.attn, &mut sums.ffn_in, &mut sums.ffn, &mut sums.resid_post]
-                    {
-                        *total += of.next().unwrap_or(f64::NAN);
+                    if reading.lens == Lens::FinalNorm {
+                        model.final_norm(waiting);
                     }
+                    // One pass over the unembedding serves the layer's states.
+                    let mut entropies = head.forward(waiting, None).entropy;
+                    if layer.index() == 0 {
+                        embedding = entropies.drain(..n).collect();
+                    }
+                    sums.layers[layer.index()].add_modules(&entropies, n);
                     waiting.clear();
+                    hold(&state, layer.index());
+                    *stream = state;
                 }
-                Tap::Final => {
-                    self.final_entropy += sum(&head.forward(&gather_rows(state, rows, d), None).entropy);
-                }
+                Tap::Final => hold(&state, layers),
             }
         });
+        for tokens in held.chunks(GRAM_TOKENS * states * d) {
+            let width = pairs(layers).count();
+            products.resize(tokens.len() / (states * d) * width, 0.0);
+            gram(tokens, (states, d), layers, products);
+            products.chunks_exact(width).for_each(|products| sums.add_products(products));
+        }
+        if reading.lens == Lens::FinalNorm {
+            // The final state is normed already.
+            held.par_chunks_mut(states * d).for_each(|states| model.final_norm(&mut states[..layers * d]));
+        }
+        let references: Vec<usize> = [layers].into_iter().chain(reading.chosen.map(LayerIndex::index)).collect();
+        let comparison = head.compare(held, states, &references, Some(targets));
+        sums.add_comparison(&comparison, &embedding);
     }
 
-    /// Means over all response tokens. `threshold` in nats; the default share of ln V without it.
-    pub fn finish(&self, model: &Model, threshold: Option<f64>) -> Result<Analysis> {
-        ensure!(self.tokens > 0, "nothing was analysed: no sample had response tokens");
-        let n = self.tokens as f64;
-        let mut below = self.embedding / n;
-        let mut per_layer = Vec::with_capacity(self.layers.len());
-        for (layer, s) in LayerIndex::all(self.layers.len()).zip(&self.layers) {
-            let entropy = Entropies {
-                resid_pre: below,
-                attn_in: s.attn_in / n,
-                attn: s.attn / n,
-                ffn_in: s.ffn_in / n,
-                ffn: s.ffn / n,
-                resid_post: s.resid_post / n,
-            };
-            per_layer.push(LayerFlow {
-                layer: layer.one_based(),
-                entropy_change: Changes {
-                    layer: entropy.resid_post - entropy.resid_pre,
-                    attn: entropy.attn - entropy.attn_in,
-                    ffn: entropy.ffn - entropy.ffn_in,
-                },
-                residual_cosine: Cosines { attn: s.cos_attn / n, ffn: s.cos_ffn / n },
-                residual_norm: s.norm / n,
-                entropy,
-            });
-            below = entropy.resid_post;
-        }
-        let changes: Vec<f64> = per_layer.iter().map(|l| l.entropy_change.ffn).collect();
-        let threshold = threshold.unwrap_or_else(|| default_threshold(model.config.vocab_size));
-        Ok(Analysis {
-            layers: self.layers.len(),
-            tokens: self.tokens,
-            samples: self.samples,
-            vocab_size: model.config.vocab_size,
-            final_entropy: self.final_entropy / n,
-            boundary_layer: boundary_layer(&changes).map(LayerIndex::one_based),
-            stages: stage_spans(&changes, threshold)?,
-            stage_rule: RULE.to_string(),
-            stage_threshold: threshold,
-            per_layer,
-        })
+    /// Means over all response tokens. `name`: what the model is called in the result. `threshold` in nats; the default share
+    /// of ln V without it.
+    pub fn finish(&self, model: &Model, name: &str, threshold: Option<f64>) -> Result<Analysis> {
+        self.sums.finish(model.config.vocab_size, name, self.reading, threshold)
     }
 }
 
-fn check(model: &Model, sample: &Sample, number: usize) -> Result<()> {
+/// Rows whose layer states are held at a time.
+fn held_rows(model: &Model) -> usize {
+    let size = size_of::<f32>();
+    let row = (model.config.layers + 1) * model.config.hidden_size * size;
+    (HELD_BYTES.max(model.params.len() * size / 8) / row).max(1)
+}
+
+/// Fails unless a sample can be analysed.
+pub fn check(model: &Model, sample: &Sample) -> Result<()> {
     let (n, start) = (sample.ids.len(), sample.response_start);
     ensure!(
         start >= 1 && start < n,
-        "sample {number} has {n} tokens and its response starts at {start}: expected 1 to {}, so that a response token has \
-         a state that predicts it",
+        "{n} tokens, and the response starts at {start}: expected 1 to {}, so that a response token has a state that \
+         predicts it",
         n.saturating_sub(1)
     );
-    model.check_tokens(&sample.ids).with_context(|| format!("sample {number}"))
-}
-
-fn sum(values: &[f32]) -> f64 {
-    values.iter().map(|x| *x as f64).sum()
-}
-
-fn dot(a: &[f32], b: &[f32]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| *a as f64 * *b as f64).sum()
-}
-
-/// Sum over rows of the cosine between what a module wrote and the stream it wrote to.
-fn cosines(written: &[f32], stream: &[f32], d: usize) -> f64 {
-    let rows = written.chunks_exact(d).zip(stream.chunks_exact(d));
-    rows.map(|(a, b)| dot(a, b) / (dot(a, a).sqrt().max(COSINE_EPS) * dot(b, b).sqrt().max(COSINE_EPS))).sum()
+    model.check_tokens(&sample.ids)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::ParamLayout;
-    use crate::model::init::{InitConfig, random_params};
-
-    fn model() -> Model {
-        let init =
-            InitConfig { hidden_size: 16, layers: 3, heads: 2, kv_heads: 1, head_dim: 8, ..InitConfig::default() };
-        let init = InitConfig { intermediate_size: 24, vocab_size: Some(50), ..init };
-        let config = init.model_config(50).unwrap();
-        let layout = ParamLayout::new(&config);
-        let params = random_params(&config, &layout, 0.3, 1);
-        Model::new(config, params)
-    }
-
-    fn samples() -> Vec<Sample> {
-        let ids = |n: u32, seed: u32| (0..n).map(|i| (i * 7 + seed) % 50).collect();
-        vec![
-            Sample { ids: ids(9, 1), response_start: 4 },
-            Sample { ids: ids(5, 2), response_start: 1 },
-            Sample { ids: ids(30, 3), response_start: 29 },
-        ]
-    }
-
-    /// The paper's definitions, written out for one sequence at a time with every logit in f64.
-    fn slow(model: &Model, tap: Tap) -> f64 {
-        let (mut total, mut tokens) = (0.0, 0);
-        for sample in samples() {
-            let mut ws = Workspace::new(model);
-            model.forward_observed(&mut ws, &Packing::single(&sample.ids), Tap::Final, &mut |at, state| {
-                if at != tap {
-                    return;
-                }
-                for row in sample.response_start - 1..sample.ids.len() - 1 {
-                    let h = &state[row * 16..(row + 1) * 16];
-                    let logits: Vec<f64> =
-                        model.param(&model.layout.unembed).chunks_exact(16).map(|e| dot(e, h)).collect();
-                    let sum: f64 = logits.iter().map(|z| z.exp()).sum();
-                    total -= logits.iter().map(|z| z.exp() / sum * (z - sum.ln())).sum::<f64>();
-                    tokens += 1;
-                }
-            });
-        }
-        total / tokens as f64
-    }
-
-    fn analysed(batches: &[&[Sample]]) -> Analysis {
-        let model = model();
-        let (mut flow, mut ws) = (Flow::new(3), Workspace::new(&model));
-        for batch in batches {
-            flow.add(&model, &mut ws, batch, &mut |_| ()).unwrap();
-        }
-        flow.finish(&model, None).unwrap()
-    }
-
-    #[test]
-    fn entropies_are_those_of_the_definitions() {
-        let (model, analysis) = (model(), analysed(&[&samples()]));
-        assert_eq!((analysis.tokens, analysis.samples, analysis.layers), (5 + 4 + 1, 3, 3));
-        for (layer, flow) in LayerIndex::all(3).zip(&analysis.per_layer) {
-            for (tap, entropy) in [
-                (Tap::ResidPre(layer), flow.entropy.resid_pre),
-                (Tap::AttnIn(layer), flow.entropy.attn_in),
-                (Tap::Attn(layer), flow.entropy.attn),
-                (Tap::FfnIn(layer), flow.entropy.ffn_in),
-                (Tap::Ffn(layer), flow.entropy.ffn),
-                (Tap::ResidPost(layer), flow.entropy.resid_post),
-            ] {
-                assert!((slow(&model, tap) - entropy).abs() < 1e-5, "{tap:?}");
-            }
-        }
-        assert!((slow(&model, Tap::Final) - analysis.final_entropy).abs() < 1e-5);
-    }
-
-    #[test]
-    fn packing_does_not_matter() {
-        let all = samples();
-        let (together, apart) = (analysed(&[&all]), analysed(&[&all[..1], &all[1..]]));
-        for (a, b) in together.per_layer.iter().zip(&apart.per_layer) {
-            assert!((a.entropy_change.ffn - b.entropy_change.ffn).abs() < 1e-5);
-            assert!((a.residual_cosine.attn - b.residual_cosine.attn).abs() < 1e-5);
-            assert!((a.residual_norm - b.residual_norm).abs() < 1e-5);
-        }
-    }
-
-    #[test]
-    fn bad_samples_are_refused() {
-        let model = model();
-        let mut ws = Workspace::new(&model);
-        for (ids, response_start) in [(vec![1, 2], 2), (vec![1, 2], 0), (vec![1, 50], 1), (vec![1; 100_000], 1)] {
-            let sample = Sample { ids, response_start };
-            assert!(Flow::new(3).add(&model, &mut ws, &[sample], &mut |_| ()).is_err());
-        }
-        assert!(Flow::new(3).finish(&model, None).is_err());
-    }
-}
+mod tests;

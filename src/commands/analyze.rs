@@ -1,21 +1,26 @@
 //! `bupo analyze`: responses in, `analysis.json`, a table and a chart out.
 
 use super::{open_model, optional_encoder, row_tokens};
-use crate::analysis::flow::{Flow, Sample};
-use crate::analysis::terminal;
+use crate::analysis::{Analysis, Flow, Reading, Sample, terminal};
 use crate::cli::AnalyzeArgs;
 use crate::hub::checkpoint;
-use crate::model::{Model, Workspace};
+use crate::model::{LayerIndex, Model, Workspace};
 use crate::policy::InternalPolicy;
 use crate::rollout::engine::{Engine, Request, generate};
 use crate::rollout::sampler::Sampling;
 use crate::run::atomic::write_file_atomic;
 use crate::run::manifest::peak_memory_mib;
+use crate::run::parquet::{Column, write_parquet};
 use crate::run::progress::{Progress, say};
 use crate::tasks::dataset::read_rows;
 use crate::tasks::seed::derive_seed;
 use crate::text::PromptEncoder;
 use anyhow::{Context, Result, ensure};
+use std::path::Path;
+
+/// Files of an analysis's folder.
+pub const RESULT: &str = "analysis.json";
+pub const LAYERS: &str = "layers.parquet";
 
 /// Sequences decoded at once where responses are generated first.
 const SLOTS: usize = 64;
@@ -39,15 +44,15 @@ pub fn run(args: &AnalyzeArgs) -> Result<()> {
         samples.extend(answer(args, &model, &mut ws, prompts.as_ref(), unanswered)?);
     }
     let mut progress = Progress::new("analyze", samples.len() as u64);
-    let mut flow = Flow::new(model.config.layers);
+    let layers = model.config.layers;
+    let chosen = args.layer.map(|layer| LayerIndex::from_one_based(layer, layers)).transpose().context("--layer")?;
+    let mut flow = Flow::new(layers, Reading { lens: args.lens, chosen });
     let start = std::time::Instant::now();
     flow.add(&model, &mut ws, &samples, &mut |n| progress.inc(n))?;
     progress.finish();
     let seconds = start.elapsed().as_secs_f64();
-    let analysis = flow.finish(&model, args.threshold)?;
-    let path = args.out.join("analysis.json");
-    let text = serde_json::to_string_pretty(&analysis).context("the analysis cannot be written as JSON")?;
-    write_file_atomic(&path, format!("{text}\n").as_bytes())?;
+    let analysis = flow.finish(&model, &args.model.to_string_lossy(), args.threshold)?;
+    save(&args.out, &analysis)?;
     if args.json {
         let rate = analysis.tokens as f64 / seconds;
         let line = serde_json::json!({
@@ -61,9 +66,27 @@ pub fn run(args: &AnalyzeArgs) -> Result<()> {
         "{:.1} s, {:.0} response tokens/s. Written to {}",
         seconds,
         analysis.tokens as f64 / seconds,
-        path.display()
+        args.out.join(RESULT).display()
     );
     Ok(())
+}
+
+/// Writes an analysis into a folder: `analysis.json`, and its numbers by layer as `layers.parquet`.
+pub fn save(dir: &Path, analysis: &Analysis) -> Result<()> {
+    let columns: Vec<(String, Column)> = analysis.columns().into_iter().map(column).collect();
+    let columns: Vec<(&str, Column)> = columns.iter().map(|(name, column)| (name.as_str(), column.clone())).collect();
+    write_parquet(&dir.join(LAYERS), &columns)?;
+    let text = serde_json::to_string_pretty(analysis).context("the analysis cannot be written as JSON")?;
+    write_file_atomic(&dir.join(RESULT), format!("{text}\n").as_bytes())
+}
+
+fn column((name, values): (String, Vec<Option<f64>>)) -> (String, Column) {
+    let column = if name == "layer" {
+        Column::U32(values.into_iter().flatten().map(|layer| layer as u32).collect())
+    } else {
+        Column::OptionalF64(values)
+    };
+    (name, column)
 }
 
 /// Samples one response to each prompt from the final policy.

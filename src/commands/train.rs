@@ -5,8 +5,7 @@ mod state;
 mod summary;
 mod warm;
 
-use crate::analysis::flow::{Flow, Sample};
-use crate::analysis::{Analysis, terminal};
+use crate::analysis::{Analysis, Flow, Reading, Sample, terminal};
 use crate::cli::TrainArgs;
 use crate::commands::open_model;
 use crate::evaluate::result::Evaluation;
@@ -353,21 +352,26 @@ impl Run {
                 Sample { ids: [request.prompt, completion.ids].concat(), response_start }
             })
             .collect();
-        let mut flow = Flow::new(model.config.layers);
+        // A boundary layer that is yet to be found is not known before the analysis.
+        let chosen = match self.policy.or(self.recipe.bupo.fixed_policy(model.config.layers)?) {
+            Some(InternalPolicy::Layer(layer)) => Some(layer),
+            _ => None,
+        };
+        let mut flow = Flow::new(model.config.layers, Reading { chosen, ..Reading::default() });
         flow.add(model, &mut ws, &samples, &mut |n| progress.inc(n))?;
         progress.finish();
-        let analysis = flow.finish(model, section.threshold)?;
-        let text = serde_json::to_string_pretty(&analysis).context("the analysis cannot be written as JSON")?;
-        write_file_atomic(&self.analysis_path(name), format!("{text}\n").as_bytes())?;
+        let checkpoint = self.checkpoints.path(self.step).display().to_string();
+        let analysis = flow.finish(model, &checkpoint, section.threshold)?;
+        super::analyze::save(&self.analysis_dir(name), &analysis)?;
         Ok(analysis)
     }
 
-    fn analysis_path(&self, name: &str) -> PathBuf {
-        self.dir.join(format!("analysis-{name}")).join("analysis.json")
+    fn analysis_dir(&self, name: &str) -> PathBuf {
+        self.dir.join(format!("analysis-{name}"))
     }
 
     fn read_analysis(&self, name: &str) -> Option<Analysis> {
-        let bytes = crate::run::atomic::read(&self.analysis_path(name)).ok()?;
+        let bytes = crate::run::atomic::read(&self.analysis_dir(name).join(super::analyze::RESULT)).ok()?;
         serde_json::from_slice(&bytes).ok()
     }
 

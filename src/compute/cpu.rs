@@ -8,6 +8,7 @@ pub mod attention;
 pub mod attention_decode;
 pub mod embedding;
 pub mod gemm;
+pub mod gram;
 pub mod head;
 pub mod norm;
 pub mod rope;

@@ -3,10 +3,13 @@
 //! A block of rows meets the vocabulary in tiles; a tile of logits lives in a task's cache and is folded into sums per
 //! row, which are merged in the order of the tiles. With `z = hidden . E / temperature`, `p = softmax(z)`:
 //! `log p_j = z_j - lse` and the entropy `H = lse - sum_j p_j z_j` in nats, taken relative to the maximum so that
-//! peaked distributions keep their small entropies. The gradient is in [`gradient`].
+//! peaked distributions keep their small entropies. The gradient is in [`gradient`], several states of a token side by
+//! side in [`divergence`].
 
+mod divergence;
 mod gradient;
 
+pub use divergence::{Comparison, Divergences};
 pub use gradient::RowGradients;
 
 use super::gemm::{Compute, Mat, MatMut, PackedWeight, Write, linear, matmul_seq};
@@ -144,13 +147,19 @@ impl Head<'_> {
         &self.embedding[from * self.hidden_size..(from + self.width(tile)) * self.hidden_size]
     }
 
-    /// Writes the scaled logits `[n, width]` of a block of rows `[n, d]` and takes their sums.
-    fn fold_tile(&self, tile: usize, hidden: &[f32], targets: Option<&[u32]>, logits: &mut [f32]) -> TileSums {
-        let (d, width, inv_t) = (self.hidden_size, self.width(tile), 1.0 / self.temperature);
+    /// Writes the logits `[n, width]` of a block of rows `[n, d]`, not scaled by the temperature yet.
+    fn tile_logits(&self, tile: usize, hidden: &[f32], logits: &mut [f32]) {
+        let (d, width) = (self.hidden_size, self.width(tile));
         let n = hidden.len() / d;
         let entries = Mat::new(self.entries(tile), width, d).t();
         matmul_seq(self.compute, MatMut::new(logits, n, width), Mat::new(hidden, n, d), entries, Write::Replace);
-        let mut sums = TileSums { rows: Vec::with_capacity(n), targets: Vec::new() };
+    }
+
+    /// Writes the scaled logits `[n, width]` of a block of rows `[n, d]` and takes their sums.
+    fn fold_tile(&self, tile: usize, hidden: &[f32], targets: Option<&[u32]>, logits: &mut [f32]) -> TileSums {
+        let (width, inv_t) = (self.width(tile), 1.0 / self.temperature);
+        self.tile_logits(tile, hidden, logits);
+        let mut sums = TileSums { rows: Vec::with_capacity(hidden.len() / self.hidden_size), targets: Vec::new() };
         for (row, z) in logits.chunks_exact_mut(width).enumerate() {
             sums.rows.push(vectorize(
                 #[inline(always)]

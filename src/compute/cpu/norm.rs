@@ -24,6 +24,23 @@ pub fn rms_norm(x: &[f32], w: &[f32], eps: f32, y: &mut [f32], inv_rms: &mut [f3
     });
 }
 
+/// [`rms_norm`] of every row in place.
+pub fn rms_norm_in_place(x: &mut [f32], w: &[f32], eps: f32) {
+    let d = w.len();
+    x.par_chunks_mut(BLOCK * d).for_each(|x| {
+        let mut y = vec![0f32; d];
+        vectorize(
+            #[inline(always)]
+            || {
+                for x in x.chunks_exact_mut(d) {
+                    scale_row(x, w, inverse_rms(x, eps), &mut y);
+                    x.copy_from_slice(&y);
+                }
+            },
+        )
+    });
+}
+
 /// `sum = x + branch`, then `y = rms_norm(sum)`: the residual addition and the norm that follows in one pass.
 #[allow(clippy::too_many_arguments)]
 pub fn add_rms_norm(

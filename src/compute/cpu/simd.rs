@@ -62,6 +62,26 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     sum
 }
 
+/// `sum_i a_i b_i` with products and [`LANES`] partial sums in f64.
+#[inline(always)]
+pub fn dot_f64(a: &[f32], b: &[f32]) -> f64 {
+    let n = a.len().min(b.len());
+    let (a, b) = (&a[..n], &b[..n]);
+    let mut acc = [0f64; LANES];
+    let mut xs = a.chunks_exact(LANES);
+    let mut ys = b.chunks_exact(LANES);
+    for (x, y) in (&mut xs).zip(&mut ys) {
+        for i in 0..LANES {
+            acc[i] = (x[i] as f64).mul_add(y[i] as f64, acc[i]);
+        }
+    }
+    let mut sum: f64 = acc.iter().sum();
+    for (x, y) in xs.remainder().iter().zip(ys.remainder()) {
+        sum = (*x as f64).mul_add(*y as f64, sum);
+    }
+    sum
+}
+
 /// Largest element; `-inf` for none.
 #[inline(always)]
 pub fn max(a: &[f32]) -> f32 {
@@ -132,6 +152,7 @@ mod tests {
             let a: Vec<f32> = (0..n).map(|i| i as f32).collect();
             let expected: f32 = (0..n).map(|i| (i * i) as f32).sum();
             assert_eq!(dot(&a, &a), expected);
+            assert_eq!(dot_f64(&a, &a), expected as f64);
             assert_eq!(max(&a), if n == 0 { f32::NEG_INFINITY } else { (n - 1) as f32 });
         }
     }
