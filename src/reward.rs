@@ -268,9 +268,9 @@ impl Reward {
         Ok(scores.collect())
     }
 
-    /// Where the rule `math` gives the verdict: the share of responses on which the text comparison `boxed` would give
+    /// Where the rule `math` gives the verdict: the number of responses on which the text comparison `boxed` would give
     /// another.
-    pub fn boxed_disagreement(&self, items: &[Item<'_>], scores: &[Score]) -> Option<f64> {
+    pub fn boxed_differs(&self, items: &[Item<'_>], scores: &[Score]) -> Option<usize> {
         let math = self.parts.get(self.verdict).is_some_and(|(_, _, part)| matches!(part, Part::Rule(Rule::Math)));
         if !math || items.is_empty() {
             return None;
@@ -278,7 +278,7 @@ impl Reward {
         let differs = |(item, score): &(&Item<'_>, &Score)| {
             Rule::Boxed.judge(item.response, &item.problem.gold).reward() != score.verdict.reward()
         };
-        Some(items.iter().zip(scores).filter(differs).count() as f64 / items.len() as f64)
+        Some(items.iter().zip(scores).filter(differs).count())
     }
 
     fn add_up(&self, row: Vec<Opinion>) -> Score {

@@ -8,6 +8,7 @@ pub mod adamw;
 pub mod advantage;
 pub mod batch;
 pub mod correction;
+pub mod dynamic_sampling;
 pub mod loss;
 pub mod masking;
 pub mod metrics;
@@ -20,6 +21,7 @@ pub mod warmup;
 
 pub use advantage::Advantage;
 pub use correction::{CorrectionMode, RolloutCorrection};
+pub use dynamic_sampling::DynamicSampling;
 pub use loss::{Aggregation, KlEstimator, LossConfig, LossKind};
 pub use optimizer::{LrSchedule, OptimizerConfig};
 pub use schedule::{BupoConfig, LayerChoice, Phase, Schedule};

@@ -156,6 +156,26 @@ fn losses_train_and_resume() {
     }
 }
 
+#[test]
+fn dynamic_sampling_fills_the_batch_and_resumes_where_the_data_stood() {
+    let steps =
+        trains_and_resumes("dapo", "[rollout]\ndynamic_sampling = { max_batches = 20 }\n[loss]\nclip_high = 0.28\n");
+    let mut dropped = 0;
+    for m in &steps {
+        let d = &m["dynamic_sampling"];
+        let of = |key: &str| d[key].as_u64().unwrap();
+        assert_eq!(of("prompts_sampled"), 6 + of("groups_dropped") - of("groups_missing"), "{d}");
+        assert_eq!(m["groups"], d["prompts_sampled"]);
+        dropped += of("groups_dropped");
+    }
+    assert!(dropped > 0, "a model that is never always right has nothing to drop: the test proves nothing");
+    // A bound of two batches: what is missing is counted.
+    let easy = "[rollout]\ndynamic_sampling = { max_batches = 2 }\ntemperature = 0.05\n";
+    let steps = trains_and_resumes("bound", easy);
+    assert!(steps.iter().any(|m| m["dynamic_sampling"]["groups_missing"].as_u64().unwrap() > 0));
+    assert!(steps.iter().all(|m| m["dynamic_sampling"]["prompts_sampled"].as_u64().unwrap() <= 12));
+}
+
 fn model() -> Model {
     let init = InitConfig {
         hidden_size: 16,

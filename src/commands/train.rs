@@ -88,6 +88,8 @@ struct Run {
     optimizer: Option<Optimizer>,
     policy: Option<InternalPolicy>,
     step: usize,
+    /// Where the next step's problems begin in the run's order.
+    position: u64,
 }
 
 impl Run {
@@ -116,6 +118,7 @@ impl Run {
             optimizer: None,
             policy: None,
             step: 0,
+            position: 0,
         })
     }
 
@@ -177,6 +180,7 @@ impl Run {
             None => None,
         };
         (self.optimizer, self.step) = (Some(state.optimizer), step);
+        self.position = state.position;
         for file in ["metrics.jsonl", "completions.jsonl"] {
             keep_steps_until(&self.dir.join(file), step)?;
         }
@@ -211,8 +215,7 @@ impl Run {
         }
         let mut history = Vec::new();
         for step in self.step + 1..=steps {
-            let problems = self.step_problems(step)?;
-            let report = trainer.step(step, &problems, &mut |_| ())?;
+            let report = trainer.step(step, &mut |n| self.draw(n), &mut |_| ())?;
             metrics.append(std::slice::from_ref(&report.metrics))?;
             completions.append(&report.completions)?;
             self.step = step;
@@ -262,9 +265,11 @@ impl Run {
         Ok(())
     }
 
-    fn step_problems(&self, step: usize) -> Result<Vec<Problem>> {
-        let n = self.recipe.rollout.prompts_per_step as u64;
-        ((step as u64 - 1) * n..step as u64 * n).map(|at| self.source.problem(self.recipe.seed, at)).collect()
+    /// The next `n` problems of the run's order.
+    fn draw(&mut self, n: usize) -> Result<Vec<Problem>> {
+        let from = self.position;
+        self.position += n as u64;
+        (from..self.position).map(|at| self.source.problem(self.recipe.seed, at)).collect()
     }
 
     /// The first prompt with its ids: most mistakes with templates show here.
@@ -380,7 +385,7 @@ impl Run {
         let optimizer = self.optimizer.as_ref().context("a checkpoint holds an optimizer")?;
         let policy = self.policy.map(|p| p.to_string());
         let path: &Path = &self.checkpoints.path(step);
-        state::save(path, model, self.prompts.tokenizer(), optimizer, &self.recipe, policy, step)?;
+        state::save(path, model, self.prompts.tokenizer(), optimizer, &self.recipe, policy, step, self.position)?;
         ensure!(path.is_dir(), "the checkpoint {} did not appear", path.display());
         self.checkpoints.prune(self.recipe.run.keep_checkpoints)
     }

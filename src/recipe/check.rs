@@ -71,6 +71,14 @@ impl Recipe {
             r.temperature
         );
         ensure!(r.top_p > 0.0 && r.top_p <= 1.0, "rollout.top_p = {}: expected above 0, up to 1", r.top_p);
+        if let Some(dynamic) = &r.dynamic_sampling {
+            dynamic.check().context("[rollout.dynamic_sampling]")?;
+            ensure!(
+                r.group_size > 1,
+                "rollout.dynamic_sampling drops groups whose rewards are all equal, and rollout.group_size = 1 leaves no others: \
+                 expected at least 2"
+            );
+        }
         at_least_one(
             "rl",
             &[

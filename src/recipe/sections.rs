@@ -1,7 +1,7 @@
 //! The sections of a recipe that belong to no module of their own.
 
 use crate::model::init::InitConfig;
-use crate::rl::Advantage;
+use crate::rl::{Advantage, DynamicSampling};
 use crate::rollout::Sampling;
 use crate::tasks::arithmetic::ArithmeticConfig;
 use serde::{Deserialize, Serialize};
@@ -93,6 +93,9 @@ pub struct RolloutSection {
     pub top_p: f32,
     /// Sequences decoded at once.
     pub slots: usize,
+    /// Groups without a difference between their rewards are dropped and others sampled instead (DAPO).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dynamic_sampling: Option<DynamicSampling>,
 }
 
 impl Default for RolloutSection {
@@ -106,6 +109,7 @@ impl Default for RolloutSection {
             top_k: 0,
             top_p: 1.0,
             slots: 256,
+            dynamic_sampling: None,
         }
     }
 }

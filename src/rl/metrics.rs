@@ -2,6 +2,7 @@
 
 use super::advantage::GroupStats;
 use super::correction::RolloutRatios;
+use super::dynamic_sampling::Refilling;
 use super::loss::LossMetrics;
 use crate::reward::Score;
 use crate::verify::StatusCounts;
@@ -66,6 +67,10 @@ pub struct StepMetrics {
     /// Share of responses whose reward the text comparison `boxed` would decide otherwise; only where the rule is `math`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boxed_disagreement: Option<f64>,
+    /// What dynamic sampling did, where it is on. Rewards, verdicts, lengths and entropy are those of everything that was
+    /// sampled; the loss and its statistics those of what was kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dynamic_sampling: Option<Refilling>,
     /// Share of responses that reached the length limit.
     pub truncated: f64,
     /// Prompts cut from the left to the prompt limit.

@@ -110,6 +110,7 @@ pub fn train_settings(recipe: &Recipe, schedule: Schedule) -> TrainSettings {
         prompts_per_step: recipe.rollout.prompts_per_step,
         group_size: recipe.rollout.group_size,
         sampling: recipe.rollout.sampling(),
+        dynamic_sampling: recipe.rollout.dynamic_sampling,
         slots: recipe.rollout.slots,
         reward: recipe.reward.clone(),
         advantage: recipe.rl.advantage,

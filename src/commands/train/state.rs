@@ -15,6 +15,8 @@ use std::path::Path;
 #[derive(Serialize, Deserialize)]
 struct Metadata {
     step: usize,
+    /// Problems drawn so far; dynamic sampling draws more than a batch a step.
+    position: u64,
     optimizer_steps: u64,
     skipped_steps: u64,
     /// Updates of each tensor, in the layout's order.
@@ -28,6 +30,8 @@ struct Metadata {
 pub struct State {
     pub optimizer: Optimizer,
     pub policy: Option<String>,
+    /// Where the next step's problems begin in the run's order.
+    pub position: u64,
     /// The recipe, as the run had resolved it.
     pub recipe: String,
 }
@@ -41,9 +45,11 @@ pub fn save(
     recipe: &Recipe,
     policy: Option<String>,
     step: usize,
+    position: u64,
 ) -> Result<()> {
     let metadata = Metadata {
         step,
+        position,
         optimizer_steps: optimizer.steps,
         skipped_steps: optimizer.skipped,
         tensor_steps: optimizer.tensor_steps.clone(),
@@ -76,7 +82,7 @@ pub fn load(dir: &Path, layout: &ParamLayout) -> Result<State> {
         steps: metadata.optimizer_steps,
         skipped: metadata.skipped_steps,
     };
-    Ok(State { optimizer, policy: metadata.policy, recipe: metadata.recipe })
+    Ok(State { optimizer, policy: metadata.policy, position: metadata.position, recipe: metadata.recipe })
 }
 
 /// A resumed run equals one never stopped only under the recipe that it began with; where it writes, and on how many

@@ -22,6 +22,13 @@ pub fn explain(m: &StepMetrics) {
         let why = if m.rewards.frac_all_rewarded >= 1.0 { "every response is right" } else { "all rewards are equal" };
         say(&format!("step {}: in every group {why}, so nothing can be learned from it (loss 0)", m.step));
     }
+    if let Some(d) = m.dynamic_sampling.filter(|d| d.groups_missing > 0) {
+        say(&format!(
+            "step {}: {} groups are missing in the batch: of {} prompts asked, {} were all right and {} all wrong, and no more may \
+             be asked (rollout.dynamic_sampling.max_batches)",
+            m.step, d.groups_missing, d.prompts_sampled, d.dropped_all_rewarded, d.dropped_none_rewarded
+        ));
+    }
     if m.rewards_missing > 0 {
         say(&format!(
             "step {}: {} responses have no reward, since a part of it failed (completions.jsonl says why): left out",

@@ -1,7 +1,8 @@
 //! What a step reports: its metrics, and a row for every response.
 
+use super::Trainer;
 use super::align::Aligned;
-use super::{Rollouts, Trainer};
+use super::sample::{Asked, Sampled};
 use crate::reward::Score;
 use crate::rl::advantage::GroupStats;
 use crate::rl::batch::ResponseGroup;
@@ -9,7 +10,6 @@ use crate::rl::masking::Known;
 use crate::rl::metrics::{Lengths, RolloutAgreement, Seconds, StepMetrics, mean_parts};
 use crate::rl::schedule::Phase;
 use crate::rollout::engine::{Completion, Finish};
-use crate::tasks::problem::Problem;
 use crate::verify::StatusCounts;
 use anyhow::{Context, Result};
 use serde::Serialize;
@@ -30,6 +30,9 @@ pub struct CompletionRow {
     pub advantage: f64,
     pub tokens: usize,
     pub finish: Finish,
+    /// Dynamic sampling kept its group out of the updates.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub dropped: bool,
 }
 
 /// What a step reports.
@@ -40,25 +43,23 @@ pub struct StepReport {
 }
 
 impl Trainer<'_> {
-    #[allow(clippy::too_many_arguments)]
     pub(super) fn metrics(
         &self,
         step: usize,
         phase: Phase,
-        rollouts: &Rollouts,
-        scores: &[Vec<Score>],
+        sampled: &Sampled,
         aligned: &Aligned,
-        agreement: RolloutAgreement,
         seconds: Seconds,
     ) -> Result<StepMetrics> {
-        let (rewards, lengths) = rewards_and_lengths(rollouts, scores);
+        // Of everything that was asked: dropped groups are the policy's as well.
+        let (rewards, lengths) = rewards_and_lengths(sampled.asked.iter());
         let known = Known::of(&rewards, &lengths);
-        let all: Vec<&Completion> = rollouts.completions.iter().flatten().collect();
+        let all: Vec<&Completion> = sampled.completions().collect();
         let lengths: Vec<usize> = all.iter().map(|c| c.ids.len()).collect();
         let tokens = lengths.iter().sum::<usize>() as f64;
         let entropy: f64 = all.iter().flat_map(|c| &c.entropies).map(|h| *h as f64).sum();
         let mut counts = StatusCounts::default();
-        scores.iter().flatten().for_each(|s| counts.add(s.verdict.status));
+        sampled.scores().for_each(|s| counts.add(s.verdict.status));
         let mut surrogate = aligned.stats.finish().context("a step without response tokens")?;
         let updates = aligned.updates.max(1) as f64;
         Ok(StepMetrics {
@@ -66,55 +67,55 @@ impl Trainer<'_> {
             phase: phase.name().to_string(),
             policy: phase.policy().to_string(),
             rewards: GroupStats::of(&known.groups())?,
-            reward_parts: mean_parts(scores.iter().flatten()),
-            rewards_missing: scores.iter().flatten().filter(|s| s.reward.is_none()).count(),
+            reward_parts: mean_parts(sampled.scores()),
+            rewards_missing: sampled.scores().filter(|s| s.reward.is_none()).count(),
             verdicts: counts,
-            boxed_disagreement: None,
+            boxed_disagreement: sampled.boxed_differs.map(|n| n as f64 / all.len().max(1) as f64),
+            dynamic_sampling: sampled.refilling,
             truncated: all.iter().filter(|c| c.finish == Finish::Length).count() as f64 / all.len().max(1) as f64,
-            prompts_truncated: rollouts.prompts_truncated,
+            prompts_truncated: sampled.asked.iter().filter(|a| a.prompt_truncated).count(),
             response_length: Lengths::of(&lengths),
             // Under a name of its own, beside the final policy's.
             entropy_policy: surrogate.entropy.take().unwrap_or(f64::NAN),
             entropy_final: entropy / tokens.max(1.0),
             loss: aligned.loss / updates,
+            // Counted once for every epoch.
+            update_tokens_per_second: surrogate.tokens as f64 / seconds.update.max(1e-9),
             surrogate,
             grad_norm: aligned.grad_norm / updates,
             lr: aligned.lr,
             optimizer_steps: self.optimizer.steps,
             skipped_steps: self.optimizer.skipped,
-            rollout_log_prob_difference: agreement,
+            rollout_log_prob_difference: match phase {
+                Phase::Final => aligned.agreement,
+                Phase::Internal { .. } => aligned.probe,
+            },
             rollout_ratios: aligned.ratios,
             rollout_tokens_per_second: tokens / seconds.rollout.max(1e-9),
-            update_tokens_per_second: tokens * self.settings.epochs as f64 / seconds.update.max(1e-9),
             seconds,
         })
     }
 
-    pub(super) fn rows(
-        &self,
-        step: usize,
-        problems: &[Problem],
-        rollouts: &Rollouts,
-        scores: &[Vec<Score>],
-        groups: &[ResponseGroup],
-    ) -> Result<Vec<CompletionRow>> {
-        let mut rows = Vec::new();
-        for (i, problem) in problems.iter().enumerate() {
-            let prompt = self.prompts.decode_whole(&rollouts.prompts[i])?;
-            for (sample, completion) in rollouts.completions[i].iter().enumerate() {
-                let (score, advantages) = (&scores[i][sample], &groups[i].responses[sample].advantages);
+    pub(super) fn rows(&self, step: usize, sampled: &Sampled, groups: &[ResponseGroup]) -> Result<Vec<CompletionRow>> {
+        let (mut rows, mut kept) = (Vec::new(), sampled.kept.iter().zip(groups).peekable());
+        for (i, asked) in sampled.asked.iter().enumerate() {
+            let prompt = self.prompts.decode_whole(&asked.prompt)?;
+            let group = kept.next_if(|(at, _)| **at == i).map(|(_, group)| group);
+            for (sample, completion) in asked.completions.iter().enumerate() {
+                let advantages = group.map_or(&[][..], |g| &g.responses[sample].advantages);
                 let sum: f64 = advantages.iter().map(|a| *a as f64).sum();
                 rows.push(CompletionRow {
                     step,
-                    problem: problem.id,
+                    problem: asked.problem.id,
                     sample,
                     prompt: prompt.clone(),
                     response: self.prompts.decode_whole(&completion.ids)?,
-                    gold: problem.gold.clone(),
-                    score: score.clone(),
+                    gold: asked.problem.gold.clone(),
+                    score: asked.scores[sample].clone(),
                     advantage: sum / advantages.len().max(1) as f64,
                     tokens: completion.ids.len(),
                     finish: completion.finish,
+                    dropped: group.is_none(),
                 });
             }
         }
@@ -122,13 +123,12 @@ impl Trainer<'_> {
     }
 }
 
-pub(super) fn rewards_and_lengths(
-    rollouts: &Rollouts,
-    scores: &[Vec<Score>],
+pub(super) fn rewards_and_lengths<'a>(
+    asked: impl Iterator<Item = &'a Asked>,
 ) -> (Vec<Vec<Option<f64>>>, Vec<Vec<usize>>) {
-    let rewards = scores.iter().map(|group| group.iter().map(|score| score.reward).collect()).collect();
-    let lengths = rollouts.completions.iter().map(|group| group.iter().map(|c| c.ids.len()).collect()).collect();
-    (rewards, lengths)
+    let rewards = |a: &Asked| a.scores.iter().map(|score| score.reward).collect();
+    let lengths = |a: &Asked| a.completions.iter().map(|c| c.ids.len()).collect();
+    asked.map(|a| (rewards(a), lengths(a))).unzip()
 }
 
 pub(super) fn with_index(group: usize, responses: &[Vec<f32>]) -> impl Iterator<Item = ((usize, usize), &[f32])> {
