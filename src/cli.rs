@@ -39,6 +39,8 @@ pub enum Command {
     Verify(VerifyArgs),
     /// Two models, or seeds of them, on the same problems
     Compare(CompareArgs),
+    /// Two checkpoints of one model: what moved, how far, and in which layer
+    Diff(DiffArgs),
     /// Time the parts on this machine
     #[command(subcommand)]
     Bench(BenchCommand),
@@ -142,6 +144,9 @@ pub struct ScoreArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Example: bupo generate MODEL --prompt \"What is 17 * 23?\" --policy final,layer:20,attn:20 -n 2"
+)]
 pub struct GenerateArgs {
     /// A HuggingFace checkpoint folder, or a name on the hub: OWNER/NAME[@REVISION]
     pub model: PathBuf,
@@ -151,9 +156,9 @@ pub struct GenerateArgs {
     /// JSONL of prompts or of {input_ids}
     #[arg(long)]
     pub data: Option<PathBuf>,
-    /// final, layer:N, attn:N or ffn:N
-    #[arg(long, default_value = "final")]
-    pub policy: String,
+    /// final, layer:N, attn:N or ffn:N; several, separated by commas, on the same prompts and seeds
+    #[arg(long, default_value = "final", value_delimiter = ',')]
+    pub policy: Vec<String>,
     /// Samples of each prompt
     #[arg(short, default_value_t = 1)]
     pub n: usize,
@@ -280,6 +285,20 @@ pub struct CompareArgs {
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
     /// Folder for comparison.json and comparison.md
+    #[arg(long)]
+    pub out: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example: bupo diff runs/x/checkpoints/step-000000 runs/x/checkpoints/step-000010 --out runs/x/diff"
+)]
+pub struct DiffArgs {
+    /// The checkpoint that changes count from: a folder, or a name on the hub
+    pub model_a: PathBuf,
+    /// The checkpoint that is compared with it
+    pub model_b: PathBuf,
+    /// Folder for diff.json
     #[arg(long)]
     pub out: Option<PathBuf>,
 }

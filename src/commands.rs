@@ -3,6 +3,7 @@
 pub mod analyze;
 pub mod bench;
 pub mod compare;
+pub mod diff;
 pub mod evaluate;
 pub mod generate;
 pub mod score;

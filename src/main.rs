@@ -39,6 +39,7 @@ fn run(cli: &Cli) -> Result<()> {
         Command::Evaluate(args) => start_threads(cli.threads).and_then(|()| commands::evaluate::run(args)),
         Command::Verify(args) => start_threads(cli.threads).and_then(|()| commands::verify::run(args)),
         Command::Compare(args) => start_threads(cli.threads).and_then(|()| commands::compare::run(args)),
+        Command::Diff(args) => start_threads(cli.threads).and_then(|()| commands::diff::run(args)),
         Command::Bench(command) => start_threads(cli.threads).and_then(|()| commands::bench::run(command)),
     }
 }

@@ -71,7 +71,7 @@ fn norm(x: f64) -> String {
 }
 
 /// A horizontal bar in eighths of a cell.
-fn bar(share: f64) -> String {
+pub(super) fn bar(share: f64) -> String {
     const EIGHTHS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];
     let eighths = (share.clamp(0.0, 1.0) * (8 * BAR) as f64).round() as usize;
     format!("{}{}", "█".repeat(eighths / 8), EIGHTHS[eighths % 8])

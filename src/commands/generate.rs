@@ -1,4 +1,8 @@
-//! `bupo generate`: samples from any policy, to look at or to keep.
+//! `bupo generate`: samples from any policy, or from several on the same prompts and seeds, to look at or to keep.
+
+mod side_by_side;
+
+use side_by_side::{Answer, side_by_side};
 
 use super::{open, row_tokens};
 use crate::cli::GenerateArgs;
@@ -16,6 +20,8 @@ use serde::Serialize;
 use std::io::Write;
 
 const SLOTS: usize = 64;
+/// Cells of a line where the output is no terminal.
+const WIDTH: usize = 100;
 
 #[derive(Serialize)]
 struct GenerateRow {
@@ -35,7 +41,12 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     ensure!(args.n > 0, "-n 0: expected at least one sample");
     let opened = open(&args.model, &args.style, args.numbers.compute)?;
     let (model, prompts) = (&opened.model, &opened.prompts);
-    let policy = InternalPolicy::parse(&args.policy, model.config.layers)?;
+    let mut policies: Vec<InternalPolicy> = Vec::with_capacity(args.policy.len());
+    for name in &args.policy {
+        let policy = InternalPolicy::parse(name, model.config.layers)?;
+        ensure!(!policies.contains(&policy), "--policy names {policy} twice: its samples would be the same");
+        policies.push(policy);
+    }
     let rows = match (&args.prompt, &args.data) {
         (Some(text), _) => vec![Row::Prompt { messages: vec![Message { role: "user".into(), content: text.clone() }] }],
         (None, Some(path)) => read_rows(path)?,
@@ -54,42 +65,65 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
         top_p: args.top_p,
         max_new_tokens: super::max_new_tokens(args.max_new_tokens, 256, model, requests.iter().map(|r| &r.prompt)),
     };
-    let engine = Engine { policy, sampling, eos_ids: prompts.eos_ids(), slots: SLOTS };
-    let mut progress = Progress::new("generate", (requests.len() * args.n) as u64);
-    let completions = generate(model, &mut Workspace::new(model), &engine, &requests, &mut |n| progress.inc(n))?;
-    progress.finish();
-    let mut out = Vec::new();
-    for (i, (request, group)) in requests.iter().zip(completions).enumerate() {
-        for (sample, completion) in group.into_iter().enumerate() {
-            out.push(GenerateRow {
-                prompt: i + 1,
-                sample: sample + 1,
-                policy: policy.to_string(),
-                text: prompts.decode_whole(&completion.ids)?,
-                input_ids: [&request.prompt[..], &completion.ids].concat(),
-                response_start: request.prompt.len(),
-                log_probs: completion.log_probs,
-                finish: completion.finish,
-            });
+    let mut progress = Progress::new("generate", (requests.len() * args.n * policies.len()) as u64);
+    let mut ws = Workspace::new(model);
+    let mut rows = Vec::with_capacity(requests.len() * args.n * policies.len());
+    for policy in &policies {
+        let engine = Engine { policy: *policy, sampling, eos_ids: prompts.eos_ids(), slots: SLOTS };
+        let completions = generate(model, &mut ws, &engine, &requests, &mut |n| progress.inc(n))?;
+        for (i, (request, group)) in requests.iter().zip(completions).enumerate() {
+            for (sample, completion) in group.into_iter().enumerate() {
+                rows.push(GenerateRow {
+                    prompt: i + 1,
+                    sample: sample + 1,
+                    policy: policy.to_string(),
+                    text: prompts.decode_whole(&completion.ids)?,
+                    input_ids: [&request.prompt[..], &completion.ids].concat(),
+                    response_start: request.prompt.len(),
+                    log_probs: completion.log_probs,
+                    finish: completion.finish,
+                });
+            }
         }
     }
+    progress.finish();
+    // What the policies make of one prompt and seed stands together; the sort is stable.
+    rows.sort_by_key(|row| (row.prompt, row.sample));
     if let Some(path) = &args.out {
-        write_jsonl(path, &out)?;
-        say(&format!("{} samples from {policy}; written to {}", out.len(), path.display()));
+        write_jsonl(path, &rows)?;
+        let names = policies.iter().map(|p| p.to_string()).collect::<Vec<_>>().join(", ");
+        say(&format!("{} samples from {names}; written to {}", rows.len(), path.display()));
         return Ok(());
     }
+    show(&rows, policies.len())
+}
+
+/// The samples on the terminal, `policies` of each prompt and seed.
+fn show(rows: &[GenerateRow], policies: usize) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
-    for row in &out {
-        if out.len() > 1 {
-            writeln!(
-                stdout,
-                "--- prompt {}, sample {} ({policy}, {} tokens)",
-                row.prompt,
-                row.sample,
-                row.log_probs.len()
-            )?;
+    let width = terminal_size::terminal_size().map_or(WIDTH, |(width, _)| width.0 as usize);
+    for group in rows.chunk_by(|a, b| (a.prompt, a.sample) == (b.prompt, b.sample)) {
+        let Some(first) = group.first() else { continue };
+        if policies > 1 {
+            let answers: Vec<Answer<'_>> = group.iter().map(Answer::of).collect();
+            writeln!(stdout, "--- prompt {}, sample {}", first.prompt, first.sample)?;
+            writeln!(stdout, "{}\n", side_by_side(&answers, width))?;
+            continue;
         }
-        writeln!(stdout, "{}", row.text)?;
+        if rows.len() > 1 {
+            let (policy, tokens) = (&first.policy, first.log_probs.len());
+            writeln!(stdout, "--- prompt {}, sample {} ({policy}, {tokens} tokens)", first.prompt, first.sample)?;
+        }
+        writeln!(stdout, "{}", first.text)?;
     }
     Ok(())
+}
+
+impl<'a> Answer<'a> {
+    fn of(row: &'a GenerateRow) -> Answer<'a> {
+        let n = row.log_probs.len();
+        let mean = row.log_probs.iter().map(|p| *p as f64).sum::<f64>() / n.max(1) as f64;
+        let cut = if row.finish == Finish::Length { ", cut" } else { "" };
+        Answer { policy: &row.policy, note: format!("{n} tokens{cut}, log-prob {mean:.2}"), text: &row.text }
+    }
 }

@@ -1,10 +1,12 @@
 //! Weights between HuggingFace's safetensors files and the flat parameter array.
 
 mod load;
+mod reader;
 mod save;
 mod shard;
 
 pub use load::load;
+pub use reader::TensorReader;
 pub use save::{SaveDtype, SaveOptions, save, save_tensors};
 
 /// The weights of a checkpoint in one file.

@@ -4,13 +4,15 @@
 //! row, which are merged in the order of the tiles. With `z = hidden . E / temperature`, `p = softmax(z)`:
 //! `log p_j = z_j - lse` and the entropy `H = lse - sum_j p_j z_j` in nats, taken relative to the maximum so that
 //! peaked distributions keep their small entropies. The gradient is in [`gradient`], several states of a token side by
-//! side in [`divergence`].
+//! side in [`divergence`], and what only a whole row of logits tells in [`row`].
 
 mod divergence;
 mod gradient;
+mod row;
 
 pub use divergence::{Comparison, Divergences};
 pub use gradient::RowGradients;
+pub use row::LogitRow;
 
 use super::gemm::{Compute, Mat, MatMut, PackedWeight, Write, linear, matmul_seq};
 use super::simd::{LANES, exp, horizontal, max, vectorize};

@@ -43,7 +43,8 @@ pub fn load(dir: &Path, config: &ModelConfig, layout: &ParamLayout) -> Result<Ve
     Ok(params)
 }
 
-fn open(dir: &Path) -> Result<Vec<Shard>> {
+/// The files of the checkpoint in `dir`.
+pub(super) fn open(dir: &Path) -> Result<Vec<Shard>> {
     let single = dir.join(SINGLE_FILE);
     if single.exists() {
         return Ok(vec![Shard::open(&single)?]);
@@ -112,13 +113,13 @@ fn is_plain_file_name(name: &str) -> bool {
 }
 
 /// Where each tensor of a checkpoint is.
-struct Tensors<'a> {
+pub(super) struct Tensors<'a> {
     dir: &'a Path,
     by_name: BTreeMap<&'a str, &'a Shard>,
 }
 
 impl<'a> Tensors<'a> {
-    fn find(dir: &'a Path, shards: &'a [Shard]) -> Result<Tensors<'a>> {
+    pub fn find(dir: &'a Path, shards: &'a [Shard]) -> Result<Tensors<'a>> {
         let mut by_name: BTreeMap<&str, &Shard> = BTreeMap::new();
         for shard in shards {
             for name in shard.names() {
@@ -136,7 +137,7 @@ impl<'a> Tensors<'a> {
     }
 
     /// Names, shapes and dtypes against what `config.json` asks for.
-    fn check(&self, config: &ModelConfig, layout: &ParamLayout) -> Result<()> {
+    pub fn check(&self, config: &ModelConfig, layout: &ParamLayout) -> Result<()> {
         let expected: BTreeSet<&str> = layout.tensors.iter().map(|spec| spec.name.as_str()).collect();
         let names = layout.tensors.iter().map(|spec| spec.name.as_str());
         let missing: Vec<&str> = names.filter(|name| !self.by_name.contains_key(name)).collect();
@@ -191,7 +192,7 @@ impl<'a> Tensors<'a> {
     }
 
     /// The work of reading one tensor into `out`, cut into pieces; `out` has the stored tensor's length.
-    fn pieces<'o>(&self, name: &'a str, out: &'o mut [f32]) -> Result<Vec<Piece<'a, 'o>>>
+    pub fn pieces<'o>(&self, name: &'a str, out: &'o mut [f32]) -> Result<Vec<Piece<'a, 'o>>>
     where
         'a: 'o,
     {
@@ -223,7 +224,7 @@ impl<'a> Tensors<'a> {
 }
 
 /// A run of one tensor's elements, on its way from a file to the flat array.
-struct Piece<'a, 'o> {
+pub(super) struct Piece<'a, 'o> {
     name: &'a str,
     shard: &'a Shard,
     /// First element's index in its tensor.
@@ -233,7 +234,8 @@ struct Piece<'a, 'o> {
     out: &'o mut [f32],
 }
 
-fn convert(pieces: Vec<Piece>) -> Result<()> {
+/// Reads pieces; fails on a value that is not finite.
+pub(super) fn convert(pieces: Vec<Piece>) -> Result<()> {
     let failure = pieces.into_par_iter().find_map_first(|piece| {
         decode(piece.dtype, piece.bytes, piece.out);
         let at = piece.out.iter().position(|x| !x.is_finite())?;
