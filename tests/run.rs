@@ -321,6 +321,25 @@ fn every_verb_works_on_the_checkpoint_and_they_agree_with_each_other() {
 }
 
 #[test]
+fn an_internal_phase_moves_what_lies_below_its_layer_and_nothing_above() {
+    let root = tempfile::tempdir().unwrap();
+    let step = |n: usize| run().join(format!("checkpoints/step-{n:06}"));
+    let between = |a: usize, b: usize| -> Value {
+        let out = root.path().join(format!("{a}-{b}"));
+        ok(&["diff", text(&step(a)), text(&step(b)), "--out", text(&out)]);
+        serde_json::from_slice(&fs::read(out.join("diff.json")).unwrap()).unwrap()
+    };
+    let moved = |change: &Value| change["changed"].as_f64().unwrap() > 0.0;
+    let parts = |d: &Value| -> Vec<bool> {
+        let layers = d["per_layer"].as_array().unwrap().iter().map(|layer| &layer["all"]);
+        [&d["embedding"]].into_iter().chain(layers).chain([&d["final_norm"]]).map(moved).collect()
+    };
+    // Two steps of BuPO on the first of three layers, then two of GRPO.
+    assert_eq!(parts(&between(0, 2)), [true, true, false, false, false]);
+    assert_eq!(parts(&between(2, 4)), [true; 5]);
+}
+
+#[test]
 fn bad_input_ends_with_one_clear_error_and_no_half_written_output() {
     let root = tempfile::tempdir().unwrap();
     let at = |name: &str| root.path().join(name);

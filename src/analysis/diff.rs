@@ -163,7 +163,7 @@ struct LayerSums {
 pub fn diff(
     (a, b): (&str, &str),
     layout: &ParamLayout,
-    read: &mut dyn FnMut(&TensorSpec, &mut Vec<f32>, &mut Vec<f32>) -> Result<()>,
+    mut read: impl FnMut(&TensorSpec, &mut Vec<f32>, &mut Vec<f32>) -> Result<()>,
 ) -> Result<Diff> {
     let (mut first, mut second) = (Vec::new(), Vec::new());
     let (mut embedding, mut unembedding, mut final_norm) = (Sums::default(), None, Sums::default());
@@ -245,11 +245,11 @@ mod tests {
     }
 
     fn between(layout: &ParamLayout, a: &[f32], b: &[f32]) -> Diff {
-        let mut read = |spec: &TensorSpec, first: &mut Vec<f32>, second: &mut Vec<f32>| {
+        let read = |spec: &TensorSpec, first: &mut Vec<f32>, second: &mut Vec<f32>| {
             (*first, *second) = (a[spec.range()].to_vec(), b[spec.range()].to_vec());
             Ok(())
         };
-        diff(("a", "b"), layout, &mut read).unwrap()
+        diff(("a", "b"), layout, read).unwrap()
     }
 
     fn near(got: Option<f64>, expected: f64) -> bool {

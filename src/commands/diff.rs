@@ -15,7 +15,7 @@ pub fn run(args: &DiffArgs) -> Result<()> {
     let second = TensorReader::open(&checkpoint(&args.model_b)?)?;
     check_alike((&a, &b), &first.layout, &second.layout)?;
     let mut progress = Progress::new("diff", first.layout.tensors.len() as u64);
-    let diff = diff((&a, &b), &first.layout, &mut |spec, ours, theirs| {
+    let diff = diff((&a, &b), &first.layout, |spec, ours, theirs| {
         first.read(spec, ours).with_context(|| a.clone())?;
         second.read(spec, theirs).with_context(|| b.clone())?;
         progress.inc(1);
