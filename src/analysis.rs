@@ -2,10 +2,13 @@
 //!
 //! [`flow`] runs the decoder with taps and sums what each hidden state says as a policy (in [`tally`]), [`result`] is what
 //! comes of it (`analysis.json`), [`stages`] reads the FFN's entropy changes as exploration, integration and convergence and
-//! finds the boundary layer that BuPO optimizes, [`terminal`] shows it. [`diff`] compares the weights of two checkpoints.
+//! finds the boundary layer that BuPO optimizes, [`terminal`] shows it; [`profile`] and [`perplexity`] are followed while a
+//! model trains. [`diff`] compares the weights of two checkpoints.
 
 pub mod diff;
 pub mod flow;
+pub mod perplexity;
+pub mod profile;
 pub mod result;
 pub mod stages;
 pub mod tally;

@@ -6,7 +6,8 @@ mod load;
 mod sections;
 
 pub use sections::{
-    AnalysisSection, DataSection, EvaluateSection, ModelSection, RlSection, RolloutSection, RunSection, WarmupSection,
+    AnalysisSection, DataSection, EvaluateSection, ModelSection, ProbeSection, RlSection, RolloutSection, RunSection,
+    WarmupSection,
 };
 
 use crate::model::Compute;
@@ -53,6 +54,8 @@ pub struct Recipe {
     pub evaluate: Option<EvaluateSection>,
     #[serde(default)]
     pub analysis: AnalysisSection,
+    #[serde(default)]
+    pub probe: ProbeSection,
 }
 
 fn one() -> u64 {

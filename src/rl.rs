@@ -2,13 +2,15 @@
 //!
 //! [`advantage`] turns rewards into per-token advantages, [`loss`] turns log-probabilities and advantages into the
 //! gradient that the decoder's backward starts from, [`schedule`] says which policy a step optimizes (all that
-//! distinguishes BuPO from GRPO), [`optimizer`] holds AdamW's settings and the learning rate of every step.
+//! distinguishes BuPO from GRPO), [`guard`] when to end its internal phase early, [`optimizer`] holds AdamW's settings and
+//! the learning rate of every step.
 
 pub mod adamw;
 pub mod advantage;
 pub mod batch;
 pub mod correction;
 pub mod dynamic_sampling;
+pub mod guard;
 pub mod loss;
 pub mod masking;
 pub mod metrics;
@@ -22,6 +24,7 @@ pub mod warmup;
 pub use advantage::Advantage;
 pub use correction::{CorrectionMode, RolloutCorrection};
 pub use dynamic_sampling::DynamicSampling;
+pub use guard::GuardConfig;
 pub use loss::{Aggregation, KlEstimator, LossConfig, LossKind};
 pub use optimizer::{LrSchedule, OptimizerConfig};
-pub use schedule::{BupoConfig, LayerChoice, Phase, Schedule};
+pub use schedule::{BupoConfig, LayerChoice, Phase, Schedule, Stop};

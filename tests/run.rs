@@ -58,6 +58,9 @@ n = 4
 k = [1, 4]
 [analysis]
 responses = 3
+[probe]
+every = 3
+responses = 3
 "#;
 
 fn bupo(args: &[&str]) -> Output {
@@ -125,6 +128,13 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
+/// Cuts a run back to its checkpoint of `step`, as a kill before the next one would leave it but for the later rows.
+fn forget_after(dir: &Path, step: usize, checkpoints: &[usize]) {
+    for later in checkpoints.iter().filter(|s| **s > step) {
+        fs::remove_dir_all(dir.join(format!("checkpoints/step-{later:06}"))).unwrap();
+    }
+}
+
 /// A step's metrics without its clock.
 fn timeless(mut row: Value) -> Value {
     for key in ["seconds", "rollout_tokens_per_second", "update_tokens_per_second"] {
@@ -168,6 +178,88 @@ fn a_run_leaves_everything_behind_that_it_promises() {
 }
 
 #[test]
+fn a_run_looks_inside_at_the_same_tokens_every_few_steps() {
+    let dir = run();
+    let probe = rows(&dir.join("probe.jsonl"));
+    // Before the first step, every third, and after the last.
+    let seen: Vec<_> =
+        probe.iter().map(|p| (p["step"].as_u64().unwrap(), p["policy"].as_str().unwrap(), &p["layer"])).collect();
+    assert_eq!(seen, [(0, "layer:1", &json!(1)), (3, "final", &json!(1)), (4, "final", &json!(1))]);
+    let metrics = rows(&dir.join("metrics.jsonl"));
+    let looked: Vec<_> = metrics.iter().map(|m| m["seconds"]["probe"].is_number()).collect();
+    assert_eq!(looked, [false, false, true, true]);
+    let ends: Vec<_> = metrics.iter().map(|m| m["phase_end"].as_str()).collect();
+    assert_eq!(ends, [None, Some("steps"), None, None]);
+    for p in &probe {
+        for list in [&p["entropy"]["resid_post"], &p["entropy_change"]["ffn"], &p["residual_norm"]] {
+            assert!(list.as_array().unwrap().len() == 3 && list[2].is_number(), "{p}");
+        }
+        assert!(p["perplexity"].as_f64().unwrap() >= 1.0 && p["guard"].is_null(), "{p}");
+        assert_eq!(p["tokens"], probe[0]["tokens"]);
+    }
+    // At step 0 it is the analysis before training, whose first responses it shares.
+    let analysis: Value =
+        serde_json::from_slice(&fs::read(dir.join("analysis-before/analysis.json")).unwrap()).unwrap();
+    assert_eq!(probe[0]["tokens"], analysis["tokens"]);
+    for (layer, l) in analysis["per_layer"].as_array().unwrap().iter().enumerate() {
+        assert_eq!(probe[0]["entropy"]["ffn"][layer], l["entropy"]["ffn"]);
+    }
+    // The tokens are files that the other verbs read, and the perplexity is that of the scores.
+    let root = tempfile::tempdir().unwrap();
+    let (scores, references) = (root.path().join("scores.jsonl"), dir.join("probe/references.jsonl"));
+    ok(&["score", text(&model()), "--data", text(&references), "--out", text(&scores)]);
+    let log_probs: Vec<f64> = rows(&scores)
+        .iter()
+        .flat_map(|s| s["log_probs"].as_array().unwrap().iter().map(|p| p.as_f64().unwrap()).collect::<Vec<_>>())
+        .collect();
+    let perplexity = (-log_probs.iter().sum::<f64>() / log_probs.len() as f64).exp();
+    assert!((perplexity / probe[2]["perplexity"].as_f64().unwrap() - 1.0).abs() < 1e-5, "{perplexity}");
+}
+
+#[test]
+fn the_guard_ends_the_internal_phase_early_and_a_resumed_run_remembers() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("guarded");
+    // A learning rate that destroys: worse from the first step on, and patience for two.
+    let settings = ["rl.lr=0.03", "bupo.steps=4", "bupo.stop=guard", "bupo.guard.patience=3", "probe.every=1"];
+    let mut args = vec!["train", "RECIPE", "--dir", text(&dir)];
+    settings.iter().for_each(|s| args.extend(["--set", s]));
+    let recipe = recipe(root.path());
+    args[1] = text(&recipe);
+    let output = bupo(&args);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    assert_eq!(
+        said.matches("step 3: the guard ends the internal phase 1 steps early, since the perplexity").count(),
+        1,
+        "{said}"
+    );
+    let metrics = rows(&dir.join("metrics.jsonl"));
+    let phases: Vec<_> = metrics.iter().map(|m| (m["phase"].as_str().unwrap(), m["phase_end"].as_str())).collect();
+    assert_eq!(phases, [("internal", None), ("internal", None), ("internal", Some("guard")), ("final", None)]);
+    let probe = rows(&dir.join("probe.jsonl"));
+    let judged: Vec<_> = probe.iter().map(|p| (p["guard"]["worse"].as_u64(), p["guard"]["stop"].as_bool())).collect();
+    let expected = [(0, false), (1, false), (2, false), (3, true)].map(|(w, s)| (Some(w), Some(s)));
+    assert_eq!(judged, [&expected[..], &[(None, None)]].concat());
+    assert_eq!(probe[3]["guard"]["baseline"], probe[0]["perplexity"]);
+    // Taken up before the decision, with half of the patience gone, and after it.
+    for (from, checkpoints) in [(2, &[2, 4][..]), (0, &[2, 4])] {
+        let again = root.path().join(format!("from-{from}"));
+        copy(&dir, &again);
+        forget_after(&again, from, checkpoints);
+        ok(&["train", text(&again), "--resume"]);
+        let same = |file: &str| fs::read(again.join(file)).unwrap() == fs::read(dir.join(file)).unwrap();
+        assert!(same("probe.jsonl") && same("checkpoints/step-000004/model.safetensors"), "from {from}");
+        let timeless_rows = |d: &Path| rows(&d.join("metrics.jsonl")).into_iter().map(timeless).collect::<Vec<_>>();
+        assert_eq!(timeless_rows(&again), timeless_rows(&dir));
+    }
+    // Without the tokens that it looked at, a run does not go on as if nothing had happened.
+    fs::remove_file(dir.join("probe/samples.jsonl")).unwrap();
+    forget_after(&dir, 2, &[2, 4]);
+    fails(&["train", text(&dir), "--resume"], &["probe/samples.jsonl"]);
+}
+
+#[test]
 fn a_run_under_the_mathematical_rule_logs_where_the_text_comparison_differs() {
     let model = model();
     let root = tempfile::tempdir().unwrap();
@@ -200,9 +292,7 @@ fn a_resumed_run_equals_one_never_stopped_bit_for_bit() {
         // As a kill would leave it: later checkpoints missing, later rows and a torn line there.
         let dir = root.path().join(format!("from-{from}"));
         copy(whole, &dir);
-        for step in [2, 4].into_iter().filter(|s| *s > from) {
-            fs::remove_dir_all(dir.join(format!("checkpoints/step-{step:06}"))).unwrap();
-        }
+        forget_after(&dir, from, &[2, 4]);
         fs::create_dir_all(dir.join("checkpoints/.tmp-step-000004-1")).unwrap();
         fs::write(dir.join("metrics.jsonl"), fs::read_to_string(dir.join("metrics.jsonl")).unwrap() + "{\"step\": 1")
             .unwrap();
@@ -216,6 +306,8 @@ fn a_resumed_run_equals_one_never_stopped_bit_for_bit() {
         let metrics = |d: &Path| rows(&d.join("metrics.jsonl")).into_iter().map(timeless).collect::<Vec<_>>();
         assert_eq!(metrics(&dir), metrics(whole));
         assert_eq!(rows(&dir.join("completions.jsonl")), rows(&whole.join("completions.jsonl")));
+        let probe = |d: &Path| fs::read_to_string(d.join("probe.jsonl")).unwrap();
+        assert_eq!(probe(&dir), probe(whole));
         assert!(!dir.join("checkpoints/.tmp-step-000004-1").exists());
     }
     let path = recipe(root.path());
@@ -396,6 +488,7 @@ fn bad_input_ends_with_one_clear_error_and_no_half_written_output() {
     train("bupo.stepz=1", &["did you mean bupo.steps?"]);
     train("rollout.max_new_tokens=1000", &["context is 96"]);
     train("data.arithmetic.operators=\"/\"", &["operators"]);
+    train("probe.references=[\"no.jsonl\"]", &["probe.references names no.jsonl"]);
     fails(&["train", text(&at("none.toml"))], &["none.toml", "arithmetic-bupo"]);
     // The model has no chat template, and says what to do.
     fails(&["generate", text(&whole), "--prompt", "hi"], &["chat template", "plain"]);

@@ -1,5 +1,6 @@
 //! `bupo train`: warm up, look inside, choose the layer, align, train, and say what changed.
 
+mod probe;
 mod setup;
 mod state;
 mod summary;
@@ -16,6 +17,7 @@ use crate::model::{Model, Workspace};
 use crate::policy::{InternalPolicy, LayerIndex};
 use crate::recipe::Recipe;
 use crate::rl::adamw::Optimizer;
+use crate::rl::metrics::{PhaseEnd, StepMetrics};
 use crate::rl::schedule::Schedule;
 use crate::rl::trainer::Trainer;
 use crate::rollout::engine::{Engine, Request, generate};
@@ -23,14 +25,16 @@ use crate::rollout::sampler::Sampling;
 use crate::run::atomic::{clean_leftovers, write_file_atomic};
 use crate::run::checkpoint::Checkpoints;
 use crate::run::interrupt;
-use crate::run::jsonl::{JsonlWriter, keep_steps_until};
+use crate::run::jsonl::{JsonlWriter, keep_steps_until, write_jsonl};
 use crate::run::manifest::{Manifest, now};
 use crate::run::progress::{Progress, say};
 use crate::tasks::Problem;
 use crate::tasks::seed::derive_seed;
 use crate::text::PromptEncoder;
 use anyhow::{Context, Result, bail, ensure};
+use probe::{Plan, Probe};
 use setup::{Source, Start};
+use state::Standing;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -83,10 +87,14 @@ struct Run {
     prompts: PromptEncoder,
     manifest: Manifest,
     started: Instant,
+    plan: Option<Plan>,
     // What `begin` or `resume` found:
     model: Option<Model>,
     optimizer: Option<Optimizer>,
     policy: Option<InternalPolicy>,
+    probe: Option<Probe>,
+    /// The step that the guard ended the internal phase with.
+    internal_until: Option<usize>,
     step: usize,
     /// Where the next step's problems begin in the run's order.
     position: u64,
@@ -102,6 +110,10 @@ impl Run {
         let evaluation = setup::evaluation_problems(&recipe)?;
         // A template that fails does so now.
         prompts.encode(&source.problem(recipe.seed, 0)?.messages)?;
+        let plan = match checkpoints.latest() {
+            Some(_) => None,
+            None => Plan::open(&recipe, &source, &evaluation, &prompts, &model)?,
+        };
         checkpoints.create()?;
         clean_leftovers(&dir)?;
         let manifest = Manifest::new(&recipe.name, recipe.seed, rayon::current_num_threads());
@@ -114,9 +126,12 @@ impl Run {
             prompts,
             manifest,
             started: Instant::now(),
+            plan,
             model: Some(model),
             optimizer: None,
             policy: None,
+            probe: None,
+            internal_until: None,
             step: 0,
             position: 0,
         })
@@ -143,6 +158,13 @@ impl Run {
         println!("{}\n{}\n", terminal::table(&analysis), terminal::summary(&analysis));
         self.policy = self.choose_policy(&model, &analysis)?;
         self.optimizer = Some(Optimizer::new(&model.layout));
+        if let Some(plan) = self.plan.take() {
+            let mut probe = Probe::make(plan, &self.recipe, &self.prompts, &model, &self.dir)?;
+            let schedule = Schedule::new(&self.recipe.bupo, self.policy)?;
+            let row = probe.look(&model, 0, &schedule, self.layer())?;
+            write_jsonl(&self.dir.join("probe.jsonl"), &[row])?;
+            self.probe = Some(probe);
+        }
         self.save(&model, 0)?;
         self.model = Some(model);
         Ok(true)
@@ -175,13 +197,16 @@ impl Run {
         let model = self.model.as_ref().context("a run resumes with a model")?;
         let state = state::load(&self.checkpoints.path(step), &model.layout)?;
         state::same_recipe(&self.recipe, &state.recipe, &self.dir)?;
-        self.policy = match &state.policy {
+        let standing = state.standing;
+        self.policy = match &standing.policy {
             Some(name) => Some(InternalPolicy::parse(name, model.config.layers)?),
             None => None,
         };
         (self.optimizer, self.step) = (Some(state.optimizer), step);
-        self.position = state.position;
-        for file in ["metrics.jsonl", "completions.jsonl"] {
+        self.position = standing.position;
+        self.internal_until = standing.internal_until;
+        self.probe = Probe::resume(&self.recipe, &self.dir, standing.guard_values)?;
+        for file in ["metrics.jsonl", "completions.jsonl", "probe.jsonl"] {
             keep_steps_until(&self.dir.join(file), step)?;
         }
         say(&format!("{}: going on after step {step} of {}", self.recipe.name, self.recipe.rl.steps));
@@ -195,7 +220,10 @@ impl Run {
             self.optimizer.take().context("a run trains with an optimizer")?,
         );
         let before = self.scores(&mut model, "before")?;
-        let schedule = Schedule::new(&self.recipe.bupo, self.policy)?;
+        let mut schedule = Schedule::new(&self.recipe.bupo, self.policy)?;
+        if let Some(step) = self.internal_until {
+            schedule.end_internal_at(step);
+        }
         let reference = match self.recipe.loss.kl_coef != 0.0 {
             true => Some(
                 open_model(&self.checkpoints.path(0), self.recipe.compute)
@@ -215,7 +243,8 @@ impl Run {
         }
         let mut history = Vec::new();
         for step in self.step + 1..=steps {
-            let report = trainer.step(step, &mut |n| self.draw(n), &mut |_| ())?;
+            let mut report = trainer.step(step, &mut |n| self.draw(n), &mut |_| ())?;
+            self.look_inside(&mut trainer, &mut report.metrics)?;
             metrics.append(std::slice::from_ref(&report.metrics))?;
             completions.append(&report.completions)?;
             self.step = step;
@@ -254,7 +283,7 @@ impl Run {
             dir: &self.dir,
             checkpoint: &self.checkpoints.path(steps),
             policy: self.policy.filter(|_| self.recipe.bupo.steps > 0),
-            internal_steps: self.recipe.bupo.steps,
+            internal_steps: self.internal_until.unwrap_or(self.recipe.bupo.steps),
             before: before.as_ref(),
             after: after.as_ref(),
             history: &history,
@@ -263,6 +292,31 @@ impl Run {
             seconds: self.started.elapsed().as_secs_f64(),
         });
         Ok(())
+    }
+
+    /// Looks inside after a step where a look is due; the guard may make it the last of the internal phase.
+    fn look_inside(&mut self, trainer: &mut Trainer<'_>, metrics: &mut StepMetrics) -> Result<()> {
+        let (step, steps, layer) = (metrics.step, self.recipe.rl.steps, self.layer());
+        let Some(probe) = self.probe.as_mut().filter(|probe| probe.due(step, steps)) else { return Ok(()) };
+        let start = Instant::now();
+        let row = probe.look(&trainer.model, step, &trainer.settings.schedule, layer)?;
+        JsonlWriter::open(&self.dir.join("probe.jsonl"))?.append(std::slice::from_ref(&row))?;
+        if let Some(reason) = row.guard.as_ref().and_then(|guard| guard.reason.as_ref()) {
+            trainer.settings.schedule.end_internal_at(step);
+            self.internal_until = Some(step);
+            metrics.phase_end = Some(PhaseEnd::Guard);
+            say(&format!(
+                "step {step}: the guard ends the internal phase {} steps early, since {reason}",
+                self.recipe.bupo.steps - step
+            ));
+        }
+        metrics.seconds.probe = Some(start.elapsed().as_secs_f64());
+        Ok(())
+    }
+
+    /// The layer of the run's internal policy.
+    fn layer(&self) -> Option<LayerIndex> {
+        self.policy.and_then(|policy| policy.tap().layer())
     }
 
     /// The next `n` problems of the run's order.
@@ -383,9 +437,14 @@ impl Run {
     /// Writes a checkpoint whole, and lets old ones go.
     fn save(&self, model: &Model, step: usize) -> Result<()> {
         let optimizer = self.optimizer.as_ref().context("a checkpoint holds an optimizer")?;
-        let policy = self.policy.map(|p| p.to_string());
+        let standing = Standing {
+            position: self.position,
+            policy: self.policy.map(|p| p.to_string()),
+            internal_until: self.internal_until,
+            guard_values: self.probe.as_ref().map_or_else(Vec::new, |probe| probe.values.clone()),
+        };
         let path: &Path = &self.checkpoints.path(step);
-        state::save(path, model, self.prompts.tokenizer(), optimizer, &self.recipe, policy, step, self.position)?;
+        state::save(path, model, self.prompts.tokenizer(), optimizer, &self.recipe, standing, step)?;
         ensure!(path.is_dir(), "the checkpoint {} did not appear", path.display());
         self.checkpoints.prune(self.recipe.run.keep_checkpoints)
     }

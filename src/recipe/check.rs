@@ -2,6 +2,7 @@
 
 use super::Recipe;
 use crate::model::ModelConfig;
+use crate::rl::Stop;
 use anyhow::{Context, Result, bail, ensure};
 
 impl Recipe {
@@ -102,6 +103,20 @@ impl Recipe {
             self.bupo.steps,
             self.rl.steps
         );
+        self.bupo.guard.check().context("[bupo.guard]")?;
+        at_least_one("probe", &[("responses", self.probe.responses)])?;
+        if self.bupo.stop == Stop::Guard {
+            let (every, steps) = (self.probe.every, self.bupo.steps);
+            ensure!(
+                every > 0,
+                "bupo.stop = \"guard\" needs looks inside, but probe.every = 0: set probe.every, or bupo.stop = \"steps\""
+            );
+            ensure!(
+                steps == 0 || every < steps,
+                "bupo.stop = \"guard\" would never judge: the internal phase has bupo.steps = {steps}, and probe.every = {every}. \
+                 Set probe.every below bupo.steps"
+            );
+        }
         if let Some(e) = &self.evaluate {
             at_least_one("evaluate", &[("problems", e.problems), ("n", e.n)])?;
             for k in &e.k {
@@ -146,6 +161,8 @@ impl Recipe {
     pub fn check_data(&self) -> Result<()> {
         let files = self.data.train.iter().map(|f| ("data.train", f));
         let files = files.chain(self.evaluate.iter().flat_map(|e| e.data.iter().map(|f| ("evaluate.data", f))));
+        let files = files.chain(self.probe.data.iter().map(|f| ("probe.data", f)));
+        let files = files.chain(self.probe.references.iter().map(|f| ("probe.references", f)));
         for (key, file) in files {
             ensure!(file.is_file(), "{key} names {}, but there is no such file (recipe {})", file.display(), self.name);
         }

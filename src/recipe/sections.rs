@@ -209,3 +209,27 @@ impl Default for AnalysisSection {
         AnalysisSection { responses: 128, threshold: None }
     }
 }
+
+/// What is looked at inside the model while it trains (paper, section 8): the same tokens every time.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ProbeSection {
+    /// Rollout steps between looks; 0: none. With any, also before the first step and after the last.
+    pub every: usize,
+    /// Most responses that are looked at, and most references.
+    pub responses: usize,
+    /// Files of problems, which the starting model answers, or of texts or tokens with a response; without them, held-out
+    /// problems where the run has any, else its first ones.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub data: Vec<PathBuf>,
+    /// Files of texts or tokens with a response, whose perplexity is followed; without them, the worked solutions of the
+    /// probe's problems, where they have any.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub references: Vec<PathBuf>,
+}
+
+impl Default for ProbeSection {
+    fn default() -> Self {
+        ProbeSection { every: 0, responses: 32, data: Vec::new(), references: Vec::new() }
+    }
+}

@@ -1,6 +1,6 @@
 use super::*;
 use crate::model::init::InitConfig;
-use crate::rl::Advantage;
+use crate::rl::{Advantage, Stop};
 use proptest::prelude::*;
 
 const SMALL: &str = "name = \"x\"\n[model]\npath = \"m\"\n[data]\ntrain = [\"a.parquet\"]\n[optimizer]\neps = 1e-6\n";
@@ -170,11 +170,31 @@ fn nonsense_is_refused_before_anything_starts() {
         ("warmup.batch=8", "data.arithmetic"),
         ("evaluate.n=16", "[evaluate] needs data"),
         ("bupo={ steps = 400 }", "rl.steps = 300"),
+        ("bupo={ steps = 30, stop = \"guard\" }", "bupo.stop = \"guard\" needs looks inside, but probe.every = 0"),
+        ("bupo={ steps = 30, guard = { threshold = 0.0 } }", "[bupo.guard]: threshold = 0"),
+        ("probe.responses=0", "probe.responses = 0"),
+        ("probe.every=often", "probe.every: invalid type"),
+        ("probe.evry=1", "did you mean probe.every?"),
     ] {
         let message = error(SMALL, &[key]);
         assert!(message.contains(expected), "{key}: {message}");
     }
     assert!(format!("{:#}", Recipe::load("no-such-recipe", &[]).unwrap_err()).contains("arithmetic-bupo"));
+}
+
+#[test]
+fn a_guard_must_have_something_to_judge_and_time_for_it() {
+    let with = |bupo: &str, every: usize| {
+        let overrides = [format!("bupo={{ {bupo}, stop = \"guard\" }}"), format!("probe.every={every}")];
+        Recipe::parse(SMALL, "x.toml", &overrides).map_err(|e| format!("{e:#}"))
+    };
+    assert_eq!(with("steps = 30", 10).unwrap().bupo.stop, Stop::Guard);
+    let message = with("steps = 30", 30).unwrap_err();
+    assert!(message.contains("bupo.steps = 30, and probe.every = 30"), "{message}");
+    // GRPO made of a guarded recipe has nothing to guard.
+    with("steps = 0", 30).unwrap();
+    let message = error(SMALL, &["bupo={ steps = 1, stop = \"seconds\" }"]);
+    assert!(message.contains("bupo.stop = \"seconds\": expected \"steps\", \"guard\""), "{message}");
 }
 
 #[test]

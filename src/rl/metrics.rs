@@ -37,13 +37,27 @@ pub struct RolloutAgreement {
     pub max: f64,
 }
 
+/// Why the internal phase ended with a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PhaseEnd {
+    /// It had all its steps.
+    Steps,
+    /// The guard saw it turn for the worse (`probe.jsonl` says how).
+    Guard,
+}
+
 /// Wall-clock seconds of the step's parts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Seconds {
     pub rollout: f64,
     pub old_log_probs: f64,
     pub update: f64,
+    /// Rollout, judging and updates; not the probe.
     pub total: f64,
+    /// The look inside after this step, where there was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probe: Option<f64>,
 }
 
 /// One rollout step.
@@ -55,6 +69,9 @@ pub struct StepMetrics {
     pub phase: String,
     /// The policy that this step optimized: `final`, `layer:6`, ...
     pub policy: String,
+    /// Only in the last step of the internal phase.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase_end: Option<PhaseEnd>,
     #[serde(flatten)]
     pub rewards: GroupStats,
     /// Mean value of every part of the reward, before its weight, over the responses that have one.

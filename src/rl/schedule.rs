@@ -1,5 +1,6 @@
 //! Which policy a step optimizes: the one thing that distinguishes BuPO from GRPO (paper, equation 10).
 
+use super::guard::GuardConfig;
 use crate::policy::{InternalPolicy, LayerIndex};
 use anyhow::{Result, bail, ensure};
 use serde::de::{Unexpected, Visitor};
@@ -54,8 +55,19 @@ impl<'de> Deserialize<'de> for LayerChoice {
     }
 }
 
+/// What ends the internal phase.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Stop {
+    /// Its number of steps, as in the paper.
+    #[default]
+    Steps,
+    /// The guard, when what it looks at turns for the worse; the number of steps at the latest.
+    Guard,
+}
+
 /// BuPO's settings. The default, for a recipe that says nothing, is `steps = 0`: GRPO.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BupoConfig {
     #[serde(default)]
@@ -65,6 +77,11 @@ pub struct BupoConfig {
     pub policy: Option<String>,
     /// Rollout steps of the internal phase. No default here: whoever writes `layer` without `steps` would get GRPO.
     pub steps: usize,
+    #[serde(default)]
+    pub stop: Stop,
+    /// Settings of `stop = "guard"`.
+    #[serde(default)]
+    pub guard: GuardConfig,
 }
 
 impl BupoConfig {
@@ -123,6 +140,14 @@ impl Phase {
         }
     }
 
+    /// The rollout step that this phase ends with, if it ends before the run does.
+    pub fn last_step(self) -> Option<usize> {
+        match self {
+            Phase::Internal { until_step, .. } => Some(until_step),
+            Phase::Final => None,
+        }
+    }
+
     /// `internal` or `final`, for metrics and people.
     pub fn name(self) -> &'static str {
         match self {
@@ -166,6 +191,14 @@ impl Schedule {
         }
     }
 
+    /// Makes rollout step `step` the last of the internal phase, if it would not have ended before. The steps up to it are
+    /// what they were.
+    pub fn end_internal_at(&mut self, step: usize) {
+        if let Some((_, until_step)) = &mut self.internal {
+            *until_step = step.min(*until_step);
+        }
+    }
+
     /// The policy that rollout step `step`, counted from 1, optimizes. Rollouts come from the final policy in every step.
     pub fn policy_at(&self, step: usize) -> InternalPolicy {
         self.phase_at(step).policy()
@@ -191,8 +224,23 @@ mod tests {
         assert_eq!(schedule.policy_at(1), layer(6));
         assert_eq!(schedule.phase_at(30), Phase::Internal { policy: layer(6), until_step: 30 });
         assert_eq!(schedule.phase_at(31), Phase::Final);
+        assert_eq!((schedule.phase_at(1).last_step(), Phase::Final.last_step()), (Some(30), None));
         assert_eq!(schedule.policy_at(31), InternalPolicy::Final);
         assert_eq!((schedule.phase_at(1).name(), schedule.phase_at(300).name()), ("internal", "final"));
+    }
+
+    #[test]
+    fn an_internal_phase_can_end_early_and_never_late() {
+        let bupo = config("layer = 6\nsteps = 30\nstop = \"guard\"");
+        let mut schedule = Schedule::new(&bupo, bupo.fixed_policy(36).unwrap()).unwrap();
+        schedule.end_internal_at(12);
+        assert_eq!(schedule.phase_at(12), Phase::Internal { policy: layer(6), until_step: 12 });
+        assert_eq!(schedule.phase_at(13), Phase::Final);
+        schedule.end_internal_at(40);
+        assert_eq!(schedule.phase_at(13), Phase::Final);
+        let mut grpo = Schedule::grpo();
+        grpo.end_internal_at(5);
+        assert_eq!(grpo, Schedule::grpo());
     }
 
     #[test]
@@ -247,7 +295,11 @@ mod tests {
 
     #[test]
     fn settings_survive_a_round_trip() {
-        for text in ["layer = 6\nsteps = 30", "layer = \"auto\"\nsteps = 20", "policy = \"attn:2\"\nsteps = 5"] {
+        for text in [
+            "layer = 6\nsteps = 30",
+            "layer = \"auto\"\nsteps = 20\nstop = \"guard\"",
+            "policy = \"attn:2\"\nsteps = 5",
+        ] {
             let bupo = config(text);
             assert_eq!(config(&toml::to_string(&bupo).unwrap()), bupo);
         }

@@ -114,6 +114,7 @@ impl<'a> Trainer<'a> {
             old_log_probs: aligned.old_seconds,
             update: update_seconds,
             total: start.elapsed().as_secs_f64(),
+            probe: None,
         };
         let metrics = self.metrics(step, phase, &sampled, &aligned, seconds)?;
         let completions = self.rows(step, &sampled, &groups)?;

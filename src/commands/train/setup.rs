@@ -17,7 +17,7 @@ use anyhow::{Context, Result};
 use std::path::Path;
 
 /// Held-out problems are the same for every seed of a recipe, so that runs are compared on the same ones.
-const HELD_OUT_SEED: u64 = 0;
+pub const HELD_OUT_SEED: u64 = 0;
 
 /// A model and its way of being asked.
 pub struct Start {

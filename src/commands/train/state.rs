@@ -15,45 +15,66 @@ use std::path::Path;
 #[derive(Serialize, Deserialize)]
 struct Metadata {
     step: usize,
-    /// Problems drawn so far; dynamic sampling draws more than a batch a step.
-    position: u64,
+    #[serde(flatten)]
+    standing: Standing,
     optimizer_steps: u64,
     skipped_steps: u64,
     /// Updates of each tensor, in the layout's order.
     tensor_steps: Vec<u64>,
-    /// The internal policy of the run, once chosen.
-    policy: Option<String>,
     recipe: String,
+}
+
+/// Where a run stands in its data and its phases.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Standing {
+    /// Where the next step's problems begin in the run's order; dynamic sampling draws more than a batch a step.
+    pub position: u64,
+    /// The internal policy of the run, once chosen.
+    pub policy: Option<String>,
+    /// The step that the guard ended the internal phase with.
+    #[serde(default)]
+    pub internal_until: Option<usize>,
+    /// What the guard has seen, from step 0 on.
+    #[serde(default, with = "bits")]
+    pub guard_values: Vec<f64>,
+}
+
+/// Numbers by their bits: a decimal in JSON need not read back as the same one.
+mod bits {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(values: &[f64], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(values.iter().map(|value| value.to_bits()))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<f64>, D::Error> {
+        Ok(Vec::<u64>::deserialize(deserializer)?.into_iter().map(f64::from_bits).collect())
+    }
 }
 
 /// What a resumed run takes up.
 pub struct State {
     pub optimizer: Optimizer,
-    pub policy: Option<String>,
-    /// Where the next step's problems begin in the run's order.
-    pub position: u64,
+    pub standing: Standing,
     /// The recipe, as the run had resolved it.
     pub recipe: String,
 }
 
-#[allow(clippy::too_many_arguments)]
 pub fn save(
     dir: &Path,
     model: &Model,
     tokenizer: &Tokenizer,
     optimizer: &Optimizer,
     recipe: &Recipe,
-    policy: Option<String>,
+    standing: Standing,
     step: usize,
-    position: u64,
 ) -> Result<()> {
     let metadata = Metadata {
         step,
-        position,
+        standing,
         optimizer_steps: optimizer.steps,
         skipped_steps: optimizer.skipped,
         tensor_steps: optimizer.tensor_steps.clone(),
-        policy,
         recipe: recipe.to_toml()?,
     };
     let metadata = serde_json::to_value(metadata).context("the training state cannot be written as JSON")?;
@@ -82,7 +103,7 @@ pub fn load(dir: &Path, layout: &ParamLayout) -> Result<State> {
         steps: metadata.optimizer_steps,
         skipped: metadata.skipped_steps,
     };
-    Ok(State { optimizer, policy: metadata.policy, position: metadata.position, recipe: metadata.recipe })
+    Ok(State { optimizer, standing: metadata.standing, recipe: metadata.recipe })
 }
 
 /// A resumed run equals one never stopped only under the recipe that it began with; where it writes, and on how many

@@ -7,7 +7,7 @@ use crate::reward::Score;
 use crate::rl::advantage::GroupStats;
 use crate::rl::batch::ResponseGroup;
 use crate::rl::masking::Known;
-use crate::rl::metrics::{Lengths, RolloutAgreement, Seconds, StepMetrics, mean_parts};
+use crate::rl::metrics::{Lengths, PhaseEnd, RolloutAgreement, Seconds, StepMetrics, mean_parts};
 use crate::rl::schedule::Phase;
 use crate::rollout::engine::{Completion, Finish};
 use crate::verify::StatusCounts;
@@ -66,6 +66,7 @@ impl Trainer<'_> {
             step,
             phase: phase.name().to_string(),
             policy: phase.policy().to_string(),
+            phase_end: (phase.last_step() == Some(step)).then_some(PhaseEnd::Steps),
             rewards: GroupStats::of(&known.groups())?,
             reward_parts: mean_parts(sampled.scores()),
             rewards_missing: sampled.scores().filter(|s| s.reward.is_none()).count(),

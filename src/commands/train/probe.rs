@@ -1,0 +1,273 @@
+//! The look inside while training (paper, section 8): the same tokens every few steps, and the guard that reads it.
+//!
+//! The tokens are made once, by the starting model, and kept in the run's folder (`probe/samples.jsonl` and
+//! `probe/references.jsonl`, which `bupo analyze` and `bupo score` read as they are): what moves is the model alone.
+
+use super::ANALYSIS_STREAM;
+use super::setup::{HELD_OUT_SEED, Source};
+use crate::analysis::flow::check;
+use crate::analysis::perplexity::perplexity;
+use crate::analysis::profile::Profile;
+use crate::analysis::{Flow, Reading, Sample};
+use crate::commands::{response_tokens, row_tokens};
+use crate::model::{Model, Workspace};
+use crate::policy::{InternalPolicy, LayerIndex};
+use crate::recipe::Recipe;
+use crate::rl::Stop;
+use crate::rl::guard::{GuardConfig, Judgement, Quantity};
+use crate::rl::schedule::{Phase, Schedule};
+use crate::rl::warmup::Example;
+use crate::rollout::engine::{Engine, Request, generate};
+use crate::run::jsonl::{read_jsonl, write_jsonl};
+use crate::tasks::Problem;
+use crate::tasks::arithmetic::Split;
+use crate::tasks::dataset::{Row as DataRow, read_rows};
+use crate::tasks::seed::{derive_seed, stable_hash};
+use crate::text::PromptEncoder;
+use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// One look: a row of `probe.jsonl`.
+#[derive(Clone, Debug, Serialize)]
+pub struct Row {
+    /// Rollout steps taken.
+    pub step: usize,
+    /// What the last of them optimized; at step 0, what the first will.
+    pub policy: String,
+    /// The layer of the run's internal policy, from 1; null in a run that has none.
+    pub layer: Option<usize>,
+    #[serde(flatten)]
+    pub profile: Profile,
+    /// Of the final policy on the references; null without any.
+    pub perplexity: Option<f64>,
+    /// While the guard decides on the internal phase.
+    pub guard: Option<Judgement>,
+}
+
+/// A sequence of the probe before the starting model has answered.
+enum Asked {
+    Answered(Sample),
+    /// A problem's id and its prompt.
+    Prompt(u64, Vec<u32>),
+}
+
+/// What the probe will look at, read and checked before anything heavy starts.
+pub struct Plan {
+    asked: Vec<Asked>,
+    references: Vec<Sample>,
+}
+
+impl Plan {
+    /// None where the recipe asks for no looks.
+    pub fn open(
+        recipe: &Recipe,
+        source: &Source,
+        evaluation: &[Problem],
+        prompts: &PromptEncoder,
+        model: &Model,
+    ) -> Result<Option<Plan>> {
+        let section = &recipe.probe;
+        if section.every == 0 {
+            return Ok(None);
+        }
+        let mut rows = rows_of(&section.data).context("probe.data")?;
+        if rows.is_empty() {
+            let problems = problems(recipe, source, evaluation)?.into_iter();
+            rows.extend(problems.map(|problem| ("a problem of the run".to_string(), DataRow::Problem(problem))));
+        }
+        rows.truncate(section.responses);
+        let (mut asked, mut references) = (Vec::with_capacity(rows.len()), Vec::new());
+        for (place, row) in &rows {
+            let (ids, start) = row_tokens(row, Some(prompts)).with_context(|| place.clone())?;
+            asked.push(match start {
+                Some(response_start) => Asked::Answered(Sample { ids, response_start }),
+                None => Asked::Prompt(id(row), ids),
+            });
+            if let (DataRow::Problem(problem @ Problem { worked: Some(_), .. }), []) = (row, &section.references[..]) {
+                references.push(reference(problem, prompts)?);
+            }
+        }
+        for (number, (place, row)) in
+            rows_of(&section.references).context("probe.references")?.iter().take(section.responses).enumerate()
+        {
+            references.push(match row {
+                DataRow::Problem(problem @ Problem { worked: Some(_), .. }) => reference(problem, prompts)?,
+                _ => {
+                    let (ids, response_start) = response_tokens(row, Some(prompts), number + 1)
+                        .with_context(|| format!("probe.references: {place}"))?;
+                    Sample { ids, response_start }
+                }
+            });
+        }
+        let answered = asked.iter().filter_map(|a| if let Asked::Answered(sample) = a { Some(sample) } else { None });
+        for sample in answered.chain(&references) {
+            check(model, sample).context("a text of the probe")?;
+        }
+        if guard_of(recipe).is_some_and(|guard| guard.quantity == Quantity::Perplexity) && references.is_empty() {
+            bail!(
+                "bupo.guard.quantity = \"perplexity\", but there are no references to take it on: name files of them \
+                 (probe.references = [\"FILE\"], rows of a prompt and a response)"
+            );
+        }
+        Ok(Some(Plan { asked, references }))
+    }
+}
+
+/// Rows of files, each with where it stands.
+fn rows_of(files: &[PathBuf]) -> Result<Vec<(String, DataRow)>> {
+    let mut rows = Vec::new();
+    for file in files {
+        rows.extend(read_rows(file)?.into_iter().map(|row| (file.display().to_string(), row)));
+    }
+    Ok(rows)
+}
+
+/// Held-out problems where the run has any; the first problems of its training else, as for the analysis.
+fn problems(recipe: &Recipe, source: &Source, evaluation: &[Problem]) -> Result<Vec<Problem>> {
+    let n = recipe.probe.responses;
+    match source {
+        _ if !evaluation.is_empty() => Ok(evaluation.iter().take(n).cloned().collect()),
+        Source::Arithmetic(config) => config.distinct(Split::HeldOut, HELD_OUT_SEED, n),
+        Source::Files(_) => (0..n as u64).map(|i| source.problem(recipe.seed, i)).collect(),
+    }
+}
+
+/// A problem's id, from which the seed of its response derives.
+fn id(row: &DataRow) -> u64 {
+    match row {
+        DataRow::Problem(problem) => problem.id,
+        DataRow::Prompt { messages } | DataRow::Text { messages, .. } => {
+            Problem::new("probe", messages.clone(), String::new(), None).id
+        }
+        DataRow::Tokens { input_ids, .. } => {
+            stable_hash(&input_ids.iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<u8>>())
+        }
+    }
+}
+
+/// A worked solution as the warm-up would imitate it, its end token included.
+fn reference(problem: &Problem, prompts: &PromptEncoder) -> Result<Sample> {
+    let example = Example::of(problem, prompts)?;
+    Ok(Sample { response_start: example.prompt.len(), ids: [example.prompt, example.response].concat() })
+}
+
+/// The guard's settings, in a run that it has a say in.
+fn guard_of(recipe: &Recipe) -> Option<GuardConfig> {
+    (recipe.bupo.stop == Stop::Guard && recipe.bupo.steps > 0).then_some(recipe.bupo.guard)
+}
+
+/// The probe of a run.
+pub struct Probe {
+    every: usize,
+    samples: Vec<Sample>,
+    references: Vec<Sample>,
+    guard: Option<GuardConfig>,
+    /// What the guard has seen, from step 0 on: all that its next judgement depends on.
+    pub values: Vec<f64>,
+}
+
+/// A sequence as the run's folder keeps it.
+#[derive(Serialize, Deserialize)]
+struct Tokens {
+    input_ids: Vec<u32>,
+    response_start: usize,
+}
+
+impl Probe {
+    /// Lets the starting model answer, and saves the tokens in the run's folder.
+    pub fn make(plan: Plan, recipe: &Recipe, prompts: &PromptEncoder, model: &Model, dir: &Path) -> Result<Probe> {
+        let mut requests = Vec::new();
+        for asked in &plan.asked {
+            if let Asked::Prompt(id, prompt) = asked {
+                // The analysis' draws: the probe begins with responses that `analysis-before` saw.
+                let seeds = vec![derive_seed(recipe.seed, ANALYSIS_STREAM, *id, 0)];
+                requests.push(Request { prompt: prompt.clone(), seeds });
+            }
+        }
+        let engine = Engine {
+            policy: InternalPolicy::Final,
+            sampling: recipe.rollout.sampling(),
+            eos_ids: prompts.eos_ids(),
+            slots: recipe.rollout.slots,
+        };
+        let completions = generate(model, &mut Workspace::new(model), &engine, &requests, &mut |_| ())?;
+        let mut answers = completions.into_iter().flatten();
+        let mut samples = Vec::with_capacity(plan.asked.len());
+        for asked in plan.asked {
+            samples.push(match asked {
+                Asked::Answered(sample) => sample,
+                Asked::Prompt(_, prompt) => {
+                    let answer = answers.next().context("a prompt of the probe was not answered")?;
+                    let response_start = prompt.len();
+                    Sample { ids: [prompt, answer.ids].concat(), response_start }
+                }
+            });
+        }
+        for (name, samples) in [("samples", &samples), ("references", &plan.references)] {
+            let row = |s: &Sample| Tokens { input_ids: s.ids.clone(), response_start: s.response_start };
+            let rows: Vec<Tokens> = samples.iter().map(row).collect();
+            write_jsonl(&tokens_path(dir, name), &rows)?;
+        }
+        Ok(Probe::new(recipe, samples, plan.references, Vec::new()))
+    }
+
+    /// The probe that a run began with, from its folder; `values` are what its guard had seen. None without looks.
+    pub fn resume(recipe: &Recipe, dir: &Path, values: Vec<f64>) -> Result<Option<Probe>> {
+        if recipe.probe.every == 0 {
+            return Ok(None);
+        }
+        let read = |name: &str| -> Result<Vec<Sample>> {
+            let rows: Vec<Tokens> = read_jsonl(&tokens_path(dir, name))?;
+            Ok(rows.into_iter().map(|row| Sample { ids: row.input_ids, response_start: row.response_start }).collect())
+        };
+        let (samples, references) = (read("samples")?, read("references")?);
+        ensure!(
+            !samples.is_empty(),
+            "{} is gone, and with it the tokens that this run looks at: resume needs the whole folder",
+            tokens_path(dir, "samples").display()
+        );
+        Ok(Some(Probe::new(recipe, samples, references, values)))
+    }
+
+    fn new(recipe: &Recipe, samples: Vec<Sample>, references: Vec<Sample>, values: Vec<f64>) -> Probe {
+        Probe { every: recipe.probe.every, samples, references, guard: guard_of(recipe), values }
+    }
+
+    /// Whether a run of `steps` looks inside after `step`: before the first, every so many, and after the last.
+    pub fn due(&self, step: usize, steps: usize) -> bool {
+        step.is_multiple_of(self.every) || step == steps
+    }
+
+    /// Looks at a model after `step`. The guard judges while the next step would still be internal.
+    pub fn look(&mut self, model: &Model, step: usize, schedule: &Schedule, layer: Option<LayerIndex>) -> Result<Row> {
+        let mut ws = Workspace::new(model);
+        let mut flow = Flow::new(model.config.layers, Reading { chosen: layer, ..Reading::default() });
+        flow.add(model, &mut ws, &self.samples, &mut |_| ()).context("the probe's samples")?;
+        let profile = Profile::of(&flow.finish(model, "probe", None)?);
+        let perplexity = match self.references.is_empty() {
+            true => None,
+            false => Some(
+                perplexity(InternalPolicy::Final, model, &mut ws, &self.references)
+                    .context("the probe's references")?,
+            ),
+        };
+        let guard = match (self.guard, schedule.phase_at(step + 1)) {
+            (Some(guard), Phase::Internal { .. }) => {
+                let value = match guard.quantity {
+                    Quantity::Perplexity => perplexity,
+                    Quantity::Kl => layer.and_then(|layer| profile.kl_to_later(layer)),
+                };
+                self.values.push(value.context("the guard has nothing to look at")?);
+                guard.judge(&self.values)
+            }
+            _ => None,
+        };
+        let policy = schedule.policy_at(step.max(1)).to_string();
+        Ok(Row { step, policy, layer: layer.map(LayerIndex::one_based), profile, perplexity, guard })
+    }
+}
+
+fn tokens_path(dir: &Path, name: &str) -> PathBuf {
+    dir.join("probe").join(format!("{name}.jsonl"))
+}
