@@ -191,7 +191,15 @@ fn a_run_looks_inside_at_the_same_tokens_every_few_steps() {
     let ends: Vec<_> = metrics.iter().map(|m| m["phase_end"].as_str()).collect();
     assert_eq!(ends, [None, Some("steps"), None, None]);
     for p in &probe {
-        for list in [&p["entropy"]["resid_post"], &p["entropy_change"]["ffn"], &p["residual_norm"]] {
+        // The layer itself is as similar as can be and 0 away from itself.
+        assert!(
+            (p["cosine"][0].as_f64().unwrap() - 1.0).abs() < 1e-6 && p["kl"]["from"][0].as_f64().unwrap() < 1e-6,
+            "{p}"
+        );
+        let kl = [&p["kl"]["to"], &p["kl"]["from"], &p["kl_to_final"], &p["cosine"]];
+        for list in
+            [&p["entropy"]["resid_post"], &p["entropy_change"]["ffn"], &p["residual_norm"]].into_iter().chain(kl)
+        {
             assert!(list.as_array().unwrap().len() == 3 && list[2].is_number(), "{p}");
         }
         assert!(p["perplexity"].as_f64().unwrap() >= 1.0 && p["guard"].is_null(), "{p}");

@@ -105,6 +105,9 @@ mod tests {
         let of = |number: usize| profile.kl_to_later(LayerIndex::from_one_based(number, 4).unwrap());
         // Layers 3 and 4, and layer 2 against the final policy; above the last layer there is only the final one.
         assert_eq!((of(2), of(4)), (Some((1.0 + 2.0 + 6.0) / 3.0), Some(4.0)));
-        assert_eq!(Profile { kl: None, ..profile.clone() }.kl_to_later(LayerIndex::from_one_based(2, 4).unwrap()), None);
+        assert_eq!(
+            Profile { kl: None, ..profile.clone() }.kl_to_later(LayerIndex::from_one_based(2, 4).unwrap()),
+            None
+        );
     }
 }

@@ -1,6 +1,6 @@
 //! When to end the internal phase before its last step. Too long a phase destroys the model: on Qwen3-4B the paper's mean
-//! score goes from 58.5 after 30 internal steps to 42.1 after 50 and 9.9 after 70, and the perplexity of the final policy,
-//! and the KL between the optimized layer's policy and later ones, tell it before the score does (paper, table 2 and section 8).
+//! score goes from 58.5 after 30 internal steps to 42.1 after 50 and 9.9 after 70, and the perplexity of the final policy
+//! rises, and the KL between the optimized layer's policy and later ones gets worse (paper, table 2, figures 5 and 7).
 //!
 //! The rule is a pure function of the values seen so far, one a probe, the first from step 0. Every probe looks at the same
 //! tokens, so a value moves with the weights only, and needs no smoothing.
@@ -182,9 +182,15 @@ mod tests {
         let worse = g.judge(&[2.0, 1.6, 2.4]).unwrap();
         assert_eq!((worse.baseline, worse.threshold, worse.worse, worse.stop), (1.6, 2.0, 1, false));
         let last = g.judge(&[2.0, 1.6, 2.4, 3.2]).unwrap();
-        assert!(last.stop && last.reason.as_deref().is_some_and(|r| r.contains("100 % above its best of 1.6")), "{last:?}");
+        assert!(
+            last.stop && last.reason.as_deref().is_some_and(|r| r.contains("100 % above its best of 1.6")),
+            "{last:?}"
+        );
         let json = serde_json::to_value(&first).unwrap();
-        assert_eq!((&json["quantity"], &json["stop"], &json["reason"]), (&"perplexity".into(), &false.into(), &().into()));
+        assert_eq!(
+            (&json["quantity"], &json["stop"], &json["reason"]),
+            (&"perplexity".into(), &false.into(), &().into())
+        );
     }
 
     #[test]
