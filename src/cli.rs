@@ -93,7 +93,7 @@ pub struct AnalyzeArgs {
     /// JSONL of {input_ids, response_start} or {prompt|messages, response}; or problems, answered by the model first
     #[arg(long)]
     pub data: PathBuf,
-    /// Folder for analysis.json and layers.parquet
+    /// Folder for analysis.json, layers.parquet and tokens.parquet
     #[arg(long)]
     pub out: PathBuf,
     /// Only the first N rows
@@ -105,6 +105,12 @@ pub struct AnalyzeArgs {
     /// Also compare every layer's policy with layer N's
     #[arg(long, value_name = "N")]
     pub layer: Option<usize>,
+    /// Also write tokens.parquet: the first N samples token by token, what every policy of every layer said there
+    #[arg(long, value_name = "N")]
+    pub tokens: Option<usize>,
+    /// Likeliest tokens that a row of tokens.parquet lists
+    #[arg(long, value_name = "K", default_value_t = 5, requires = "tokens")]
+    pub top: usize,
     /// Nats of FFN entropy change that still count as integration [default: 1 % of ln V]
     #[arg(long)]
     pub threshold: Option<f64>,

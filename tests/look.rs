@@ -1,4 +1,5 @@
-//! Looking inside through the binary: several policies side by side, two checkpoints compared, and wrong input.
+//! Looking inside through the binary: several policies side by side, samples token by token, two checkpoints compared, and
+//! wrong input.
 
 use bupo::model::init::{InitConfig, random_params};
 use bupo::model::weights::{SaveOptions, save};
@@ -99,6 +100,72 @@ fn several_policies_answer_the_same_prompts_from_the_same_seeds() {
     wrong("final,", &["\"\"", "final, layer:N"]);
     wrong("final,middle", &["middle"]);
     wrong("attn:1,final,attn:1", &["attn:1 twice"]);
+}
+
+#[test]
+fn the_first_samples_are_shown_token_by_token() {
+    let root = tempfile::tempdir().unwrap();
+    let at = |name: &str| root.path().join(name);
+    write(&model(|_| ()), &at("model"));
+    let lines = "{\"prompt\": \"2+2=\", \"response\": \"4 €\"}\n{\"input_ids\": [1, 2, 3], \"response_start\": 1}\n";
+    fs::write(at("rows.jsonl"), lines).unwrap();
+    let analyze = |out: &Path, more: &[&str]| {
+        let (model, data) = (at("model"), at("rows.jsonl"));
+        let args = ["analyze", text(&model), "--data", text(&data), "--out", text(out), "--plain", "{problem}"];
+        [&args[..], more].concat().iter().map(|s| s.to_string()).collect::<Vec<_>>()
+    };
+    let run = |args: Vec<String>| ok(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    let read = |dir: &Path| -> Vec<Value> {
+        let file = fs::File::open(dir.join("tokens.parquet")).unwrap();
+        let reader = parquet::file::reader::SerializedFileReader::new(file).unwrap();
+        reader.into_iter().map(|row| row.unwrap().to_json_value()).collect()
+    };
+    run(analyze(&at("plain"), &[]));
+    assert!(!at("plain/tokens.parquet").exists());
+    run(analyze(&at("one"), &["--tokens", "1"]));
+    // The plain analysis is the same with and without.
+    for file in ["analysis.json", "layers.parquet"] {
+        assert!(fs::read(at("plain").join(file)).unwrap() == fs::read(at("one").join(file)).unwrap(), "{file}");
+    }
+    // 4, a space, and the three bytes of the euro sign; three layers' three policies and the final one.
+    let table = read(&at("one"));
+    assert_eq!(table.len(), 5 * 10);
+    let shown: Vec<&str> = table.iter().step_by(10).map(|r| r["token"].as_str().unwrap()).collect();
+    assert_eq!(shown, ["4", " ", "<0xE2>", "<0x82>", "<0xAC>"]);
+    let state = |r: &Value| (r["state"].as_str().unwrap().to_string(), r["layer"].as_u64().unwrap());
+    let expected = [1, 2, 3].map(|l| ["layer", "attn", "ffn"].map(|s| (s.to_string(), l))).concat();
+    assert_eq!(table[..10].iter().map(state).collect::<Vec<_>>(), [expected, vec![("final".into(), 3)]].concat());
+    for row in &table {
+        assert_eq!((&row["sample"], row["top_ids"].as_array().unwrap().len()), (&1.into(), 5));
+        let (first, log_prob) = (row["top_probs"][0].as_f64().unwrap(), row["log_prob"].as_f64().unwrap());
+        assert_eq!(row["rank"] == 1, row["top_ids"][0] == row["token_id"], "{row}");
+        assert!(log_prob.exp() <= first * 1.000_01 && row["kl_to_final"].as_f64().unwrap() >= 0.0, "{row}");
+        assert!(row["top_tokens"][0].as_str().is_some_and(|t| !t.is_empty()), "{row}");
+    }
+    // Scoring the final policy says the same of the tokens that came.
+    let (scores, dir, data) = (at("scores.jsonl"), at("model"), at("rows.jsonl"));
+    ok(&["score", text(&dir), "--data", text(&data), "--plain", "{problem}", "--out", text(&scores)]);
+    let scored = rows(&scores)[0]["log_probs"].as_array().unwrap().clone();
+    for (row, scored) in table.iter().skip(9).step_by(10).zip(scored) {
+        assert!((row["log_prob"].as_f64().unwrap() - scored.as_f64().unwrap()).abs() < 1e-5, "{row} {scored}");
+    }
+    run(analyze(&at("all"), &["--tokens", "9", "--top", "1", "--lens", "final_norm"]));
+    let all = read(&at("all"));
+    assert_eq!((all.len(), all[50]["sample"].as_u64(), all[50]["position"].as_u64()), (7 * 10, Some(2), Some(1)));
+    assert_eq!(all[0]["top_probs"].as_array().unwrap().len(), 1);
+    run(analyze(&at("again"), &["--tokens", "9", "--top", "1", "--lens", "final_norm"]));
+    let bytes = |name: &str| fs::read(at(name).join("tokens.parquet")).unwrap();
+    assert!(bytes("all") == bytes("again") && bytes("all") != bytes("one"), "the same bytes twice");
+    let wrong = |more: &[&str], expected: &[&str]| {
+        let args = analyze(&at("none"), more);
+        fails(&args.iter().map(String::as_str).collect::<Vec<_>>(), expected);
+        assert!(!at("none").exists(), "a half-written output");
+    };
+    wrong(&["--tokens", "1", "--top", "0"], &["--top 0", "1 to 259"]);
+    wrong(&["--tokens", "1", "--top", "260"], &["--top 260", "259"]);
+    wrong(&["--tokens", "0"], &["--tokens 0"]);
+    let here = text(root.path());
+    fails(&["analyze", here, "--data", text(&data), "--out", text(&at("none")), "--tokens", "1"], &["config.json"]);
 }
 
 #[test]

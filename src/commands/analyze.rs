@@ -1,5 +1,7 @@
 //! `bupo analyze`: responses in, `analysis.json`, a table and a chart out.
 
+pub mod tokens;
+
 use super::{open_model, optional_encoder, row_tokens};
 use crate::analysis::{Analysis, Flow, Reading, Sample, terminal};
 use crate::cli::AnalyzeArgs;
@@ -31,6 +33,11 @@ pub fn run(args: &AnalyzeArgs) -> Result<()> {
     let dir = checkpoint(&args.model)?;
     let model = open_model(&dir, args.numbers.compute)?;
     let prompts = optional_encoder(&dir, &args.prompt, model.config.max_position_embeddings)?;
+    if args.tokens.is_some() {
+        let vocabulary = model.config.vocab_size;
+        ensure!((1..=vocabulary).contains(&args.top), "--top {}: expected 1 to {vocabulary} tokens", args.top);
+    }
+    ensure!(args.tokens != Some(0), "--tokens 0: expected at least one sample");
     let mut ws = Workspace::new(&model);
     let mut samples = Vec::with_capacity(rows.len());
     let mut unanswered = Vec::new();
@@ -53,6 +60,12 @@ pub fn run(args: &AnalyzeArgs) -> Result<()> {
     let seconds = start.elapsed().as_secs_f64();
     let analysis = flow.finish(&model, &args.model.to_string_lossy(), args.threshold)?;
     save(&args.out, &analysis)?;
+    if let Some(n) = args.tokens {
+        let samples = &samples[..n.min(samples.len())];
+        let tokenizer = prompts.as_ref().map(PromptEncoder::tokenizer);
+        let path = tokens::save(&args.out, (&model, &mut ws), samples, args.lens, args.top, tokenizer)?;
+        say(&format!("{} samples token by token: {}", samples.len(), path.display()));
+    }
     if args.json {
         let rate = analysis.tokens as f64 / seconds;
         let line = serde_json::json!({

@@ -112,6 +112,11 @@ impl Tokenizer {
         self.inner.decode(ids, skip_special).map_err(|e| anyhow!("the tokenizer could not decode: {e}"))
     }
 
+    /// A token as the vocabulary spells it; `None` beyond its end.
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
     /// Number of tokens, special ones included.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
