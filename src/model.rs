@@ -8,6 +8,7 @@ pub mod kv_cache;
 pub mod packed;
 pub mod params;
 pub mod taps;
+pub mod trained;
 pub mod weights;
 
 use crate::compute::cpu::head::Head;
@@ -22,6 +23,7 @@ pub use config::ModelConfig;
 pub use decoder::{Keep, Workspace};
 pub use params::{ParamLayout, TensorSpec};
 pub use taps::{LayerIndex, Tap};
+pub use trained::Trained;
 
 /// A decoder's configuration and weights; the weights are one flat array with named ranges.
 #[derive(Clone, Debug)]

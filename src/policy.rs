@@ -2,7 +2,7 @@
 
 mod gradient;
 
-pub use gradient::Pass;
+pub use gradient::{Part, Pass};
 
 use crate::compute::Packing;
 use crate::compute::cpu::head::HeadStats;
@@ -14,14 +14,17 @@ pub use crate::model::taps::{LayerIndex, LayerOutOfRange};
 
 /// A distribution over next tokens that can be scored, sampled from, analysed and trained.
 ///
-/// Internal policies use the **raw** hidden state: no final norm is applied (paper, section 2). `Layer(L)` of the
-/// last layer is therefore not `Final`.
+/// Internal policies use the **raw** hidden state: no final norm is applied (paper, section 2), but in `Normed`, which is there
+/// to be compared with. `Layer(L)` of the last layer is therefore not `Final`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum InternalPolicy {
     /// `softmax(LN_final(H^L) E_u^T)`, the model itself (equation 1).
     Final,
     /// `softmax(H^l E_u^T)` (equation 5).
     Layer(LayerIndex),
+    /// `softmax(LN_final(H^l) E_u^T)`, with the final norm all the same: the classic logit lens, which the paper compares with
+    /// (its table 5). Of the last layer it is `Final`.
+    Normed(LayerIndex),
     /// `softmax(A^l E_u^T)` (equation 6).
     Attention(LayerIndex),
     /// `softmax(F^l E_u^T)` (equation 6).
@@ -31,14 +34,16 @@ pub enum InternalPolicy {
 /// Why a policy's name could not be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PolicyError {
-    #[error("unknown policy {got:?}: expected final, layer:N, attn:N or ffn:N, with N a layer from 1 to {layers}")]
+    #[error(
+        "unknown policy {got:?}: expected final, layer:N, attn:N, ffn:N or normed:N, with N a layer from 1 to {layers}"
+    )]
     Unknown { got: String, layers: usize },
     #[error("policy {got:?}: {reason}")]
     Layer { got: String, reason: LayerOutOfRange },
 }
 
 impl InternalPolicy {
-    /// Reads `final`, `layer:6`, `attn:6` or `ffn:6` for a model of `layers` layers.
+    /// Reads `final`, `layer:6`, `attn:6`, `ffn:6` or `normed:6` for a model of `layers` layers.
     pub fn parse(text: &str, layers: usize) -> Result<InternalPolicy, PolicyError> {
         let unknown = || PolicyError::Unknown { got: text.to_string(), layers };
         if text == "final" {
@@ -50,6 +55,7 @@ impl InternalPolicy {
             .map_err(|reason| PolicyError::Layer { got: text.to_string(), reason });
         match kind {
             "layer" => Ok(InternalPolicy::Layer(layer?)),
+            "normed" => Ok(InternalPolicy::Normed(layer?)),
             "attn" => Ok(InternalPolicy::Attention(layer?)),
             "ffn" => Ok(InternalPolicy::Ffn(layer?)),
             _ => Err(unknown()),
@@ -61,6 +67,7 @@ impl InternalPolicy {
         match self {
             InternalPolicy::Final => Tap::Final,
             InternalPolicy::Layer(l) => Tap::ResidPost(l),
+            InternalPolicy::Normed(l) => Tap::Normed(l),
             InternalPolicy::Attention(l) => Tap::Attn(l),
             InternalPolicy::Ffn(l) => Tap::Ffn(l),
         }
@@ -72,6 +79,7 @@ impl fmt::Display for InternalPolicy {
         match self {
             InternalPolicy::Final => f.write_str("final"),
             InternalPolicy::Layer(l) => write!(f, "layer:{l}"),
+            InternalPolicy::Normed(l) => write!(f, "normed:{l}"),
             InternalPolicy::Attention(l) => write!(f, "attn:{l}"),
             InternalPolicy::Ffn(l) => write!(f, "ffn:{l}"),
         }
@@ -151,7 +159,7 @@ mod tests {
 
     #[test]
     fn names_round_trip_and_layers_count_from_one() {
-        for name in ["final", "layer:1", "layer:4", "attn:2", "ffn:3"] {
+        for name in ["final", "layer:1", "layer:4", "attn:2", "ffn:3", "normed:2"] {
             assert_eq!(InternalPolicy::parse(name, 4).unwrap().to_string(), name);
         }
         let six = InternalPolicy::parse("layer:4", 4).unwrap();

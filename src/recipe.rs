@@ -12,7 +12,7 @@ pub use sections::{
 
 use crate::model::Compute;
 use crate::reward::RewardConfig;
-use crate::rl::{BupoConfig, LossConfig, OptimizerConfig};
+use crate::rl::{BupoConfig, LossConfig, OptimizerConfig, PhaseConfig};
 use crate::text::PromptTemplate;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -50,6 +50,9 @@ pub struct Recipe {
     pub optimizer: OptimizerConfig,
     #[serde(default)]
     pub bupo: BupoConfig,
+    /// Any list of phases, where two are not enough; instead of `bupo`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub phase: Vec<PhaseConfig>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub evaluate: Option<EvaluateSection>,
     #[serde(default)]
@@ -66,6 +69,11 @@ impl Recipe {
     /// The run's folder.
     pub fn dir(&self) -> PathBuf {
         self.run.dir.clone().unwrap_or_else(|| PathBuf::from("runs").join(&self.name))
+    }
+
+    /// What is optimized, phase by phase: `[[phase]]`, or what `[bupo]` is short for. None are GRPO.
+    pub fn phases(&self) -> Vec<PhaseConfig> {
+        if self.phase.is_empty() { self.bupo.phases() } else { self.phase.clone() }
     }
 }
 

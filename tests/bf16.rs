@@ -39,7 +39,8 @@ fn run(compute: Compute, policy: &str) -> (Model, HeadStats, Vec<f32>) {
     };
     let mut grads = vec![0f32; model.layout.len()];
     let mut ws = Workspace::new(&model);
-    let pass = Pass { temperature: 1.0, keep: Keep::Activations, whole: false };
+    let trained = model.layout.trained_by(policy.tap());
+    let pass = Pass { temperature: 1.0, keep: Keep::Activations, whole: false, trained: &trained };
     let stats = policy.gradient(&model, &mut ws, &packing, &targets, pass, &mut grads, loss).unwrap();
     (model, stats, grads)
 }

@@ -14,8 +14,8 @@ use bupo::compute::cpu::norm::{add_rms_norm, rms_norm, rms_norm_backward};
 use bupo::compute::cpu::rope::{QkRope, RopeTable};
 use bupo::compute::cpu::swiglu::{swiglu, swiglu_backward};
 use bupo::model::config::Family;
-use bupo::model::{Keep, Model, ModelConfig, ParamLayout, Workspace};
-use bupo::policy::{InternalPolicy, Pass, Targets};
+use bupo::model::{Keep, LayerIndex, Model, ModelConfig, ParamLayout, Tap, Trained, Workspace};
+use bupo::policy::{InternalPolicy, Part, Pass, Targets};
 use std::convert::Infallible;
 use std::ops::Range;
 
@@ -209,7 +209,11 @@ fn head_log_probs_and_entropy() {
         };
         let head = Head { embedding: &table, hidden_size: d, temperature, compute: Compute::F32 };
         let (mut dh, mut de) = (vec![f32::NAN; rows * d], vec![0.0; v * d]);
-        let stats = head.forward_backward(&hidden, &targets, &mut dh, &mut de, &mut vec![], constant(cp, &ce)).unwrap();
+        let stats =
+            head.forward_backward(&hidden, &targets, &mut dh, Some(&mut de), &mut vec![], constant(cp, &ce)).unwrap();
+        let mut alone = vec![f32::NAN; rows * d];
+        head.forward_backward(&hidden, &targets, &mut alone, None, &mut vec![], constant(cp, &ce)).unwrap();
+        assert_eq!(alone, dh, "a frozen unembedding changes the gradient of the states");
         assert_eq!(stats, head.forward(&hidden, Some(&targets)));
         check("head hidden", &hidden, &dh, |x| f(x, &table));
         check("head unembedding", &table, &de, |x| f(&hidden, x));
@@ -275,8 +279,9 @@ fn whole_decoder_for_every_kind_of_policy() {
     let (cp, ce) = (noise(targets.len(), 6), noise(targets.len(), 7));
     for (family, tied) in [(Family::Qwen3, true), (Family::Qwen2, false), (Family::Llama, true)] {
         let model = model(family, tied);
-        for policy in ["final", "layer:2", "layer:3", "attn:2", "ffn:3"] {
+        for policy in ["final", "layer:2", "layer:3", "attn:2", "ffn:3", "normed:2", "normed:3"] {
             let policy = InternalPolicy::parse(policy, 3).unwrap();
+            let trained = model.layout.trained_by(policy.tap());
             let f = |params: &[f32]| {
                 let moved = Model::new(model.config.clone(), params.to_vec());
                 let s = policy.score(&moved, &mut Workspace::new(&moved), &packing, &targets, 0.9);
@@ -284,7 +289,7 @@ fn whole_decoder_for_every_kind_of_policy() {
             };
             let mut by_mode = vec![];
             for (keep, whole) in [(Keep::Activations, false), (Keep::LayerInputs, false), (Keep::Activations, true)] {
-                let pass = Pass { temperature: 0.9, keep, whole };
+                let pass = Pass { temperature: 0.9, keep, whole, trained: &trained };
                 let mut ws = Workspace::new(&model);
                 let mut grads = vec![0f32; model.layout.len()];
                 let loss = constant(&cp, &ce);
@@ -294,11 +299,13 @@ fn whole_decoder_for_every_kind_of_policy() {
             assert_eq!(by_mode[0], by_mode[1], "recomputing changes the gradient of {policy}");
             assert_eq!(by_mode[0], by_mode[2], "a loss that is asked once changes the gradient of {policy}");
             let grads = &by_mode[0];
-            let trained = model.layout.trained_by(policy.tap());
-            assert!(grads[trained.end..].iter().all(|g| *g == 0.0), "{policy} reaches above itself");
             // Tensor by tensor, so that a large gradient cannot hide a small one's error.
-            for tensor in model.layout.tensors.iter().filter(|t| t.offset < trained.end) {
+            for tensor in &model.layout.tensors {
                 let range = tensor.range();
+                if !trained.has(&range) {
+                    assert!(grads[range].iter().all(|g| *g == 0.0), "{policy} reaches above itself");
+                    continue;
+                }
                 let name = format!("{family:?} {policy} {}", tensor.name);
                 check(&name, &model.params[range.clone()], &grads[range.clone()], |part| {
                     let mut params = model.params.clone();
@@ -328,7 +335,8 @@ fn sharing_a_prompt_changes_neither_values_nor_gradients() {
         let mut ws = Workspace::new(&model);
         let policy = InternalPolicy::Final;
         let mut grads = vec![0f32; model.layout.len()];
-        let pass = Pass { temperature: 1.0, keep: Keep::Activations, whole: false };
+        let trained = Trained::everything(&model.layout);
+        let pass = Pass { temperature: 1.0, keep: Keep::Activations, whole: false, trained: &trained };
         let stats = policy.gradient(&model, &mut ws, packing, targets, pass, &mut grads, constant(&c, &[])).unwrap();
         (stats.log_probs, grads)
     };
@@ -336,4 +344,105 @@ fn sharing_a_prompt_changes_neither_values_nor_gradients() {
     let worst = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     let size = h.iter().fold(0f32, |m, x| m.max(x.abs()));
     assert!(worst(&p, &q) < 1e-5 && worst(&g, &h) < 1e-5 * size, "{} {}", worst(&p, &q), worst(&g, &h) / size);
+}
+
+/// The gradient of `final` and, times 0.7, of a layer beside it, from one forward.
+fn joint(model: &Model, layer: usize, keep: Keep, whole: bool, trained: &Trained) -> Vec<f32> {
+    let (packing, targets) = batch();
+    let (cp, ce, cb) = (noise(targets.len(), 6), noise(targets.len(), 7), noise(targets.len(), 8));
+    let mut grads = vec![0f32; model.layout.len()];
+    let layer = LayerIndex::from_one_based(layer, model.config.layers).unwrap();
+    let pass = Pass { temperature: 0.9, keep, whole, trained };
+    let loss = |part: Part, rows: Range<usize>, _: &HeadStats| -> Result<RowGradients, Infallible> {
+        Ok(match part {
+            Part::Policy => RowGradients { d_log_probs: cp[rows.clone()].to_vec(), d_entropies: ce[rows].to_vec() },
+            Part::Beside => {
+                RowGradients { d_log_probs: cb[rows].iter().map(|c| 0.7 * c).collect(), d_entropies: vec![] }
+            }
+        })
+    };
+    let mut ws = Workspace::new(model);
+    let policy = InternalPolicy::Final;
+    let (stats, beside) =
+        policy.joint_gradient(Some(layer), model, &mut ws, &packing, &targets, pass, &mut grads, loss).unwrap();
+    let score = |p: InternalPolicy| p.score(model, &mut Workspace::new(model), &packing, &targets, 0.9);
+    assert_eq!((stats, beside.unwrap()), (score(InternalPolicy::Final), score(InternalPolicy::Layer(layer))));
+    grads
+}
+
+#[test]
+fn a_joint_gradient_is_the_sum_of_two_and_the_slope_of_the_sum() {
+    let (packing, targets) = batch();
+    let (cp, ce, cb) = (noise(targets.len(), 6), noise(targets.len(), 7), noise(targets.len(), 8));
+    for (family, tied, layer) in [(Family::Qwen3, true, 1), (Family::Qwen2, false, 2), (Family::Llama, true, 3)] {
+        let model = model(family, tied);
+        let lower = InternalPolicy::Layer(LayerIndex::from_one_based(layer, 3).unwrap());
+        let everything = Trained::everything(&model.layout);
+        let grads = joint(&model, layer, Keep::Activations, false, &everything);
+        for (keep, whole) in [(Keep::LayerInputs, false), (Keep::Activations, true)] {
+            assert_eq!(joint(&model, layer, keep, whole, &everything), grads);
+        }
+        let mut apart = vec![0f32; model.layout.len()];
+        for (policy, cp, ce) in
+            [(InternalPolicy::Final, cp.clone(), ce.clone()), (lower, cb.iter().map(|c| 0.7 * c).collect(), vec![])]
+        {
+            let trained = model.layout.trained_by(policy.tap());
+            let pass = Pass { temperature: 0.9, keep: Keep::Activations, whole: false, trained: &trained };
+            let mut ws = Workspace::new(&model);
+            policy.gradient(&model, &mut ws, &packing, &targets, pass, &mut apart, constant(&cp, &ce)).unwrap();
+        }
+        let norm = |x: &[f32]| x.iter().map(|x| (*x as f64).powi(2)).sum::<f64>().sqrt();
+        for tensor in &model.layout.tensors {
+            let range = tensor.range();
+            let difference: Vec<f32> =
+                grads[range.clone()].iter().zip(&apart[range.clone()]).map(|(a, b)| a - b).collect();
+            assert!(norm(&difference) < 1e-5 * norm(&apart[range.clone()]), "{family:?} {}", tensor.name);
+            check(
+                &format!("joint {family:?} {}", tensor.name),
+                &model.params[range.clone()],
+                &grads[range.clone()],
+                |part| {
+                    let mut params = model.params.clone();
+                    params[range.clone()].copy_from_slice(part);
+                    let moved = Model::new(model.config.clone(), params);
+                    let score =
+                        |p: InternalPolicy| p.score(&moved, &mut Workspace::new(&moved), &packing, &targets, 0.9);
+                    let upper = score(InternalPolicy::Final);
+                    weighted(&upper.log_probs, &cp)
+                        + weighted(&upper.entropy, &ce)
+                        + 0.7 * weighted(&score(lower).log_probs, &cb)
+                },
+            );
+        }
+    }
+}
+
+#[test]
+fn frozen_parameters_get_nothing_and_change_nothing_for_the_others() {
+    for (family, tied) in [(Family::Qwen3, true), (Family::Qwen2, false), (Family::Llama, false)] {
+        let model = model(family, tied);
+        let (layout, everything) = (&model.layout, Trained::everything(&model.layout));
+        let whole = joint(&model, 2, Keep::Activations, false, &everything);
+        let layer = |n: usize| layout.layers[n - 1].attn_norm.start..layout.layers[n - 1].down.end;
+        for frozen in [
+            vec![layout.embed.clone(), layer(1)],
+            vec![layer(2)],
+            vec![layout.unembed.clone(), layout.final_norm.clone()],
+            vec![layout.embed.clone(), layer(1), layer(2), layer(3)],
+        ] {
+            let flags: Vec<bool> =
+                layout.tensors.iter().map(|t| !frozen.iter().any(|range| range.contains(&t.offset))).collect();
+            let trained = layout.trained_by(Tap::Final).and(&flags);
+            for keep in [Keep::Activations, Keep::LayerInputs] {
+                let grads = joint(&model, 2, keep, false, &trained);
+                for tensor in &layout.tensors {
+                    let (range, name) = (tensor.range(), &tensor.name);
+                    match trained.has(&range) {
+                        true => assert_eq!(grads[range.clone()], whole[range], "{family:?} {name}"),
+                        false => assert!(grads[range].iter().all(|g| *g == 0.0), "{family:?} {name} is frozen"),
+                    }
+                }
+            }
+        }
+    }
 }

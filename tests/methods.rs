@@ -236,8 +236,11 @@ fn the_gradient_of_every_loss_is_the_same_for_every_micro_batch_size() {
                     LossConfig { kind, aggregation, clip_high: 3.0, entropy_coef: 0.01, ..LossConfig::default() };
                 let mut all = Vec::new();
                 for micro_batch_tokens in [1000, 20, 1] {
+                    let policy = InternalPolicy::parse(policy, 3).unwrap();
                     let settings = UpdateSettings {
-                        policy: InternalPolicy::parse(policy, 3).unwrap(),
+                        policy,
+                        beside: None,
+                        trained: &model.layout.trained_by(policy.tap()),
                         temperature: 0.9,
                         loss: &loss,
                         max_new_tokens: 8,

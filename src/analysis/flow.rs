@@ -177,6 +177,8 @@ impl Flow {
                     *stream = state;
                 }
                 Tap::Final => hold(&state, layers),
+                // Only shown to whoever stops at it.
+                Tap::Normed(_) => {}
             }
         });
         for tokens in held.chunks(GRAM_TOKENS * states * d) {

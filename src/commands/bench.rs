@@ -47,8 +47,11 @@ fn bench_update(args: &BenchUpdateArgs) -> Result<()> {
     let policy = policy(args.layer, &model)?;
     let (groups, given) = groups(&batch, &model).with_context(what)?;
     let loss = LossConfig { aggregation: args.aggregation, ..LossConfig::default() };
+    let trained = model.layout.trained_by(policy.tap());
     let settings = UpdateSettings {
         policy,
+        beside: None,
+        trained: &trained,
         temperature: 1.0,
         loss: &loss,
         max_new_tokens: 1,
@@ -175,8 +178,11 @@ fn bench_step(args: &BenchStepArgs) -> Result<()> {
     let slots = (args.prompts * args.group).max(1);
     let engine = Engine { policy: InternalPolicy::Final, sampling, eos_ids: &[], slots };
     let loss = LossConfig::default();
+    let trained = model.layout.trained_by(policy.tap());
     let settings = UpdateSettings {
         policy,
+        beside: None,
+        trained: &trained,
         temperature: 1.0,
         loss: &loss,
         max_new_tokens: args.new,

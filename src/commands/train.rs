@@ -17,8 +17,9 @@ use crate::model::{Model, Workspace};
 use crate::policy::{InternalPolicy, LayerIndex};
 use crate::recipe::Recipe;
 use crate::rl::adamw::Optimizer;
+use crate::rl::groups::lr_scales;
 use crate::rl::metrics::{PhaseEnd, StepMetrics};
-use crate::rl::schedule::Schedule;
+use crate::rl::schedule::{PhaseConfig, Schedule};
 use crate::rl::trainer::Trainer;
 use crate::rollout::engine::{Engine, Request, generate};
 use crate::rollout::sampler::Sampling;
@@ -34,7 +35,7 @@ use crate::text::PromptEncoder;
 use anyhow::{Context, Result, bail, ensure};
 use probe::{Plan, Probe};
 use setup::{Source, Start};
-use state::Standing;
+use state::{Seen, Standing};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -91,10 +92,12 @@ struct Run {
     // What `begin` or `resume` found:
     model: Option<Model>,
     optimizer: Option<Optimizer>,
-    policy: Option<InternalPolicy>,
+    /// What `"auto"` stands for, once it was looked for.
+    boundary: Option<LayerIndex>,
+    schedule: Schedule,
     probe: Option<Probe>,
-    /// The step that the guard ended the internal phase with.
-    internal_until: Option<usize>,
+    /// The steps that the guard ended phases with.
+    ended_early: Vec<usize>,
     step: usize,
     /// Where the next step's problems begin in the run's order.
     position: u64,
@@ -129,9 +132,10 @@ impl Run {
             plan,
             model: Some(model),
             optimizer: None,
-            policy: None,
+            boundary: None,
+            schedule: Schedule::grpo(),
             probe: None,
-            internal_until: None,
+            ended_early: Vec::new(),
             step: 0,
             position: 0,
         })
@@ -156,12 +160,12 @@ impl Run {
         }
         let analysis = self.analyse(&model, "before")?;
         println!("{}\n{}\n", terminal::table(&analysis), terminal::summary(&analysis));
-        self.policy = self.choose_policy(&model, &analysis)?;
-        self.optimizer = Some(Optimizer::new(&model.layout));
+        self.choose_schedule(&model, &analysis)?;
+        let scales = lr_scales(&self.recipe.optimizer.group, &model.layout)?;
+        self.optimizer = Some(Optimizer::with_scales(&model.layout, scales));
         if let Some(plan) = self.plan.take() {
             let mut probe = Probe::make(plan, &self.recipe, &self.prompts, &model, &self.dir)?;
-            let schedule = Schedule::new(&self.recipe.bupo, self.policy)?;
-            let row = probe.look(&model, 0, &schedule, self.layer())?;
+            let row = probe.look(&model, 0, &self.schedule)?;
             write_jsonl(&self.dir.join("probe.jsonl"), &[row])?;
             self.probe = Some(probe);
         }
@@ -170,42 +174,33 @@ impl Run {
         Ok(true)
     }
 
-    /// The internal policy that BuPO optimizes first: the recipe's, or the boundary layer's.
-    fn choose_policy(&self, model: &Model, analysis: &Analysis) -> Result<Option<InternalPolicy>> {
-        let bupo = &self.recipe.bupo;
-        if bupo.steps == 0 {
-            return Ok(None);
-        }
-        let layers = model.config.layers;
-        let policy = match (bupo.fixed_policy(layers)?, analysis.boundary_layer) {
-            (Some(policy), _) => policy,
-            (None, Some(layer)) => {
-                say(&format!("bupo.layer = \"auto\": the boundary layer of this model is {layer}"));
-                InternalPolicy::Layer(LayerIndex::from_one_based(layer, layers)?)
+    /// The run's phases, with the boundary layer where the recipe says `"auto"`.
+    fn choose_schedule(&mut self, model: &Model, analysis: &Analysis) -> Result<()> {
+        let (phases, layers) = (self.recipe.phases(), model.config.layers);
+        if phases.iter().any(PhaseConfig::needs_boundary_layer) {
+            let found = analysis.boundary_layer.map(|layer| LayerIndex::from_one_based(layer, layers));
+            self.boundary = found.transpose()?;
+            if let Some(layer) = self.boundary {
+                say(&format!("\"auto\": the boundary layer of this model is {layer}"));
             }
-            // Nothing is silent: the analysis is on the screen, and the way out is named.
-            (None, None) => bail!(
-                "bupo.layer = \"auto\" found no boundary layer: no layer's FFN widens the distribution of this model. Name a \
-                 layer (bupo.layer = N), or set bupo.steps = 0 for GRPO"
-            ),
-        };
-        Ok(Some(policy))
+        }
+        self.schedule = Schedule::new(&phases, layers, self.boundary)?;
+        Ok(())
     }
 
     /// Takes up a run where its checkpoint of `step` left it.
     fn resume(&mut self, step: usize) -> Result<()> {
         let model = self.model.as_ref().context("a run resumes with a model")?;
-        let state = state::load(&self.checkpoints.path(step), &model.layout)?;
+        let state = state::load(&self.checkpoints.path(step), &model.layout, &self.recipe)?;
         state::same_recipe(&self.recipe, &state.recipe, &self.dir)?;
-        let standing = state.standing;
-        self.policy = match &standing.policy {
-            Some(name) => Some(InternalPolicy::parse(name, model.config.layers)?),
-            None => None,
-        };
+        let (standing, layers) = (state.standing, model.config.layers);
+        self.boundary = standing.boundary.map(|layer| LayerIndex::from_one_based(layer, layers)).transpose()?;
+        self.schedule = Schedule::new(&self.recipe.phases(), layers, self.boundary)?;
+        standing.ended_early.iter().for_each(|step| self.schedule.end_internal_at(*step));
         (self.optimizer, self.step) = (Some(state.optimizer), step);
         self.position = standing.position;
-        self.internal_until = standing.internal_until;
-        self.probe = Probe::resume(&self.recipe, &self.dir, standing.guard_values)?;
+        self.ended_early = standing.ended_early;
+        self.probe = Probe::resume(&self.recipe, &self.dir, standing.guard)?;
         for file in ["metrics.jsonl", "completions.jsonl", "probe.jsonl"] {
             keep_steps_until(&self.dir.join(file), step)?;
         }
@@ -220,10 +215,6 @@ impl Run {
             self.optimizer.take().context("a run trains with an optimizer")?,
         );
         let before = self.scores(&mut model, "before")?;
-        let mut schedule = Schedule::new(&self.recipe.bupo, self.policy)?;
-        if let Some(step) = self.internal_until {
-            schedule.end_internal_at(step);
-        }
         let reference = match self.recipe.loss.kl_coef != 0.0 {
             true => Some(
                 open_model(&self.checkpoints.path(0), self.recipe.compute)
@@ -231,7 +222,7 @@ impl Run {
             ),
             false => None,
         };
-        let settings = setup::train_settings(&self.recipe, schedule);
+        let settings = setup::train_settings(&self.recipe, self.schedule.clone());
         let (prompts, steps, every) = (self.prompts.clone(), self.recipe.rl.steps, self.recipe.run.checkpoint_every);
         let mut trainer = Trainer::new(settings, model, optimizer, reference, &prompts)?;
         let mut metrics = JsonlWriter::open(&self.dir.join("metrics.jsonl"))?;
@@ -274,7 +265,7 @@ impl Run {
         }
         progress.finish();
         drop(metrics);
-        let mut model = trainer.model;
+        let (mut model, trained_by) = (trainer.model, trainer.settings.schedule);
         let after = self.scores(&mut model, "after")?;
         let analysis = self.analyse(&model, "after")?;
         self.manifest.finished = Some(now());
@@ -282,8 +273,7 @@ impl Run {
         summary::print(&summary::Ending {
             dir: &self.dir,
             checkpoint: &self.checkpoints.path(steps),
-            policy: self.policy.filter(|_| self.recipe.bupo.steps > 0),
-            internal_steps: self.internal_until.unwrap_or(self.recipe.bupo.steps),
+            schedule: &trained_by,
             before: before.as_ref(),
             after: after.as_ref(),
             history: &history,
@@ -296,27 +286,21 @@ impl Run {
 
     /// Looks inside after a step where a look is due; the guard may make it the last of the internal phase.
     fn look_inside(&mut self, trainer: &mut Trainer<'_>, metrics: &mut StepMetrics) -> Result<()> {
-        let (step, steps, layer) = (metrics.step, self.recipe.rl.steps, self.layer());
+        let (step, steps) = (metrics.step, self.recipe.rl.steps);
         let Some(probe) = self.probe.as_mut().filter(|probe| probe.due(step, steps)) else { return Ok(()) };
         let start = Instant::now();
-        let row = probe.look(&trainer.model, step, &trainer.settings.schedule, layer)?;
+        let schedule = &mut trainer.settings.schedule;
+        let row = probe.look(&trainer.model, step, schedule)?;
         JsonlWriter::open(&self.dir.join("probe.jsonl"))?.append(std::slice::from_ref(&row))?;
         if let Some(reason) = row.guard.as_ref().and_then(|guard| guard.reason.as_ref()) {
-            trainer.settings.schedule.end_internal_at(step);
-            self.internal_until = Some(step);
+            let early = schedule.phase_at(step).last_step.map_or(0, |last| last - step);
+            schedule.end_internal_at(step);
+            self.ended_early.push(step);
             metrics.phase_end = Some(PhaseEnd::Guard);
-            say(&format!(
-                "step {step}: the guard ends the internal phase {} steps early, since {reason}",
-                self.recipe.bupo.steps - step
-            ));
+            say(&format!("step {step}: the guard ends the internal phase {early} steps early, since {reason}"));
         }
         metrics.seconds.probe = Some(start.elapsed().as_secs_f64());
         Ok(())
-    }
-
-    /// The layer of the run's internal policy.
-    fn layer(&self) -> Option<LayerIndex> {
-        self.policy.and_then(|policy| policy.tap().layer())
     }
 
     /// The next `n` problems of the run's order.
@@ -412,7 +396,8 @@ impl Run {
             })
             .collect();
         // A boundary layer that is yet to be found is not known before the analysis.
-        let chosen = match self.policy.or(self.recipe.bupo.fixed_policy(model.config.layers)?) {
+        let schedule = Schedule::new(&self.recipe.phases(), model.config.layers, self.boundary);
+        let chosen = match schedule.ok().and_then(|schedule| schedule.internal_policy_at(1)) {
             Some(InternalPolicy::Layer(layer)) => Some(layer),
             _ => None,
         };
@@ -439,9 +424,9 @@ impl Run {
         let optimizer = self.optimizer.as_ref().context("a checkpoint holds an optimizer")?;
         let standing = Standing {
             position: self.position,
-            policy: self.policy.map(|p| p.to_string()),
-            internal_until: self.internal_until,
-            guard_values: self.probe.as_ref().map_or_else(Vec::new, |probe| probe.values.clone()),
+            boundary: self.boundary.map(LayerIndex::one_based),
+            ended_early: self.ended_early.clone(),
+            guard: self.probe.as_ref().map_or_else(Seen::default, |probe| probe.seen.clone()),
         };
         let path: &Path = &self.checkpoints.path(step);
         state::save(path, model, self.prompts.tokenizer(), optimizer, &self.recipe, standing, step)?;

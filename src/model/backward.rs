@@ -5,7 +5,7 @@
 
 use super::decoder::{Keep, Workspace, resize};
 use super::taps::{LayerIndex, Tap};
-use super::{Model, ParamLayout};
+use super::{Model, Trained};
 use crate::compute::Packing;
 use crate::compute::cpu::attention::{AttentionSaved, attention_backward};
 use crate::compute::cpu::embedding::embed_backward;
@@ -26,63 +26,90 @@ enum Entry {
 }
 
 impl Tap {
-    /// Layer and part where a backward from this tap starts; none for [`Tap::Final`], which starts above them all.
-    fn entry(self) -> Option<(LayerIndex, Entry)> {
+    /// Part of its layer where a backward from this tap starts.
+    fn entry(self) -> Entry {
         match self {
-            Tap::Final => None,
-            Tap::ResidPost(l) => Some((l, Entry::Layer)),
-            Tap::Ffn(l) => Some((l, Entry::Ffn)),
-            Tap::Attn(l) => Some((l, Entry::Attention)),
+            Tap::Final | Tap::ResidPost(_) | Tap::Normed(_) => Entry::Layer,
+            Tap::Ffn(_) => Entry::Ffn,
+            Tap::Attn(_) => Entry::Attention,
             other => unreachable!("no policy reads {other:?}"),
         }
     }
 }
 
-impl ParamLayout {
-    /// The prefix of the flat array that a policy reading `tap` trains: embedding, unembedding, and the layers up to
-    /// the tap (for an attention output without that layer's FFN).
-    pub fn trained_by(&self, tap: Tap) -> Range<usize> {
-        match tap.entry() {
-            None => 0..self.len(),
-            Some((layer, Entry::Attention)) => 0..self.layers[layer.index()].o.end,
-            Some((layer, _)) => 0..self.layers[layer.index()].down.end,
+/// The gradients as a backward sees them: parts of the flat array, of trained tensors only.
+struct Grads<'a> {
+    flat: &'a mut [f32],
+    trained: &'a Trained,
+    /// Takes what is computed of frozen norms on the way to their input's gradient.
+    spare: Vec<f32>,
+}
+
+impl Grads<'_> {
+    /// Where a tensor's gradient is added up; none if it is frozen.
+    fn of(&mut self, range: &Range<usize>) -> Option<&mut [f32]> {
+        self.trained.has(range).then(|| &mut self.flat[range.clone()])
+    }
+
+    fn norm(&mut self, range: &Range<usize>) -> &mut [f32] {
+        if self.trained.has(range) {
+            return &mut self.flat[range.clone()];
         }
+        resize(&mut self.spare, range.len());
+        &mut self.spare
     }
 }
 
-/// Disjoint mutable parts of one layer's gradients, cut from the flat array at `range`.
-fn part<'a>(grads: &'a mut [f32], range: &Range<usize>) -> &'a mut [f32] {
-    &mut grads[range.clone()]
+/// The gradient of the states that a loss reads, `[T, d]` each.
+#[derive(Debug)]
+pub struct StateGradients<'a> {
+    /// Of the tap's state; consumed.
+    pub d_state: &'a mut Vec<f32>,
+    /// Of `H^l`, a stream below the tap that is read as well: it joins on the way down.
+    pub beside: Option<(LayerIndex, &'a [f32])>,
 }
 
 impl Model {
-    /// Adds to `grads` (laid out as the parameters, at least [`ParamLayout::trained_by`] long) the gradient of every
-    /// parameter below `tap`. `d_state` `[T, d]`, the gradient of the tap's state, is consumed. The workspace holds the
-    /// forward of the same batch to the same tap, with [`Keep::Activations`] or [`Keep::LayerInputs`]; it is spent.
-    pub fn backward(&self, ws: &mut Workspace, packing: &Packing, tap: Tap, d_state: &mut Vec<f32>, grads: &mut [f32]) {
+    /// Adds to `grads` (laid out as the parameters) the gradient of every parameter in `trained`, which lies below `tap`
+    /// ([`ParamLayout::trained_by`]); below the lowest of them nothing is computed. The workspace holds the forward of the same
+    /// batch to the same tap, with [`Keep::Activations`] or [`Keep::LayerInputs`]; it is spent.
+    pub fn backward(
+        &self,
+        ws: &mut Workspace,
+        packing: &Packing,
+        tap: Tap,
+        states: StateGradients<'_>,
+        trained: &Trained,
+        grads: &mut [f32],
+    ) {
         assert!(ws.keep != Keep::Nothing, "the forward kept nothing for a backward");
-        let (top, mut entry) = match tap.entry() {
-            Some(start) => start,
-            None => {
-                let mut d_stream = std::mem::take(&mut ws.branch);
-                resize(&mut d_stream, d_state.len());
-                let range = &self.layout.final_norm;
-                let stream = &ws.streams[self.config.layers];
-                let dw = part(grads, range);
-                rms_norm_backward(stream, self.param(range), &ws.inv_rms_final, d_state, &mut d_stream, dw, false);
-                ws.branch = std::mem::replace(d_state, d_stream);
-                let Some(last) = LayerIndex::all(self.config.layers).next_back() else { return };
-                (last, Entry::Layer)
+        let StateGradients { d_state, beside } = states;
+        let top = tap.layer().or_else(|| LayerIndex::all(self.config.layers).next_back());
+        let mut entry = tap.entry();
+        let mut grads = Grads { flat: grads, trained, spare: Vec::new() };
+        if matches!(tap, Tap::Final | Tap::Normed(_)) {
+            let mut d_stream = std::mem::take(&mut ws.branch);
+            resize(&mut d_stream, d_state.len());
+            let range = &self.layout.final_norm;
+            let stream = &ws.streams[top.map_or(0, LayerIndex::one_based)];
+            let dw = grads.norm(range);
+            rms_norm_backward(stream, self.param(range), &ws.inv_rms_final, d_state, &mut d_stream, dw, false);
+            ws.branch = std::mem::replace(d_state, d_stream);
+        }
+        let Some((top, floor)) = top.zip(trained.floor(&self.layout)) else { return };
+        for layer in LayerIndex::all(top.one_based()).rev().take_while(|layer| *layer >= floor) {
+            if let Some((_, d_beside)) = beside.filter(|(at, _)| *at == layer) {
+                d_state.iter_mut().zip(d_beside).for_each(|(sum, d)| *sum += d);
             }
-        };
-        for layer in LayerIndex::all(top.one_based()).rev() {
             if ws.keep == Keep::LayerInputs {
                 self.recompute(ws, packing, layer);
             }
-            self.backward_layer(ws, packing, layer, entry, d_state, grads);
+            self.backward_layer(ws, packing, layer, entry, d_state, &mut grads);
             entry = Entry::Layer;
         }
-        embed_backward(d_state, packing.ids(), part(grads, &self.layout.embed), self.config.hidden_size);
+        if let Some(d_embed) = grads.of(&self.layout.embed) {
+            embed_backward(d_state, packing.ids(), d_embed, self.config.hidden_size);
+        }
     }
 
     /// The layer's activations again, from its saved input.
@@ -103,7 +130,7 @@ impl Model {
         layer: LayerIndex,
         entry: Entry,
         dh: &mut [f32],
-        grads: &mut [f32],
+        grads: &mut Grads<'_>,
     ) {
         let (c, p) = (&self.config, &self.layout.layers[layer.index()]);
         let (t, d, f) = (packing.rows(), c.hidden_size, c.intermediate_size);
@@ -117,11 +144,15 @@ impl Model {
         if entry != Entry::Attention {
             // F = down(swiglu(gate_up(norm(M)))); dh is dF and, in a whole layer, also flows around it.
             swiglu(&a.gate_up, act, f);
-            linear_backward_weight(self.compute, dh, act, part(grads, &p.down), t, f, d);
+            if let Some(dw) = grads.of(&p.down) {
+                linear_backward_weight(self.compute, dh, act, dw, t, f, d);
+            }
             linear_backward_input(self.compute, dh, self.param(&p.down), act, t, f, d, Write::Replace);
             swiglu_backward(&mut a.gate_up, act, f);
-            rms_norm_again(&a.mid, self.param(&p.ffn_norm), &a.inv_rms_ffn, normed);
-            linear_backward_weight(self.compute, &a.gate_up, normed, part(grads, &p.gate_up), t, d, 2 * f);
+            if let Some(dw) = grads.of(&p.gate_up) {
+                rms_norm_again(&a.mid, self.param(&p.ffn_norm), &a.inv_rms_ffn, normed);
+                linear_backward_weight(self.compute, &a.gate_up, normed, dw, t, d, 2 * f);
+            }
             linear_backward_input(
                 self.compute,
                 &a.gate_up,
@@ -132,13 +163,15 @@ impl Model {
                 2 * f,
                 Write::Replace,
             );
-            let (w, dw) = (self.param(&p.ffn_norm), part(grads, &p.ffn_norm));
+            let (w, dw) = (self.param(&p.ffn_norm), grads.norm(&p.ffn_norm));
             rms_norm_backward(&a.mid, w, &a.inv_rms_ffn, branch, dh, dw, entry == Entry::Layer);
         }
 
         // A = o(attention(rope(qkv(norm(x))))); dh is dA and, unless A alone is read, also flows around it.
         resize(d_inner, t * c.q_dim());
-        linear_backward_weight(self.compute, dh, &a.attn, part(grads, &p.o), t, c.q_dim(), d);
+        if let Some(dw) = grads.of(&p.o) {
+            linear_backward_weight(self.compute, dh, &a.attn, dw, t, c.q_dim(), d);
+        }
         linear_backward_input(self.compute, dh, self.param(&p.o), d_inner, t, c.q_dim(), d, Write::Replace);
         resize(qk, t * (c.q_dim() + c.kv_dim()));
         resize(d_wide, t * c.qkv_dim());
@@ -146,20 +179,22 @@ impl Model {
         qk_rope.forward(&a.qkv, qk);
         let saved = AttentionSaved { qk, qkv: &a.qkv, out: &a.attn, lse: &a.lse };
         attention_backward(self.attention_shape(), packing, saved, d_inner, d_wide);
-        let norms = p.q_norm.as_ref().zip(p.k_norm.as_ref()).map(|(q, k)| grads[q.start..k.end].split_at_mut(q.len()));
+        let norms = p.q_norm.as_ref().zip(p.k_norm.as_ref()).filter(|(q, _)| grads.trained.has(q));
+        let norms = norms.map(|(q, k)| grads.flat[q.start..k.end].split_at_mut(q.len()));
         qk_rope.backward(&a.qkv, d_wide, norms);
-        if let Some(range) = &p.qkv_bias {
-            let bias = part(grads, range);
+        if let Some(bias) = p.qkv_bias.as_ref().and_then(|range| grads.of(range)) {
             for row in d_wide.chunks_exact(c.qkv_dim()) {
                 for (sum, x) in bias.iter_mut().zip(row) {
                     *sum += x;
                 }
             }
         }
-        rms_norm_again(x, self.param(&p.attn_norm), &a.inv_rms_attn, normed);
-        linear_backward_weight(self.compute, d_wide, normed, part(grads, &p.qkv), t, d, c.qkv_dim());
+        if let Some(dw) = grads.of(&p.qkv) {
+            rms_norm_again(x, self.param(&p.attn_norm), &a.inv_rms_attn, normed);
+            linear_backward_weight(self.compute, d_wide, normed, dw, t, d, c.qkv_dim());
+        }
         linear_backward_input(self.compute, d_wide, self.param(&p.qkv), branch, t, d, c.qkv_dim(), Write::Replace);
-        let (w, dw) = (self.param(&p.attn_norm), part(grads, &p.attn_norm));
+        let (w, dw) = (self.param(&p.attn_norm), grads.norm(&p.attn_norm));
         rms_norm_backward(x, w, &a.inv_rms_attn, branch, dh, dw, entry != Entry::Attention);
     }
 }

@@ -76,6 +76,8 @@ pub struct HeadScratch {
     pub d_hidden: Vec<f32>,
     /// `[T, d]`
     pub d_state: Vec<f32>,
+    /// `[T, d]`, of the state that is read beside
+    pub d_beside: Vec<f32>,
     /// A block of rows against the vocabulary.
     pub logits: Vec<f32>,
 }
@@ -146,6 +148,12 @@ impl Workspace {
     /// The state of the tap at which the last forward stopped, `[T, d]`.
     pub fn state(&self) -> &[f32] {
         &self.state
+    }
+
+    /// `H^l` `[T, d]` of the last forward, which kept something for a backward and came as far.
+    pub fn stream(&self, layer: LayerIndex) -> &[f32] {
+        assert!(self.keep != Keep::Nothing, "the forward kept no streams");
+        &self.streams[layer.one_based()]
     }
 
     pub(super) fn stream_slot(&self, layer: usize) -> usize {
@@ -229,13 +237,22 @@ impl Model {
             if stopped {
                 return;
             }
+            if until == Tap::Normed(layer) {
+                self.norm_stream(ws, output, t);
+                return observe(until, &ws.state);
+            }
         }
         let last = ws.stream_slot(layers);
-        resize(&mut ws.state, t * d);
+        self.norm_stream(ws, last, t);
+        observe(Tap::Final, &ws.state);
+    }
+
+    /// The final norm of a stream, as the workspace's state.
+    fn norm_stream(&self, ws: &mut Workspace, slot: usize, t: usize) {
+        resize(&mut ws.state, t * self.config.hidden_size);
         resize(&mut ws.inv_rms_final, t);
         let w = self.param(&self.layout.final_norm);
-        rms_norm(&ws.streams[last], w, self.config.rms_norm_eps, &mut ws.state, &mut ws.inv_rms_final);
-        observe(Tap::Final, &ws.state);
+        rms_norm(&ws.streams[slot], w, self.config.rms_norm_eps, &mut ws.state, &mut ws.inv_rms_final);
     }
 
     /// One layer: `x = H^{l-1}` to `post = H^l`. True if `until` lies in this layer, with its state saved.

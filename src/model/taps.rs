@@ -65,6 +65,8 @@ pub enum Tap {
     Ffn(LayerIndex),
     /// `H^l`, raw: no final norm, in the last layer neither.
     ResidPost(LayerIndex),
+    /// `LN_final(H^l)`, what the classic logit lens reads.
+    Normed(LayerIndex),
     /// `LN_final(H^L)`, what the model's own logits are made of.
     Final,
 }
@@ -74,7 +76,7 @@ impl Tap {
     pub fn layer(self) -> Option<LayerIndex> {
         match self {
             Tap::ResidPre(l) | Tap::AttnIn(l) | Tap::Attn(l) | Tap::ResidMid(l) => Some(l),
-            Tap::FfnIn(l) | Tap::Ffn(l) | Tap::ResidPost(l) => Some(l),
+            Tap::FfnIn(l) | Tap::Ffn(l) | Tap::ResidPost(l) | Tap::Normed(l) => Some(l),
             Tap::Final => None,
         }
     }

@@ -1,8 +1,10 @@
 //! Nonsense is refused before anything heavy starts: what can be seen from the recipe alone, its inputs, its model's config.
 
 use super::Recipe;
-use crate::model::ModelConfig;
-use crate::rl::Stop;
+use crate::model::{LayerIndex, ModelConfig, ParamLayout};
+use crate::rl::groups::lr_scales;
+use crate::rl::schedule::check_lengths;
+use crate::rl::{PhaseConfig, Stop};
 use anyhow::{Context, Result, bail, ensure};
 
 impl Recipe {
@@ -117,6 +119,14 @@ impl Recipe {
                  Set probe.every below bupo.steps"
             );
         }
+        ensure!(
+            self.bupo.steps == 0 || self.phase.is_empty(),
+            "[bupo] and [[phase]] both say which policy is optimized: keep one ([bupo] is short for two phases)"
+        );
+        check_lengths(&self.phase, self.rl.steps)?;
+        for (i, phase) in self.phase.iter().enumerate() {
+            self.check_guard(phase).with_context(|| format!("phase {} ({})", i + 1, phase.policy))?;
+        }
         if let Some(e) = &self.evaluate {
             at_least_one("evaluate", &[("problems", e.problems), ("n", e.n)])?;
             for k in &e.k {
@@ -140,6 +150,26 @@ impl Recipe {
                 "analysis.threshold = {threshold}: expected nats, 0 or more"
             );
         }
+        Ok(())
+    }
+
+    /// A guard must have something to look at, and something to go on with.
+    fn check_guard(&self, phase: &PhaseConfig) -> Result<()> {
+        let Some(guard) = phase.guard() else {
+            ensure!(phase.guard.is_none(), "guard = {{ ... }} is not used: set stop = \"guard\" as well");
+            return Ok(());
+        };
+        guard.check().context("guard")?;
+        let every = self.probe.every;
+        ensure!(phase.policy != "final", "stop = \"guard\" ends an internal phase, and this is none");
+        let Some(steps) = phase.steps else {
+            bail!("stop = \"guard\" needs steps, and a phase after this one to go on with")
+        };
+        ensure!(
+            every > 0 && every < steps,
+            "stop = \"guard\" would never judge: the phase has {steps} steps, and probe.every = {every}. Set probe.every above 0 \
+             and below steps"
+        );
         Ok(())
     }
 
@@ -173,6 +203,21 @@ impl Recipe {
     pub fn check_against(&self, config: &ModelConfig) -> Result<()> {
         if let Err(error) = self.bupo.fixed_policy(config.layers) {
             bail!("bupo.{error:#} (recipe {})", self.name);
+        }
+        let layout = ParamLayout::new(config);
+        let scales = lr_scales(&self.optimizer.group, &layout).context("[[optimizer.group]]")?;
+        let moving: Vec<bool> = scales.iter().map(|scale| *scale > 0.0).collect();
+        // Where the boundary layer is not known yet, the first layer stands for it.
+        let stand_in = LayerIndex::all(config.layers).next();
+        for (i, phase) in self.phases().iter().enumerate() {
+            let what = || format!("phase {} (recipe {})", i + 1, self.name);
+            let tap = phase.objective(config.layers, stand_in).with_context(what)?.policy.tap();
+            ensure!(
+                phase.needs_boundary_layer() || !layout.trained_by(tap).and(&moving).is_empty(),
+                "{} optimizes {}, but [[optimizer.group]] freezes everything that it could train",
+                what(),
+                phase.policy
+            );
         }
         let (prompt, new) = (self.rollout.max_prompt_tokens, self.rollout.max_new_tokens);
         ensure!(

@@ -2,16 +2,17 @@
 
 use super::optimizer::OptimizerConfig;
 use crate::compute::cpu::adamw::{AdamwStep, adamw, sum_of_squares};
-use crate::model::{Model, ParamLayout};
+use crate::model::{Model, ParamLayout, Tap, Trained};
 use std::ops::Range;
 
-/// AdamW's moments, laid out as the parameters, and how often each tensor was updated.
+/// AdamW's moments, and how often each tensor was updated.
 ///
 /// Tensors above an internal policy are not touched during its phase, neither by decay nor by stale moments, and their
-/// bias correction starts with their first update, as PyTorch's does for parameters without a gradient.
+/// bias correction starts with their first update, as PyTorch's does for parameters without a gradient. Frozen tensors have no
+/// moments at all.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Optimizer {
-    /// First and second moments, `[n]` each.
+    /// First and second moments of the tensors that are not frozen, in the layout's order.
     pub m: Vec<f32>,
     pub v: Vec<f32>,
     /// Updates so far, one for each tensor of the layout.
@@ -20,6 +21,8 @@ pub struct Optimizer {
     pub steps: u64,
     /// Steps skipped because the gradient was not finite.
     pub skipped: u64,
+    /// Factor on the learning rate of every tensor; 0 is frozen.
+    lr_scales: Vec<f64>,
 }
 
 /// What one call of [`Optimizer::step`] did.
@@ -33,33 +36,47 @@ pub struct StepOutcome {
 }
 
 impl Optimizer {
+    /// Everything learns at the full rate.
     pub fn new(layout: &ParamLayout) -> Optimizer {
-        let n = layout.len();
-        Optimizer {
-            m: vec![0.0; n],
-            v: vec![0.0; n],
-            tensor_steps: vec![0; layout.tensors.len()],
-            steps: 0,
-            skipped: 0,
-        }
+        Optimizer::with_scales(layout, vec![1.0; layout.tensors.len()])
+    }
+
+    /// With a factor on the learning rate of every tensor, `[tensors]` ([`super::groups::lr_scales`]).
+    pub fn with_scales(layout: &ParamLayout, lr_scales: Vec<f64>) -> Optimizer {
+        let n = layout.tensors.iter().zip(&lr_scales).filter(|(_, s)| **s > 0.0).map(|(t, _)| t.len()).sum();
+        let tensor_steps = vec![0; layout.tensors.len()];
+        Optimizer { m: vec![0.0; n], v: vec![0.0; n], tensor_steps, steps: 0, skipped: 0, lr_scales }
     }
 
     /// One without tensors, to stand in while another is elsewhere.
     pub fn empty() -> Optimizer {
-        Optimizer { m: Vec::new(), v: Vec::new(), tensor_steps: Vec::new(), steps: 0, skipped: 0 }
+        Optimizer {
+            m: Vec::new(),
+            v: Vec::new(),
+            tensor_steps: Vec::new(),
+            steps: 0,
+            skipped: 0,
+            lr_scales: Vec::new(),
+        }
     }
 
-    /// Clips the gradient by its norm (as `torch.nn.utils.clip_grad_norm_`) and updates the parameters in `trained`, a
-    /// prefix of the layout. A gradient that is not finite changes nothing and is counted.
+    /// What a policy reading `tap` trains, less what is frozen.
+    pub fn trained(&self, layout: &ParamLayout, tap: Tap) -> Trained {
+        layout.trained_by(tap).and(&self.lr_scales.iter().map(|s| *s > 0.0).collect::<Vec<_>>())
+    }
+
+    /// Clips the gradient by its norm (as `torch.nn.utils.clip_grad_norm_`) and updates the parameters in `trained`, none of
+    /// them frozen ([`Optimizer::trained`]). A gradient that is not finite changes nothing and is counted.
     pub fn step(
         &mut self,
         model: &mut Model,
         grads: &[f32],
-        trained: Range<usize>,
+        trained: &Trained,
         config: &OptimizerConfig,
         lr: f64,
     ) -> StepOutcome {
-        let grad_norm = sum_of_squares(&grads[trained.clone()]).sqrt();
+        let squares: f64 = trained.runs().into_iter().map(|run| sum_of_squares(&grads[run])).sum();
+        let grad_norm = squares.sqrt();
         if !grad_norm.is_finite() {
             self.skipped += 1;
             return StepOutcome { grad_norm, lr, skipped: true };
@@ -67,27 +84,90 @@ impl Optimizer {
         // clip_grad_norm_'s 1e-6 keeps the quotient finite; grad_clip = 0 leaves the gradient as it is.
         let clip = if config.grad_clip > 0.0 { (config.grad_clip / (grad_norm + 1e-6)).min(1.0) } else { 1.0 };
         self.steps += 1;
-        let touched = model.layout.tensors.iter().take_while(|t| t.offset < trained.end).count();
-        let mut first = 0;
-        while first < touched {
-            // Neighbours with the same count are one run of the kernel.
-            let count = self.tensor_steps[first];
-            let run = self.tensor_steps[first..touched].iter().take_while(|c| **c == count).count();
-            let range = model.layout.tensors[first].offset..model.layout.tensors[first + run - 1].range().end;
-            let step = AdamwStep {
-                lr: lr as f32,
-                beta1: config.beta1 as f32,
-                beta2: config.beta2 as f32,
-                eps: config.eps as f32,
-                weight_decay: config.weight_decay as f32,
-                step: count + 1,
-                grad_scale: clip as f32,
-            };
-            let (m, v) = (&mut self.m[range.clone()], &mut self.v[range.clone()]);
-            adamw(&mut model.params[range.clone()], &grads[range], m, v, step);
-            self.tensor_steps[first..first + run].fill(count + 1);
+        let (tensors, mut first, mut moments) = (model.layout.tensors.len(), 0, 0);
+        while first < tensors {
+            // Neighbours that share everything are one run of the kernel.
+            let of =
+                |at: usize| (trained.tensor(at), self.lr_scales[at] > 0.0, self.lr_scales[at], self.tensor_steps[at]);
+            let (touched, kept, scale, count) = of(first);
+            let run = (first..tensors).take_while(|at| of(*at) == (touched, kept, scale, count)).count();
+            let params: Range<usize> =
+                model.layout.tensors[first].offset..model.layout.tensors[first + run - 1].range().end;
+            let own = moments..moments + if kept { params.len() } else { 0 };
+            moments = own.end;
+            if touched && kept {
+                let step = AdamwStep {
+                    lr: (lr * scale) as f32,
+                    beta1: config.beta1 as f32,
+                    beta2: config.beta2 as f32,
+                    eps: config.eps as f32,
+                    weight_decay: config.weight_decay as f32,
+                    step: count + 1,
+                    grad_scale: clip as f32,
+                };
+                let (m, v) = (&mut self.m[own.clone()], &mut self.v[own]);
+                adamw(&mut model.params[params.clone()], &grads[params], m, v, step);
+                self.tensor_steps[first..first + run].fill(count + 1);
+            }
             first += run;
         }
         StepOutcome { grad_norm, lr, skipped: false }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::LayerIndex;
+    use crate::model::init::{InitConfig, random_params};
+
+    fn model() -> Model {
+        let init =
+            InitConfig { layers: 3, hidden_size: 8, heads: 1, kv_heads: 1, head_dim: 8, ..InitConfig::default() };
+        let config = init.model_config(20).unwrap();
+        let params = random_params(&config, &ParamLayout::new(&config), 0.1, 1);
+        Model::new(config, params)
+    }
+
+    /// One step on a gradient of ones; what each layer's first tensor moved by, and the embedding.
+    fn moved(optimizer: &mut Optimizer, model: &mut Model, policy: Tap) -> Vec<f32> {
+        let before = model.params.clone();
+        let trained = optimizer.trained(&model.layout, policy);
+        let config = OptimizerConfig { weight_decay: 0.0, ..OptimizerConfig::default() };
+        let grads = vec![1.0; model.layout.len()];
+        optimizer.step(model, &grads, &trained, &config, 1e-2);
+        let first = |range: &Range<usize>| before[range.start] - model.params[range.start];
+        let layers = model.layout.layers.iter().map(|p| first(&p.qkv));
+        std::iter::once(first(&model.layout.embed)).chain(layers).collect()
+    }
+
+    fn close(got: &[f32], expected: &[f32]) {
+        assert!(got.iter().zip(expected).all(|(g, e)| (g - e).abs() < 1e-6), "{got:?} {expected:?}");
+    }
+
+    #[test]
+    fn groups_learn_at_their_rate_and_frozen_ones_neither_move_nor_take_memory() {
+        let mut model = model();
+        let layer_of = |name: &str| name.strip_prefix("model.layers.").and_then(|n| n[..1].parse::<usize>().ok());
+        // Layer 1 frozen, layer 3 at a tenth. AdamW's first step on a gradient of one sign is the learning rate.
+        let scale = |t: &crate::model::TensorSpec| match layer_of(&t.name) {
+            Some(0) => 0.0,
+            Some(2) => 0.1,
+            _ => 1.0,
+        };
+        let scales: Vec<f64> = model.layout.tensors.iter().map(scale).collect();
+        let mut optimizer = Optimizer::with_scales(&model.layout, scales);
+        let p = &model.layout.layers[0];
+        assert_eq!(optimizer.m.len(), model.layout.len() - (p.down.end - p.attn_norm.start));
+        let (last, second) = (Tap::Final, Tap::ResidPost(LayerIndex::from_one_based(2, 3).unwrap()));
+        close(&moved(&mut optimizer, &mut model, last), &[1e-2, 0.0, 1e-2, 1e-3]);
+        // Below layer 3 only; its moments wait where they were.
+        close(&moved(&mut optimizer, &mut model, second), &[1e-2, 0.0, 1e-2, 0.0]);
+        close(&moved(&mut optimizer, &mut model, last), &[1e-2, 0.0, 1e-2, 1e-3]);
+        let steps = |range: &Range<usize>| {
+            let at = model.layout.tensors.iter().position(|t| t.offset == range.start).unwrap();
+            optimizer.tensor_steps[at]
+        };
+        assert_eq!(model.layout.layers.iter().map(|p| steps(&p.qkv)).collect::<Vec<_>>(), [0, 3, 2]);
     }
 }

@@ -60,18 +60,36 @@ pub struct Seconds {
     pub probe: Option<f64>,
 }
 
+/// The policy that a joint phase optimizes beside the final one.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BesideMetrics {
+    pub policy: String,
+    /// Weight of its loss.
+    pub beta: f64,
+    /// Before the weight; mean over the step's mini-batches.
+    pub loss: f64,
+    #[serde(flatten)]
+    pub surrogate: LossMetrics,
+}
+
 /// One rollout step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StepMetrics {
     /// Rollout step, from 1.
     pub step: usize,
-    /// `internal` or `final`.
+    /// `internal`, `final` or `joint`.
     pub phase: String,
-    /// The policy that this step optimized: `final`, `layer:6`, ...
+    /// Its place in the schedule, from 1.
+    #[serde(default)]
+    pub phase_number: usize,
+    /// The policy that this step optimized: `final`, `layer:6`, `final + 0.1 layer:6`, ...
     pub policy: String,
     /// Only in the last step of the internal phase.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase_end: Option<PhaseEnd>,
+    /// In a joint phase, the surrogate of the lower policy. Everything else is the upper one's, but the loss is the sum.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub beside: Option<BesideMetrics>,
     #[serde(flatten)]
     pub rewards: GroupStats,
     /// Mean value of every part of the reward, before its weight, over the responses that have one.

@@ -1,5 +1,6 @@
 //! Settings of AdamW, and the learning rate of every optimizer step.
 
+use super::groups::GroupConfig;
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
@@ -31,6 +32,9 @@ pub struct OptimizerConfig {
     pub schedule: LrSchedule,
     /// The floor of a decaying schedule, as a share of the peak.
     pub min_lr_ratio: f64,
+    /// Parts of the model with a learning rate of their own.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub group: Vec<GroupConfig>,
 }
 
 impl Default for OptimizerConfig {
@@ -44,6 +48,7 @@ impl Default for OptimizerConfig {
             warmup_steps: 0,
             schedule: LrSchedule::Constant,
             min_lr_ratio: 0.0,
+            group: Vec::new(),
         }
     }
 }
@@ -70,7 +75,7 @@ impl OptimizerConfig {
             "min_lr_ratio = {}: expected a share of the learning rate, from 0 to 1",
             self.min_lr_ratio
         );
-        Ok(())
+        self.group.iter().try_for_each(GroupConfig::check)
     }
 
     /// Learning rate of an optimizer step, of `total_steps` in the run that peaks at `lr`; `step` counts those already taken (0 is the first).

@@ -5,8 +5,8 @@ use super::batch::{MicroBatch, ResponseGroup, micro_batches};
 use super::loss::{LossConfig, LossStats, Tokens, surrogate, weights};
 use super::optimizer::OptimizerConfig;
 use crate::compute::cpu::head::{HeadStats, RowGradients};
-use crate::model::{Keep, Model, Workspace};
-use crate::policy::{InternalPolicy, Pass};
+use crate::model::{Keep, Model, Trained, Workspace};
+use crate::policy::{InternalPolicy, LayerIndex, Part, Pass};
 use anyhow::Result;
 use std::ops::Range;
 
@@ -14,6 +14,10 @@ use std::ops::Range;
 #[derive(Clone, Copy, Debug)]
 pub struct UpdateSettings<'a> {
     pub policy: InternalPolicy,
+    /// Another policy whose loss is added.
+    pub beside: Option<Beside>,
+    /// What gets a gradient ([`Optimizer::trained`]).
+    pub trained: &'a Trained,
     pub temperature: f32,
     pub loss: &'a LossConfig,
     /// The `seq-mean-token-sum-norm` aggregation's constant.
@@ -21,6 +25,13 @@ pub struct UpdateSettings<'a> {
     pub micro_batch_tokens: usize,
     /// [`Keep::Activations`], or [`Keep::LayerInputs`] to recompute.
     pub keep: Keep,
+}
+
+/// A layer's policy that is optimized beside the one above it: `loss = policy's + beta * layer's`, from one forward.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Beside {
+    pub layer: LayerIndex,
+    pub beta: f64,
 }
 
 /// One value for every response's tokens: `[group][response][token]`.
@@ -34,6 +45,8 @@ pub struct Before<'a> {
     /// Log-probs under the optimized policy before the step's first update. Without them it has not moved since, and its own
     /// log-probs are the old ones.
     pub old: Option<&'a LogProbs>,
+    /// The same of the policy beside.
+    pub old_beside: Option<&'a LogProbs>,
     /// Log-probs under the frozen reference.
     pub reference: Option<&'a LogProbs>,
     /// Factors on the policy terms: rollout correction, selection.
@@ -61,7 +74,16 @@ impl Scored {
 pub struct Gradient {
     pub loss: f64,
     pub stats: LossStats,
-    /// Log-probs under the optimized policy, as this mini-batch's forward found them.
+    /// Log-probs under the optimized policy, as this mini-batch's forward found them, by (group, response).
+    pub log_probs: Vec<((usize, usize), Vec<f32>)>,
+    pub beside: Option<BesideGradient>,
+}
+
+/// What is watched of the policy beside. Its part of the loss, `beta` included, is in the whole's.
+#[derive(Debug, Default)]
+pub struct BesideGradient {
+    pub loss: f64,
+    pub stats: LossStats,
     pub log_probs: Vec<((usize, usize), Vec<f32>)>,
 }
 
@@ -108,11 +130,14 @@ pub fn mini_batch_gradient(
         .collect();
     let weight_of = |group: usize, response: usize| per_response[offsets[group - range.start] + response];
     let whole = settings.loss.needs_whole_responses();
-    let mut total = Gradient::default();
+    // KL and entropy belong to the policy that samples.
+    let policy_alone = LossConfig { kl_coef: 0.0, entropy_coef: 0.0, ..settings.loss.clone() };
+    let mut total = Gradient { beside: settings.beside.map(|_| BesideGradient::default()), ..Gradient::default() };
     for batch in micro_batches(groups, range.clone(), settings.micro_batch_tokens) {
         let MicroBatch { packing, targets, members } = &batch;
         let of_tokens = |all: &LogProbs| batch.tokens(|g, r| &all[g][r]);
-        let (old, reference) = (before.old.map(of_tokens), before.reference.map(of_tokens));
+        let (old, old_beside) = (before.old.map(of_tokens), before.old_beside.map(of_tokens));
+        let reference = before.reference.map(of_tokens);
         let factors = before.factors.map(|factors| batch.tokens(|g, r| &factors[g][r]));
         let advantages = batch.tokens(|g, r| &groups[g].responses[r].advantages);
         let responses: Vec<Range<usize>> = members.iter().map(|(_, _, range)| range.clone()).collect();
@@ -120,26 +145,45 @@ pub fn mini_batch_gradient(
         for (group, response, range) in members {
             token_weights.extend(range.clone().map(|_| weight_of(*group, *response)));
         }
-        let loss = |rows: Range<usize>, of_rows: &HeadStats| -> Result<RowGradients> {
+        let loss = |part: Part, rows: Range<usize>, of_rows: &HeadStats| -> Result<RowGradients> {
+            let old = if part == Part::Policy { &old } else { &old_beside };
             let tokens = Tokens {
                 log_probs: &of_rows.log_probs,
                 old_log_probs: old.as_ref().map_or(&of_rows.log_probs, |old| &old[rows.clone()]),
                 advantages: &advantages[rows.clone()],
                 weights: &token_weights[rows.clone()],
                 entropies: Some(&of_rows.entropy),
-                ref_log_probs: reference.as_ref().map(|r| &r[rows.clone()]),
+                ref_log_probs: reference.as_ref().filter(|_| part == Part::Policy).map(|r| &r[rows.clone()]),
                 factors: factors.as_ref().map(|f| &f[rows]),
                 responses: whole.then_some(&responses),
             };
-            let s = surrogate(settings.loss, &tokens)?;
-            total.loss += s.loss;
-            total.stats.merge(&s.stats);
-            Ok(RowGradients { d_log_probs: s.d_log_probs, d_entropies: s.d_entropies.unwrap_or_default() })
+            match (part, &mut total.beside, settings.beside) {
+                (Part::Beside, Some(beside), Some(Beside { beta, .. })) => {
+                    let s = surrogate(&policy_alone, &tokens)?;
+                    beside.loss += s.loss;
+                    beside.stats.merge(&s.stats);
+                    total.loss += beta * s.loss;
+                    let d_log_probs = s.d_log_probs.into_iter().map(|d| (beta * f64::from(d)) as f32).collect();
+                    Ok(RowGradients { d_log_probs, d_entropies: Vec::new() })
+                }
+                _ => {
+                    let s = surrogate(settings.loss, &tokens)?;
+                    total.loss += s.loss;
+                    total.stats.merge(&s.stats);
+                    Ok(RowGradients { d_log_probs: s.d_log_probs, d_entropies: s.d_entropies.unwrap_or_default() })
+                }
+            }
         };
-        let pass = Pass { temperature: settings.temperature, keep: settings.keep, whole };
-        let stats = settings.policy.gradient(model, ws, packing, targets, pass, grads, loss)?;
+        let UpdateSettings { policy, beside, temperature, keep, trained, .. } = *settings;
+        let pass = Pass { temperature, keep, whole, trained };
+        let layer = beside.map(|b| b.layer);
+        let (stats, below) = policy.joint_gradient(layer, model, ws, packing, targets, pass, grads, loss)?;
         for (group, response, range) in members {
-            total.log_probs.push(((*group, *response), stats.log_probs[range.clone()].to_vec()));
+            let at = (*group, *response);
+            total.log_probs.push((at, stats.log_probs[range.clone()].to_vec()));
+            if let Some((beside, below)) = total.beside.as_mut().zip(below.as_ref()) {
+                beside.log_probs.push((at, below.log_probs[range.clone()].to_vec()));
+            }
         }
     }
     Ok(total)
@@ -159,9 +203,8 @@ pub fn update(
     lr: f64,
     grads: &mut [f32],
 ) -> Result<(Gradient, StepOutcome)> {
-    let trained = model.layout.trained_by(settings.policy.tap());
-    grads[trained.clone()].fill(0.0);
+    settings.trained.runs().into_iter().for_each(|run| grads[run].fill(0.0));
     let gradient = mini_batch_gradient(model, ws, groups, range, settings, before, grads)?;
-    let outcome = optimizer.step(model, grads, trained, config, lr);
+    let outcome = optimizer.step(model, grads, settings.trained, config, lr);
     Ok((gradient, outcome))
 }

@@ -7,7 +7,7 @@ use super::adamw::{Optimizer, StepOutcome};
 use super::optimizer::OptimizerConfig;
 use crate::compute::Packing;
 use crate::compute::cpu::head::{HeadStats, RowGradients};
-use crate::model::{Keep, Model, Workspace};
+use crate::model::{Keep, Model, Trained, Workspace};
 use crate::policy::{InternalPolicy, Pass, Targets};
 use crate::tasks::problem::Problem;
 use crate::text::prompt::PromptEncoder;
@@ -52,6 +52,7 @@ pub fn supervised_step(
     ensure!(tokens > 0, "a warm-up step without response tokens: raise warmup.batch");
     grads.fill(0.0);
     let mut loss = 0f64;
+    let trained = Trained::everything(&model.layout);
     let mut rest = examples;
     while !rest.is_empty() {
         let (mut packing, mut targets, mut taken) = (Packing::new(), Targets::default(), 0);
@@ -71,10 +72,10 @@ pub fn supervised_step(
             let d_log_probs = vec![-1.0 / tokens as f32; stats.log_probs.len()];
             Ok(RowGradients { d_log_probs, d_entropies: Vec::new() })
         };
-        let pass = Pass { temperature: 1.0, keep: Keep::Activations, whole: false };
+        let pass = Pass { temperature: 1.0, keep: Keep::Activations, whole: false, trained: &trained };
         let stats = policy.gradient(model, ws, &packing, &targets, pass, grads, likelihood)?;
         loss -= stats.log_probs.iter().map(|p| *p as f64).sum::<f64>();
     }
-    let outcome = optimizer.step(model, grads, 0..grads.len(), config, lr);
+    let outcome = optimizer.step(model, grads, &trained, config, lr);
     Ok((loss / tokens as f64, outcome))
 }

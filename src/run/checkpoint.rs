@@ -53,7 +53,7 @@ pub fn take_array(arrays: &mut BTreeMap<String, Vec<f32>>, name: &str, len: usiz
     let Some(array) = arrays.remove(name) else { bail!("the training state holds no {name}") };
     ensure!(
         array.len() == len,
-        "the training state's {name} holds {} values, but this model has {len} parameters",
+        "the training state's {name} holds {} values, but this model trains {len} parameters",
         array.len()
     );
     Ok(array)

@@ -5,6 +5,7 @@
 
 use super::ANALYSIS_STREAM;
 use super::setup::{HELD_OUT_SEED, Source};
+use super::state::Seen;
 use crate::analysis::flow::check;
 use crate::analysis::perplexity::perplexity;
 use crate::analysis::profile::Profile;
@@ -13,9 +14,8 @@ use crate::commands::{response_tokens, row_tokens};
 use crate::model::{Model, Workspace};
 use crate::policy::{InternalPolicy, LayerIndex};
 use crate::recipe::Recipe;
-use crate::rl::Stop;
 use crate::rl::guard::{GuardConfig, Judgement, Quantity};
-use crate::rl::schedule::{Phase, Schedule};
+use crate::rl::schedule::{PhaseConfig, Schedule};
 use crate::rl::warmup::Example;
 use crate::rollout::engine::{Engine, Request, generate};
 use crate::run::jsonl::{read_jsonl, write_jsonl};
@@ -104,9 +104,10 @@ impl Plan {
         for sample in answered.chain(&references) {
             check(model, sample).context("a text of the probe")?;
         }
-        if guard_of(recipe).is_some_and(|guard| guard.quantity == Quantity::Perplexity) && references.is_empty() {
+        let guards: Vec<GuardConfig> = recipe.phases().iter().filter_map(PhaseConfig::guard).collect();
+        if guards.iter().any(|guard| guard.quantity == Quantity::Perplexity) && references.is_empty() {
             bail!(
-                "bupo.guard.quantity = \"perplexity\", but there are no references to take it on: name files of them \
+                "guard.quantity = \"perplexity\", but there are no references to take it on: name files of them \
                  (probe.references = [\"FILE\"], rows of a prompt and a response)"
             );
         }
@@ -152,19 +153,13 @@ fn reference(problem: &Problem, prompts: &PromptEncoder) -> Result<Sample> {
     Ok(Sample { response_start: example.prompt.len(), ids: [example.prompt, example.response].concat() })
 }
 
-/// The guard's settings, in a run that it has a say in.
-fn guard_of(recipe: &Recipe) -> Option<GuardConfig> {
-    (recipe.bupo.stop == Stop::Guard && recipe.bupo.steps > 0).then_some(recipe.bupo.guard)
-}
-
 /// The probe of a run.
 pub struct Probe {
     every: usize,
     samples: Vec<Sample>,
     references: Vec<Sample>,
-    guard: Option<GuardConfig>,
-    /// What the guard has seen, from step 0 on: all that its next judgement depends on.
-    pub values: Vec<f64>,
+    /// What the guard has seen of its phase.
+    pub seen: Seen,
 }
 
 /// A sequence as the run's folder keeps it.
@@ -209,11 +204,11 @@ impl Probe {
             let rows: Vec<Tokens> = samples.iter().map(row).collect();
             write_jsonl(&tokens_path(dir, name), &rows)?;
         }
-        Ok(Probe::new(recipe, samples, plan.references, Vec::new()))
+        Ok(Probe { every: recipe.probe.every, samples, references: plan.references, seen: Seen::default() })
     }
 
-    /// The probe that a run began with, from its folder; `values` are what its guard had seen. None without looks.
-    pub fn resume(recipe: &Recipe, dir: &Path, values: Vec<f64>) -> Result<Option<Probe>> {
+    /// The probe that a run began with, from its folder; `seen` is what its guard had. None without looks.
+    pub fn resume(recipe: &Recipe, dir: &Path, seen: Seen) -> Result<Option<Probe>> {
         if recipe.probe.every == 0 {
             return Ok(None);
         }
@@ -227,11 +222,7 @@ impl Probe {
             "{} is gone, and with it the tokens that this run looks at: resume needs the whole folder",
             tokens_path(dir, "samples").display()
         );
-        Ok(Some(Probe::new(recipe, samples, references, values)))
-    }
-
-    fn new(recipe: &Recipe, samples: Vec<Sample>, references: Vec<Sample>, values: Vec<f64>) -> Probe {
-        Probe { every: recipe.probe.every, samples, references, guard: guard_of(recipe), values }
+        Ok(Some(Probe { every: recipe.probe.every, samples, references, seen }))
     }
 
     /// Whether a run of `steps` looks inside after `step`: before the first, every so many, and after the last.
@@ -240,7 +231,9 @@ impl Probe {
     }
 
     /// Looks at a model after `step`. The guard judges while the next step would still be internal.
-    pub fn look(&mut self, model: &Model, step: usize, schedule: &Schedule, layer: Option<LayerIndex>) -> Result<Row> {
+    pub fn look(&mut self, model: &Model, step: usize, schedule: &Schedule) -> Result<Row> {
+        let next = schedule.phase_at(step + 1);
+        let layer = schedule.internal_policy_at(step.max(1)).and_then(|policy| policy.tap().layer());
         let mut ws = Workspace::new(model);
         let mut flow = Flow::new(model.config.layers, Reading { chosen: layer, ..Reading::default() });
         flow.add(model, &mut ws, &self.samples, &mut |_| ()).context("the probe's samples")?;
@@ -252,18 +245,22 @@ impl Probe {
                     .context("the probe's references")?,
             ),
         };
-        let guard = match (self.guard, schedule.phase_at(step + 1)) {
-            (Some(guard), Phase::Internal { .. }) => {
+        let guard = match next.guard {
+            Some(guard) => {
                 let value = match guard.quantity {
                     Quantity::Perplexity => perplexity,
-                    Quantity::Kl => layer.and_then(|layer| profile.kl_to_later(layer)),
+                    Quantity::Kl => next.policy().tap().layer().and_then(|layer| profile.kl_to_later(layer)),
                 };
-                self.values.push(value.context("the guard has nothing to look at")?);
-                guard.judge(&self.values)
+                if self.seen.phase != next.number {
+                    // A phase answers for what it does itself.
+                    self.seen = Seen { phase: next.number, values: Vec::new() };
+                }
+                self.seen.values.push(value.context("the guard has nothing to look at")?);
+                guard.judge(&self.seen.values)
             }
-            _ => None,
+            None => None,
         };
-        let policy = schedule.policy_at(step.max(1)).to_string();
+        let policy = schedule.phase_at(step.max(1)).objective.to_string();
         Ok(Row { step, policy, layer: layer.map(LayerIndex::one_based), profile, perplexity, guard })
     }
 }

@@ -4,6 +4,7 @@ use crate::model::weights::{self, SaveOptions};
 use crate::model::{Model, ParamLayout};
 use crate::recipe::Recipe;
 use crate::rl::adamw::Optimizer;
+use crate::rl::groups::lr_scales;
 use crate::run::atomic::write_dir_atomic;
 use crate::run::checkpoint::{load_state, save_state, take_array};
 use crate::text::Tokenizer;
@@ -29,14 +30,22 @@ struct Metadata {
 pub struct Standing {
     /// Where the next step's problems begin in the run's order; dynamic sampling draws more than a batch a step.
     pub position: u64,
-    /// The internal policy of the run, once chosen.
-    pub policy: Option<String>,
-    /// The step that the guard ended the internal phase with.
+    /// The boundary layer, counted from 1, once it was looked for.
+    pub boundary: Option<usize>,
+    /// The steps that the guard ended phases with.
     #[serde(default)]
-    pub internal_until: Option<usize>,
-    /// What the guard has seen, from step 0 on.
-    #[serde(default, with = "bits")]
-    pub guard_values: Vec<f64>,
+    pub ended_early: Vec<usize>,
+    #[serde(default)]
+    pub guard: Seen,
+}
+
+/// What the guard of a phase has seen: all that its next judgement depends on.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Seen {
+    /// The phase, from 1.
+    pub phase: usize,
+    #[serde(with = "bits")]
+    pub values: Vec<f64>,
 }
 
 /// Numbers by their bits: a decimal in JSON need not read back as the same one.
@@ -85,24 +94,24 @@ pub fn save(
     })
 }
 
-pub fn load(dir: &Path, layout: &ParamLayout) -> Result<State> {
+/// The state that a run of `recipe` left.
+pub fn load(dir: &Path, layout: &ParamLayout, recipe: &Recipe) -> Result<State> {
     let (metadata, mut arrays) = load_state(dir)?;
     let what = || format!("the training state in {}", dir.display());
     let metadata: Metadata = serde_json::from_value(metadata).with_context(what)?;
-    let (n, tensors) = (layout.len(), layout.tensors.len());
+    let tensors = layout.tensors.len();
     ensure!(
         metadata.tensor_steps.len() == tensors,
         "{} knows {} tensors, but the model has {tensors}",
         what(),
         metadata.tensor_steps.len()
     );
-    let optimizer = Optimizer {
-        m: take_array(&mut arrays, "m", n).with_context(what)?,
-        v: take_array(&mut arrays, "v", n).with_context(what)?,
-        tensor_steps: metadata.tensor_steps,
-        steps: metadata.optimizer_steps,
-        skipped: metadata.skipped_steps,
-    };
+    let mut optimizer = Optimizer::with_scales(layout, lr_scales(&recipe.optimizer.group, layout)?);
+    let n = optimizer.m.len();
+    optimizer.m = take_array(&mut arrays, "m", n).with_context(what)?;
+    optimizer.v = take_array(&mut arrays, "v", n).with_context(what)?;
+    optimizer.tensor_steps = metadata.tensor_steps;
+    (optimizer.steps, optimizer.skipped) = (metadata.optimizer_steps, metadata.skipped_steps);
     Ok(State { optimizer, standing: metadata.standing, recipe: metadata.recipe })
 }
 

@@ -2,8 +2,8 @@
 
 use crate::analysis::Analysis;
 use crate::evaluate::scores::Scores;
-use crate::policy::InternalPolicy;
 use crate::rl::metrics::StepMetrics;
+use crate::rl::schedule::Schedule;
 use crate::run::progress::say;
 use comfy_table::{CellAlignment, Table, presets::UTF8_BORDERS_ONLY};
 use std::path::Path;
@@ -48,8 +48,7 @@ pub fn explain(m: &StepMetrics) {
 pub struct Ending<'a> {
     pub dir: &'a Path,
     pub checkpoint: &'a Path,
-    pub policy: Option<InternalPolicy>,
-    pub internal_steps: usize,
+    pub schedule: &'a Schedule,
     pub before: Option<&'a Scores>,
     pub after: Option<&'a Scores>,
     pub history: &'a [StepMetrics],
@@ -85,11 +84,7 @@ pub fn print(e: &Ending<'_>) {
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);
     }
-    let how = match e.policy {
-        Some(policy) => format!("BuPO: {} steps on {policy}, then the final policy", e.internal_steps),
-        None => "GRPO: the final policy in every step".to_string(),
-    };
-    println!("{table}\n{how}. {:.0} s in all.", e.seconds);
+    println!("{table}\nOptimized: {}. {:.0} s in all.", e.schedule.describe(), e.seconds);
     println!("Run folder: {}   (metrics.jsonl, completions.jsonl, evaluation-*, analysis-*)", e.dir.display());
     println!("Model:      {}   (opens with transformers)", e.checkpoint.display());
 }

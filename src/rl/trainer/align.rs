@@ -10,7 +10,7 @@ use crate::rl::loss::{LossConfig, LossStats};
 use crate::rl::metrics::RolloutAgreement;
 use crate::rl::schedule::Phase;
 use crate::rl::selection::top_entropy;
-use crate::rl::update::{Before, PerToken, Scored, UpdateSettings, score_groups, update};
+use crate::rl::update::{Before, Beside, PerToken, Scored, UpdateSettings, score_groups, update};
 use anyhow::Result;
 use std::ops::Range;
 use std::time::Instant;
@@ -23,6 +23,9 @@ pub(super) struct Aligned {
     pub grad_norm: f64,
     pub lr: f64,
     pub stats: LossStats,
+    /// Of the policy beside, in a joint phase.
+    pub beside_loss: f64,
+    pub beside: LossStats,
     pub old_seconds: f64,
     /// Rollout log-probs against the first update's forward, and (internal phase) against a final-policy forward.
     pub agreement: RolloutAgreement,
@@ -34,8 +37,11 @@ impl Trainer<'_> {
     /// The mini-batch updates of one step, on the phase's policy.
     pub(super) fn align(&mut self, step: usize, phase: Phase, groups: &[ResponseGroup]) -> Result<Aligned> {
         let s = &self.settings;
+        let trained = self.optimizer.trained(&self.model.layout, phase.policy().tap());
         let settings = UpdateSettings {
             policy: phase.policy(),
+            beside: phase.objective.beside,
+            trained: &trained,
             temperature: s.sampling.head_temperature(),
             loss: &s.loss,
             max_new_tokens: s.sampling.max_new_tokens,
@@ -56,6 +62,12 @@ impl Trainer<'_> {
         if scored_from < groups.len() {
             score_groups(&self.model, &mut self.workspace, groups, scored_from..groups.len(), &settings, &mut old);
         }
+        let mut old_beside = Scored::of(groups);
+        if let Some(Beside { layer, .. }) = phase.objective.beside.filter(|_| scored_from < groups.len()) {
+            let settings = UpdateSettings { policy: InternalPolicy::Layer(layer), ..settings };
+            let range = scored_from..groups.len();
+            score_groups(&self.model, &mut self.workspace, groups, range, &settings, &mut old_beside);
+        }
         let reference = self.reference.as_ref().filter(|_| s.loss.kl_coef != 0.0).map(|model| {
             let (mut workspace, mut out) = (Workspace::new(model), Scored::of(groups));
             score_groups(model, &mut workspace, groups, 0..groups.len(), &settings, &mut out);
@@ -63,7 +75,7 @@ impl Trainer<'_> {
         });
         let correction = &s.loss.rollout_correction;
         // In the internal phase the sampling policy is not the optimized one, and is scored beside it.
-        let sampling = if let Phase::Internal { .. } = phase {
+        let sampling = if phase.is_internal() {
             let (settings, mut out) =
                 (UpdateSettings { policy: InternalPolicy::Final, ..settings }, Scored::of(groups));
             let range = if correction.mode == CorrectionMode::Off { first.clone() } else { 0..groups.len() };
@@ -82,6 +94,7 @@ impl Trainer<'_> {
             let own_is_old = i == 0 && scored_from > 0;
             let before = Before {
                 old: (!own_is_old).then_some(&old.log_probs),
+                old_beside: (!own_is_old).then_some(&old_beside.log_probs),
                 reference: reference.as_ref(),
                 factors: factors.as_ref(),
             };
@@ -102,6 +115,13 @@ impl Trainer<'_> {
                 aligned.agreement = agreement(groups, seen);
                 for ((group, response), log_probs) in gradient.log_probs {
                     old.log_probs[group][response] = log_probs;
+                }
+            }
+            if let Some(beside) = gradient.beside {
+                aligned.beside_loss += beside.loss;
+                aligned.beside.merge(&beside.stats);
+                for ((group, response), log_probs) in beside.log_probs.into_iter().filter(|_| i == 0) {
+                    old_beside.log_probs[group][response] = log_probs;
                 }
             }
             aligned.updates += 1;

@@ -3,11 +3,12 @@
 use super::Trainer;
 use super::align::Aligned;
 use super::sample::{Asked, Sampled};
+use crate::policy::InternalPolicy;
 use crate::reward::Score;
 use crate::rl::advantage::GroupStats;
 use crate::rl::batch::ResponseGroup;
 use crate::rl::masking::Known;
-use crate::rl::metrics::{Lengths, PhaseEnd, RolloutAgreement, Seconds, StepMetrics, mean_parts};
+use crate::rl::metrics::{BesideMetrics, Lengths, PhaseEnd, RolloutAgreement, Seconds, StepMetrics, mean_parts};
 use crate::rl::schedule::Phase;
 use crate::rollout::engine::{Completion, Finish};
 use crate::verify::StatusCounts;
@@ -65,8 +66,9 @@ impl Trainer<'_> {
         Ok(StepMetrics {
             step,
             phase: phase.name().to_string(),
-            policy: phase.policy().to_string(),
-            phase_end: (phase.last_step() == Some(step)).then_some(PhaseEnd::Steps),
+            policy: phase.objective.to_string(),
+            phase_number: phase.number,
+            phase_end: (phase.last_step == Some(step)).then_some(PhaseEnd::Steps),
             rewards: GroupStats::of(&known.groups())?,
             reward_parts: mean_parts(sampled.scores()),
             rewards_missing: sampled.scores().filter(|s| s.reward.is_none()).count(),
@@ -80,6 +82,12 @@ impl Trainer<'_> {
             entropy_policy: surrogate.entropy.take().unwrap_or(f64::NAN),
             entropy_final: entropy / tokens.max(1.0),
             loss: aligned.loss / updates,
+            beside: phase.objective.beside.zip(aligned.beside.finish()).map(|(beside, surrogate)| BesideMetrics {
+                policy: InternalPolicy::Layer(beside.layer).to_string(),
+                beta: beside.beta,
+                loss: aligned.beside_loss / updates,
+                surrogate,
+            }),
             // Counted once for every epoch.
             update_tokens_per_second: surrogate.tokens as f64 / seconds.update.max(1e-9),
             surrogate,
@@ -87,10 +95,7 @@ impl Trainer<'_> {
             lr: aligned.lr,
             optimizer_steps: self.optimizer.steps,
             skipped_steps: self.optimizer.skipped,
-            rollout_log_prob_difference: match phase {
-                Phase::Final => aligned.agreement,
-                Phase::Internal { .. } => aligned.probe,
-            },
+            rollout_log_prob_difference: if phase.is_internal() { aligned.probe } else { aligned.agreement },
             rollout_ratios: aligned.ratios,
             rollout_tokens_per_second: tokens / seconds.rollout.max(1e-9),
             seconds,

@@ -36,7 +36,7 @@ impl Head<'_> {
     /// Statistics of each row of hidden `[R, d]` for targets `[R]`, and the gradient of a loss of them.
     ///
     /// `loss` is called for blocks of rows, in order, with their statistics. d_hidden `[R, d]` is overwritten, d_embedding
-    /// `[V, d]` added to; `logits` is scratch, kept from call to call. With `g` and `h` a row's derivatives for its log-prob and its entropy `H`:
+    /// `[V, d]` added to, if it is wanted; `logits` is scratch, kept from call to call. With `g` and `h` a row's derivatives for its log-prob and its entropy `H`:
     /// `dz_j = g (1[j = target] - p_j) - h p_j (log p_j + H)`. Rows where both are zero cost nothing more.
     #[allow(clippy::too_many_arguments)]
     pub fn forward_backward<E>(
@@ -44,7 +44,7 @@ impl Head<'_> {
         hidden: &[f32],
         targets: &[u32],
         d_hidden: &mut [f32],
-        d_embedding: &mut [f32],
+        mut d_embedding: Option<&mut [f32]>,
         logits: &mut Vec<f32>,
         mut loss: impl FnMut(Range<usize>, &HeadStats) -> Result<RowGradients, E>,
     ) -> Result<HeadStats, E> {
@@ -61,7 +61,7 @@ impl Head<'_> {
             let of_block = merged(tiles.collect(), Some(targets));
             let gradients = loss(block.clone(), &of_block)?;
             let d_hidden = &mut d_hidden[from * d..block.end * d];
-            self.block_backward(hidden, targets, &of_block, &gradients, logits, d_hidden, d_embedding);
+            self.block_backward(hidden, targets, &of_block, &gradients, logits, d_hidden, d_embedding.as_deref_mut());
             stats.append(of_block);
         }
         Ok(stats)
@@ -77,7 +77,7 @@ impl Head<'_> {
         gradients: &RowGradients,
         logits: &mut [f32],
         d_hidden: &mut [f32],
-        d_embedding: &mut [f32],
+        d_embedding: Option<&mut [f32]>,
     ) {
         let (d, n, inv_t) = (self.hidden_size, targets.len(), 1.0 / self.temperature);
         d_hidden.fill(0.0);
@@ -94,8 +94,8 @@ impl Head<'_> {
             &gathered
         };
         let logits = &mut logits[..n * self.vocab()];
-        let tiles = logits.par_chunks_mut(n * TILE).zip(d_embedding.par_chunks_mut(TILE * d)).enumerate();
-        tiles.with_max_len(1).for_each(|(tile, (z, d_entries))| {
+        let tiles = logits.par_chunks_mut(n * TILE).enumerate().with_max_len(1);
+        let to_gradients = |tile: usize, z: &mut [f32]| {
             let width = self.width(tile);
             for (to, row) in alive.iter().enumerate() {
                 z.copy_within(row * width..(row + 1) * width, to * width);
@@ -104,10 +104,17 @@ impl Head<'_> {
                 let z = &mut z[to * width..(to + 1) * width];
                 d_logits(z, target, g * inv_t, h * inv_t, stats.lse[*row], stats.entropy[*row]);
             }
-            let dz = Mat::new(z, live, width).t();
-            let d_entries = MatMut::new(d_entries, width, d);
-            matmul_seq(self.compute, d_entries, dz, Mat::new(hidden, live, d), Write::Add);
-        });
+        };
+        match d_embedding {
+            None => tiles.for_each(|(tile, z)| to_gradients(tile, z)),
+            Some(d_embedding) => tiles.zip(d_embedding.par_chunks_mut(TILE * d)).for_each(|((tile, z), d_entries)| {
+                to_gradients(tile, z);
+                let width = self.width(tile);
+                let dz = Mat::new(z, live, width).t();
+                let d_entries = MatMut::new(d_entries, width, d);
+                matmul_seq(self.compute, d_entries, dz, Mat::new(hidden, live, d), Write::Add);
+            }),
+        }
         let logits = &*logits;
         let mut d_live = vec![0f32; live * d];
         let share = live.div_ceil(rayon::current_num_threads()).max(1);
