@@ -10,8 +10,8 @@ use bupo::model::{Keep, LayerIndex, Model, Tap, Trained, Workspace};
 use bupo::policy::{InternalPolicy, Targets};
 use bupo::rl::adamw::Optimizer;
 use bupo::rl::batch::{Response, ResponseGroup};
-use bupo::rl::update::{Before, LogProbs, UpdateSettings, mini_batch_gradient, update};
-use bupo::rl::{LossConfig, OptimizerConfig};
+use bupo::rl::update::{Before, Beside, LogProbs, UpdateSettings, mini_batch_gradient, update};
+use bupo::rl::{LossConfig, LossKind, OptimizerConfig};
 use safetensors::SafeTensors;
 use serde_json::Value;
 use std::path::PathBuf;
@@ -296,5 +296,56 @@ fn the_last_layers_raw_policy_is_not_the_final_one() {
         let last = LayerIndex::from_one_based(4, case.model.config.layers).unwrap();
         assert_ne!(InternalPolicy::Layer(last), InternalPolicy::Final);
         assert_ne!(case.values("log_probs.layer:4.1.0"), case.values("log_probs.final.1.0"));
+    }
+}
+
+/// The methods beside the clipped surrogate (fixtures: tools/golden/make_methods.py).
+#[test]
+fn gradients_of_other_losses_of_the_joint_objective_and_of_a_normed_layer() {
+    let case = Case::open("qwen3");
+    let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/qwen3");
+    let meta: Value = serde_json::from_str(&std::fs::read_to_string(dir.join("methods.json")).unwrap()).unwrap();
+    let methods = Case { bytes: std::fs::read(dir.join("methods.safetensors")).unwrap(), ..Case::open("qwen3") };
+    let lengths: Vec<usize> = case.sequences().iter().map(|(ids, start)| ids.len() - start).collect();
+    let by_group = |name: &str| -> LogProbs {
+        let values = methods.values(name);
+        let mut from = 0;
+        let mut take = |n: &usize| {
+            from += n;
+            vec![values[from - n..from].to_vec()]
+        };
+        lengths.iter().map(&mut take).collect()
+    };
+    let beside = Beside {
+        layer: LayerIndex::from_one_based(2, case.model.config.layers).unwrap(),
+        beta: meta["beta"].as_f64().unwrap(),
+    };
+    for (name, policy, kind, beside) in [
+        ("normed:2", "normed:2", LossKind::PpoClip, None),
+        ("gspo", "final", LossKind::Gspo, None),
+        ("cispo", "final", LossKind::Cispo, None),
+        ("joint", "final", LossKind::PpoClip, Some(beside)),
+    ] {
+        let (policy, loss) = (case.policy(policy), LossConfig { kind, ..LossConfig::default() });
+        let trained = case.model.layout.trained_by(policy.tap());
+        let (old, old_beside) =
+            (by_group(&format!("old.{name}")), beside.map(|_| by_group(&format!("old_beside.{name}"))));
+        let before = Before { old: Some(&old), old_beside: old_beside.as_ref(), ..Before::default() };
+        for (tokens, keep) in [(1000, Keep::Activations), (20, Keep::LayerInputs)] {
+            let temperature = meta["temperature"].as_f64().unwrap() as f32;
+            let settings = UpdateSettings { beside, ..settings(policy, &trained, temperature, &loss, tokens, keep) };
+            let (mut ws, mut grads) = (Workspace::new(&case.model), vec![0f32; case.model.layout.len()]);
+            let g =
+                mini_batch_gradient(&case.model, &mut ws, &case.groups(), 0..3, &settings, before, &mut grads).unwrap();
+            let expected = meta["losses"][name].as_f64().unwrap();
+            assert!((g.loss - expected).abs() <= TOLERANCE * expected.abs(), "{name}: {} {expected}", g.loss);
+            for tensor in &case.model.layout.tensors {
+                let ours = &grads[tensor.range()];
+                match methods.find(&format!("grad.{name}.{}", tensor.name)) {
+                    Some(theirs) => agree(&format!("{name} {}", tensor.name), ours, &theirs),
+                    None => assert!(ours.iter().all(|g| *g == 0.0), "{name} {}", tensor.name),
+                }
+            }
+        }
     }
 }

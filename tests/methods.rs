@@ -11,6 +11,7 @@ use serde_json::Value;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use toml::Table;
 
 const RECIPE: &str = r#"
 name = "tiny"
@@ -79,30 +80,23 @@ fn metrics(dir: &Path) -> Vec<Value> {
     rows
 }
 
+/// Keys of `more` win.
+fn merge(table: &mut Table, more: Table) {
+    for (key, value) in more {
+        match (table.get_mut(&key), value) {
+            (Some(toml::Value::Table(inner)), toml::Value::Table(more)) => merge(inner, more),
+            (_, value) => drop(table.insert(key, value)),
+        }
+    }
+}
+
 /// Trains with `more` in the recipe, then again from its checkpoint of step 2: the same bytes. Returns the metrics.
 fn trains_and_resumes(name: &str, more: &str) -> Vec<Value> {
     let root = tempfile::tempdir().unwrap();
     let (recipe, whole, resumed) = (root.path().join("r.toml"), root.path().join("whole"), root.path().join("resumed"));
-    // Keys of sections that the recipe has already go into them.
-    let mut text = RECIPE.to_string();
-    let mut rest = String::new();
-    for part in more.split("\n[").map(|p| p.trim_start_matches('[')).filter(|p| !p.trim().is_empty()) {
-        let (header, keys) = part.split_once(']').unwrap();
-        match text.split_once(&format!("[{header}]\n")) {
-            Some((before, after)) if !header.starts_with('[') => text = format!("{before}[{header}]\n{keys}\n{after}"),
-            _ => rest += &format!("[{part}\n"),
-        }
-    }
-    // A key set twice: the later one of the base goes.
-    let mut seen = std::collections::BTreeSet::new();
-    let mut section = String::new();
-    let kept = text.lines().filter(|line| {
-        if line.starts_with('[') {
-            section = line.to_string();
-        }
-        line.split_once(" =").is_none_or(|(key, _)| seen.insert(format!("{section}{key}")))
-    });
-    fs::write(&recipe, kept.collect::<Vec<_>>().join("\n") + "\n" + &rest).unwrap();
+    let mut table: Table = RECIPE.parse().unwrap();
+    merge(&mut table, more.parse().unwrap());
+    fs::write(&recipe, table.to_string()).unwrap();
     train(&recipe, &whole, false);
     fs::create_dir_all(resumed.join("checkpoints")).unwrap();
     for file in
@@ -174,6 +168,42 @@ fn dynamic_sampling_fills_the_batch_and_resumes_where_the_data_stood() {
     let steps = trains_and_resumes("bound", easy);
     assert!(steps.iter().any(|m| m["dynamic_sampling"]["groups_missing"].as_u64().unwrap() > 0));
     assert!(steps.iter().all(|m| m["dynamic_sampling"]["prompts_sampled"].as_u64().unwrap() <= 12));
+}
+
+fn policies(rows: &[Value]) -> Vec<(String, String)> {
+    let text = |row: &Value, key: &str| row[key].as_str().unwrap().to_string();
+    rows.iter().map(|row| (text(row, "phase"), text(row, "policy"))).collect()
+}
+
+#[test]
+fn phases_train_and_resume() {
+    let ladder = "[[phase]]\npolicy = \"layer:1\"\nsteps = 1\n[[phase]]\npolicy = \"layer:2\"\nfinal_norm = true\nsteps = 2\n\
+                  [[phase]]\npolicy = \"ffn:2\"\n";
+    let expected = [("internal", "layer:1"), ("internal", "normed:2"), ("internal", "normed:2"), ("internal", "ffn:2")];
+    let steps = trains_and_resumes("ladder", ladder);
+    assert_eq!(policies(&steps), expected.map(|(a, b)| (a.to_string(), b.to_string())));
+    assert_eq!(
+        steps.iter().map(|m| m["phase_end"].as_str()).collect::<Vec<_>>(),
+        [Some("steps"), None, Some("steps"), None]
+    );
+    // A joint phase, in the middle of which the run is resumed, with everything that hangs on old log-probs.
+    let joint = "[[phase]]\npolicy = \"attn:1\"\nsteps = 1\n[[phase]]\npolicy = \"final\"\nbeside = \"layer:2\"\nbeta = 0.5\n\
+                 [rl]\nepochs = 2\n[loss]\nkind = \"gspo\"\ntop_entropy_quantile = 0.5\n";
+    let steps = trains_and_resumes("joint", joint);
+    assert_eq!(policies(&steps)[1], ("joint".to_string(), "final + 0.5 layer:2".to_string()));
+    assert!(steps[0].get("beside").is_none());
+    for m in &steps[1..] {
+        assert_eq!((m["beside"]["policy"].as_str(), number(&m["beside"], "beta")), (Some("layer:2"), 0.5));
+        assert!(number(&m["beside"], "ratio_max") > 1.0 && number(&m["beside"], "tokens") == number(m, "tokens"));
+    }
+}
+
+#[test]
+fn parameter_groups_train_and_resume() {
+    let frozen = "[[optimizer.group]]\nlayers = \"1-2\"\nlr_scale = 0.0\n[[optimizer.group]]\nlayers = \"embedding\"\nlr_scale = 0.0\n\
+                  [[optimizer.group]]\nlayers = \"3\"\nlr_scale = 0.1\n";
+    let steps = trains_and_resumes("frozen", frozen);
+    assert!(steps.iter().all(|m| number(m, "grad_norm") > 0.0));
 }
 
 fn model() -> Model {

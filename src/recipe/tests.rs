@@ -240,6 +240,49 @@ fn a_layer_outside_of_the_model_is_refused_with_its_range() {
     assert!(format!("{:#}", recipe.check_against(&config).unwrap_err()).contains("40960 tokens"));
 }
 
+#[test]
+fn phases_and_groups_are_checked_before_anything_starts() {
+    let one = "[[phase]]\npolicy = \"layer:2\"\nsteps = 3\n";
+    let last = "[[phase]]\npolicy = \"final\"\n";
+    let with = |more: &str| format!("{SMALL}{more}");
+    for (text, expected) in [
+        (with(&format!("{one}{last}[bupo]\nlayer = 2\nsteps = 3\n")), "[bupo] and [[phase]]"),
+        (with(one), "leave steps out of the last phase"),
+        (with(&format!("{last}{one}")), "phase 1 (final) has no steps"),
+        (with(&format!("{one}[rl]\nsteps = 3\n{last}")), "phase 2 (final) would begin with step 4"),
+        (with("[[phase]]\npolcy = \"final\"\n"), "polcy"),
+        (with(&format!("{one}stop = \"guard\"\n{last}")), "probe.every = 0"),
+        (with("[[phase]]\npolicy = \"layer:2\"\nstop = \"guard\"\n"), "needs steps"),
+        (with(&format!("{last}stop = \"guard\"\n")), "ends an internal phase"),
+        (with(&format!("{one}guard = {{}}\n{last}")), "set stop = \"guard\""),
+        (with("[[optimizer.group]]\nlayers = \"1-2\"\nlr_scale = -1.0\n"), "group.lr_scale = -1"),
+        (with("[[optimizer.group]]\nlayers = \"1-2\"\n"), "lr_scale"),
+    ] {
+        let message = error(&text, &[]);
+        assert!(message.contains(expected), "{message}\nexpected: {expected}");
+    }
+    // What needs the model's shape: 36 layers.
+    let config = InitConfig { layers: 36, max_position_embeddings: 40_960, ..InitConfig::default() };
+    let config = config.model_config(1000).unwrap();
+    let group = |layers: &str| format!("[[optimizer.group]]\nlayers = \"{layers}\"\nlr_scale = 0.0\n");
+    for (text, expected) in [
+        (with("[[phase]]\npolicy = \"layer:40\"\n"), "1..=36"),
+        (with(&group("1-40")), "a layer from 1 to 36"),
+        (
+            with(&format!("{}{}[[phase]]\npolicy = \"layer:2\"\n", group("1-6"), group("embedding"))),
+            "freezes everything",
+        ),
+    ] {
+        let message = format!("{:#}", Recipe::parse(&text, "x", &[]).unwrap().check_against(&config).unwrap_err());
+        assert!(message.contains(expected), "{message}\nexpected: {expected}");
+    }
+    let text = with(&format!("{one}{last}{}", group("1-6")));
+    let recipe = Recipe::parse(&text, "x", &[]).unwrap();
+    recipe.check_against(&config).unwrap();
+    assert_eq!(Recipe::parse(&recipe.to_toml().unwrap(), "again", &[]).unwrap(), recipe);
+    assert_eq!(recipe.phases().len(), 2);
+}
+
 proptest! {
     /// What the run's folder keeps is the run's recipe, to the last bit of every number.
     #[test]
