@@ -50,6 +50,7 @@ pub fn save(
 fn columns(pieces: &mut Pieces<'_>, layers: usize, rows: &[TokenRow]) -> [(&'static str, Column); 13] {
     let place = |row: &TokenRow| match row.policy {
         InternalPolicy::Layer(l) => ("layer", l.one_based()),
+        InternalPolicy::Normed(l) => ("normed", l.one_based()),
         InternalPolicy::Attention(l) => ("attn", l.one_based()),
         InternalPolicy::Ffn(l) => ("ffn", l.one_based()),
         InternalPolicy::Final => ("final", layers),
