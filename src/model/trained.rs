@@ -90,15 +90,16 @@ mod tests {
         let layout = ParamLayout::new(&init.model_config(50).unwrap());
         let layer = |n| LayerIndex::from_one_based(n, 3).unwrap();
         let end = |n: usize| layout.layers[n - 1].down.end;
-        assert_eq!(layout.trained_by(Tap::Final).runs(), [0..layout.len()]);
-        assert_eq!(layout.trained_by(Tap::ResidPost(layer(2))).runs(), [0..end(2)]);
-        assert_eq!(layout.trained_by(Tap::Attn(layer(2))).runs(), [0..layout.layers[1].o.end]);
+        let one = |run: Range<usize>| vec![run];
+        assert_eq!(layout.trained_by(Tap::Final).runs(), one(0..layout.len()));
+        assert_eq!(layout.trained_by(Tap::ResidPost(layer(2))).runs(), one(0..end(2)));
+        assert_eq!(layout.trained_by(Tap::Attn(layer(2))).runs(), one(0..layout.layers[1].o.end));
         assert_eq!(layout.trained_by(Tap::Normed(layer(2))).runs(), [0..end(2), layout.final_norm.clone()]);
 
         // Embedding and the first two layers frozen: the backward ends with layer 3.
         let above = |from: usize| -> Vec<bool> { layout.tensors.iter().map(|t| t.offset >= from).collect() };
         let frozen = layout.trained_by(Tap::Final).and(&above(end(2)));
-        assert_eq!((frozen.runs(), frozen.floor(&layout)), (vec![end(2)..layout.len()], Some(layer(3))));
+        assert_eq!((frozen.runs(), frozen.floor(&layout)), (one(end(2)..layout.len()), Some(layer(3))));
         assert!(frozen.has(&layout.layers[2].qkv) && !frozen.has(&layout.layers[1].qkv) && !frozen.has(&layout.embed));
         // The unembedding alone needs no layer; the embedding needs them all.
         let only = |range: &Range<usize>| layout.tensors.iter().map(|t| t.range() == *range).collect::<Vec<_>>();
