@@ -119,6 +119,9 @@ pub struct AnalyzeArgs {
     pub max_new_tokens: Option<usize>,
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
+    /// How often an unfinished analysis is saved; the same command goes on with it
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    pub save_every: u64,
     /// One line of JSON with the time and memory it took, in place of the table
     #[arg(long)]
     pub json: bool,

@@ -3,6 +3,7 @@
 
 pub mod atomic;
 pub mod checkpoint;
+pub mod fingerprint;
 pub mod interrupt;
 pub mod jsonl;
 pub mod manifest;

@@ -15,8 +15,8 @@ use crate::policy::{Targets, gather_rows};
 use anyhow::{Context, Result, ensure};
 use rayon::prelude::*;
 
-/// Tokens of one packed forward.
-pub(super) const PACK_TOKENS: usize = 2048;
+/// Tokens of one packed forward, unless a sample alone has more.
+pub const PACK_TOKENS: usize = 2048;
 /// Bytes of layer states that wait for the end of a forward: so many, or an eighth of the model's own size, whichever is more.
 const HELD_BYTES: usize = 256 << 20;
 /// Tokens whose inner products exist at a time.

@@ -1,73 +1,116 @@
-//! `bupo analyze`: responses in, `analysis.json`, a table and a chart out.
+//! `bupo analyze`: responses in, `analysis.json`, `layers.parquet` and a table out. Rows are read one at a time, and what was
+//! counted is saved now and then, so that memory does not grow with the data and an interrupted analysis goes on.
 
+mod answers;
+mod source;
+mod state;
 pub mod tokens;
 
-use super::{open_model, optional_encoder, row_tokens};
-use crate::analysis::{Analysis, Flow, Reading, Sample, terminal};
+use super::{max_new_tokens, open_model, optional_encoder};
+use crate::analysis::flow::PACK_TOKENS;
+use crate::analysis::{Analysis, Reading, Sample, terminal};
 use crate::cli::AnalyzeArgs;
 use crate::hub::checkpoint;
 use crate::model::{LayerIndex, Model, Workspace};
-use crate::policy::InternalPolicy;
-use crate::rollout::engine::{Engine, Request, generate};
-use crate::rollout::sampler::Sampling;
 use crate::run::atomic::write_file_atomic;
+use crate::run::fingerprint::Fingerprint;
+use crate::run::interrupt;
 use crate::run::manifest::peak_memory_mib;
 use crate::run::parquet::{Column, write_parquet};
 use crate::run::progress::{Progress, say};
-use crate::tasks::dataset::read_rows;
-use crate::tasks::seed::derive_seed;
+use crate::tasks::dataset::stream_rows;
 use crate::text::PromptEncoder;
-use anyhow::{Context, Result, ensure};
+use answers::Answers;
+use anyhow::{Context, Result, bail, ensure};
+use source::{Contents, Source, Tokens};
+use state::{About, of_model};
+use std::cell::OnceCell;
+use std::iter::Peekable;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 /// Files of an analysis's folder.
 pub const RESULT: &str = "analysis.json";
 pub const LAYERS: &str = "layers.parquet";
 
-/// Sequences decoded at once where responses are generated first.
-const SLOTS: usize = 64;
+/// Longest response where the options do not say.
+const USUAL_RESPONSE: usize = 512;
 
 pub fn run(args: &AnalyzeArgs) -> Result<()> {
-    let mut rows = read_rows(&args.data)?;
-    rows.truncate(args.limit.unwrap_or(usize::MAX));
+    // A file that is not there is found out before the model is opened.
+    drop(stream_rows(&args.data)?);
     let dir = checkpoint(&args.model)?;
     let model = open_model(&dir, args.numbers.compute)?;
-    let prompts = optional_encoder(&dir, &args.prompt, model.config.max_position_embeddings)?;
+    let layers = model.config.layers;
     if args.tokens.is_some() {
         let vocabulary = model.config.vocab_size;
         ensure!((1..=vocabulary).contains(&args.top), "--top {}: expected 1 to {vocabulary} tokens", args.top);
     }
     ensure!(args.tokens != Some(0), "--tokens 0: expected at least one sample");
+    let chosen = args.layer.map(|layer| LayerIndex::from_one_based(layer, layers)).transpose().context("--layer")?;
+    let prompts = optional_encoder(&dir, &args.prompt, model.config.max_position_embeddings)?;
+    let source = Source { path: &args.data, limit: args.limit.unwrap_or(usize::MAX), prompts: prompts.as_ref() };
+    let contents = source.scan(&model)?;
+    interrupt::install()?;
     let mut ws = Workspace::new(&model);
-    let mut samples = Vec::with_capacity(rows.len());
-    let mut unanswered = Vec::new();
-    for row in &rows {
-        match row_tokens(row, prompts.as_ref())? {
-            (ids, Some(response_start)) => samples.push(Sample { ids, response_start }),
-            (ids, None) => unanswered.push(ids),
+    let weights = OnceCell::new();
+    let weights = || weights.get_or_init(|| of_model(&model)).clone();
+    let answers = (contents.unanswered > 0).then(|| answers(args, &source, &contents, &model, weights()));
+    if let Some(answers) = &answers
+        && !answers.complete(&model, &mut ws)?
+    {
+        return Ok(say("stopped while the model was answering. The same command goes on from here"));
+    }
+    let about = || About {
+        bupo: env!("CARGO_PKG_VERSION").into(),
+        model: weights(),
+        data: contents.fingerprint.clone(),
+        answers: answers.as_ref().map(|a| a.fingerprint.clone()),
+        lens: args.lens,
+        layer: args.layer,
+        compute: model.compute,
+    };
+    let mut saved = state::Progress::new(&args.out, Duration::from_secs(args.save_every), about);
+    let mut flow = saved.open(layers, Reading { lens: args.lens, chosen })?;
+    let (from, tokens_before) = (flow.sums().samples(), flow.sums().tokens());
+    if from > 0 {
+        say(&format!("{from} of {} samples were analysed before: going on", contents.rows));
+    }
+    let mut progress = Progress::new("analyze", contents.rows as u64);
+    progress.inc(from as u64);
+    let start = Instant::now();
+    let mut rest = samples(&source, answers.as_ref(), from)?.peekable();
+    while rest.peek().is_some() {
+        let pack = next_pack(&mut rest)?;
+        flow.add(&model, &mut ws, &pack, &mut |n| progress.inc(n))?;
+        let unfinished = flow.sums().samples() < contents.rows;
+        if unfinished {
+            saved.save(&flow, interrupt::requested())?;
+        }
+        if unfinished && interrupt::requested() {
+            progress.finish();
+            say(&format!(
+                "stopped after {} of {} samples, saved in {}. The same command goes on from here",
+                flow.sums().samples(),
+                contents.rows,
+                saved.path().display()
+            ));
+            return Ok(());
         }
     }
-    if !unanswered.is_empty() {
-        samples.extend(answer(args, &model, &mut ws, prompts.as_ref(), unanswered)?);
-    }
-    let mut progress = Progress::new("analyze", samples.len() as u64);
-    let layers = model.config.layers;
-    let chosen = args.layer.map(|layer| LayerIndex::from_one_based(layer, layers)).transpose().context("--layer")?;
-    let mut flow = Flow::new(layers, Reading { lens: args.lens, chosen });
-    let start = std::time::Instant::now();
-    flow.add(&model, &mut ws, &samples, &mut |n| progress.inc(n))?;
     progress.finish();
     let seconds = start.elapsed().as_secs_f64();
     let analysis = flow.finish(&model, &args.model.to_string_lossy(), args.threshold)?;
     save(&args.out, &analysis)?;
     if let Some(n) = args.tokens {
-        let samples = &samples[..n.min(samples.len())];
+        let first = samples(&source, answers.as_ref(), 0)?.take(n).collect::<Result<Vec<Sample>>>()?;
         let tokenizer = prompts.as_ref().map(PromptEncoder::tokenizer);
-        let path = tokens::save(&args.out, (&model, &mut ws), samples, args.lens, args.top, tokenizer)?;
-        say(&format!("{} samples token by token: {}", samples.len(), path.display()));
+        let path = tokens::save(&args.out, (&model, &mut ws), &first, args.lens, args.top, tokenizer)?;
+        say(&format!("{} samples token by token: {}", first.len(), path.display()));
     }
+    saved.remove()?;
+    let rate = (analysis.tokens - tokens_before) as f64 / seconds;
     if args.json {
-        let rate = analysis.tokens as f64 / seconds;
         let line = serde_json::json!({
             "tokens": analysis.tokens, "seconds": seconds, "tokens_per_second": rate, "peak_rss_mib": peak_memory_mib(),
         });
@@ -75,13 +118,64 @@ pub fn run(args: &AnalyzeArgs) -> Result<()> {
         return Ok(());
     }
     println!("{}\n{}", terminal::table(&analysis), terminal::summary(&analysis));
-    println!(
-        "{:.1} s, {:.0} response tokens/s. Written to {}",
-        seconds,
-        analysis.tokens as f64 / seconds,
-        args.out.join(RESULT).display()
-    );
+    println!("{seconds:.1} s, {rate:.0} response tokens/s. Written to {}", args.out.join(RESULT).display());
     Ok(())
+}
+
+/// How the rows without a response are answered.
+fn answers<'a>(
+    args: &'a AnalyzeArgs,
+    source: &'a Source<'a>,
+    contents: &Contents,
+    model: &Model,
+    weights: String,
+) -> Answers<'a> {
+    let longest = std::iter::once(&contents.longest_prompt);
+    let max_new_tokens = max_new_tokens(args.max_new_tokens, USUAL_RESPONSE, model, longest);
+    let mut fingerprint = Fingerprint::new();
+    fingerprint.text(&weights);
+    fingerprint.text(&contents.fingerprint);
+    fingerprint.number(args.seed);
+    fingerprint.number(max_new_tokens as u64);
+    fingerprint.text(&format!("{:?}", model.compute));
+    Answers {
+        source,
+        unanswered: contents.unanswered,
+        dir: &args.out,
+        seed: args.seed,
+        max_new_tokens,
+        fingerprint: fingerprint.hex(),
+    }
+}
+
+/// The samples from row `from` (0 the first) on, in order.
+fn samples<'a>(
+    source: &Source<'a>,
+    answers: Option<&Answers<'a>>,
+    from: usize,
+) -> Result<impl Iterator<Item = Result<Sample>> + use<'a>> {
+    let mut answer = answers.map(|answers| answers.read(from)).transpose()?;
+    let sample = move |(row, tokens): (usize, Result<Tokens>)| match (tokens?, &mut answer) {
+        (Tokens::Answered(sample), _) => Ok(sample),
+        (Tokens::Prompt(_), Some(answer)) => answer(row),
+        (Tokens::Prompt(_), None) => bail!("row {row} has no response: the data changed while it was read"),
+    };
+    Ok((from + 1..).zip(source.rows(from)?).map(sample))
+}
+
+/// As many of the next samples as one forward takes.
+fn next_pack(samples: &mut Peekable<impl Iterator<Item = Result<Sample>>>) -> Result<Vec<Sample>> {
+    let (mut pack, mut tokens) = (Vec::new(), 0);
+    let fits = |next: &Result<Sample>, tokens: usize| match next {
+        Ok(sample) => tokens == 0 || tokens + sample.ids.len() <= PACK_TOKENS,
+        Err(_) => true,
+    };
+    while let Some(sample) = samples.next_if(|next| fits(next, tokens)) {
+        let sample = sample?;
+        tokens += sample.ids.len();
+        pack.push(sample);
+    }
+    Ok(pack)
 }
 
 /// Writes an analysis into a folder: `analysis.json`, and its numbers by layer as `layers.parquet`.
@@ -100,34 +194,4 @@ fn column((name, values): (String, Vec<Option<f64>>)) -> (String, Column) {
         Column::OptionalF64(values)
     };
     (name, column)
-}
-
-/// Samples one response to each prompt from the final policy.
-fn answer(
-    args: &AnalyzeArgs,
-    model: &Model,
-    ws: &mut Workspace,
-    prompts: Option<&PromptEncoder>,
-    unanswered: Vec<Vec<u32>>,
-) -> Result<Vec<Sample>> {
-    let eos_ids = prompts.map_or(&model.config.eos_token_ids[..], |p| p.eos_ids());
-    let max_new_tokens = super::max_new_tokens(args.max_new_tokens, 512, model, unanswered.iter());
-    let sampling = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, max_new_tokens };
-    say(&format!("{} rows have no response: the model answers them first", unanswered.len()));
-    let requests: Vec<Request> = unanswered
-        .into_iter()
-        .enumerate()
-        .map(|(i, prompt)| Request { prompt, seeds: vec![derive_seed(args.seed, 0, i as u64, 0)] })
-        .collect();
-    let mut progress = Progress::new("answer", requests.len() as u64);
-    let engine = Engine { policy: InternalPolicy::Final, sampling, eos_ids, slots: SLOTS };
-    let completions = generate(model, ws, &engine, &requests, &mut |n| progress.inc(n))?;
-    progress.finish();
-    let mut samples = Vec::with_capacity(requests.len());
-    for (request, completion) in requests.into_iter().zip(completions.into_iter().flatten()) {
-        ensure!(!completion.ids.is_empty(), "a response came out empty");
-        let response_start = request.prompt.len();
-        samples.push(Sample { ids: [request.prompt, completion.ids].concat(), response_start });
-    }
-    Ok(samples)
 }

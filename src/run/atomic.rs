@@ -100,6 +100,11 @@ pub fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
+/// Removes a file; the error names it.
+pub fn remove(path: &Path) -> Result<()> {
+    fs::remove_file(path).with_context(|| cannot("remove", path))
+}
+
 /// Folders right below a folder, by name.
 pub fn folders(dir: &Path) -> Result<Vec<PathBuf>> {
     let entries = fs::read_dir(dir).with_context(|| format!("cannot read the folder {}", dir.display()))?;

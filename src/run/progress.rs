@@ -50,12 +50,21 @@ impl Progress {
         progress
     }
 
+    /// A count of things whose number is not known yet.
+    pub fn counter(label: &str) -> Progress {
+        let progress = Progress::new(label, 0);
+        if let Ok(style) = ProgressStyle::with_template("{prefix:>10} {human_pos} {elapsed} {wide_msg}") {
+            progress.bar.set_style(style);
+        }
+        progress
+    }
+
     pub fn inc(&mut self, n: u64) {
         self.bar.inc(n);
         if self.plain && self.last.elapsed() >= LOG_EVERY {
             self.last = Instant::now();
-            let (done, total) = (self.bar.position(), self.bar.length().unwrap_or(0));
-            eprintln!("{}: {done}/{total} {}", self.label, self.bar.message());
+            let of = self.bar.length().filter(|n| *n > 0).map_or(String::new(), |n| format!("/{n}"));
+            eprintln!("{}: {}{of} {}", self.label, self.bar.position(), self.bar.message());
         }
     }
 

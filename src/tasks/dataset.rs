@@ -7,7 +7,7 @@ use super::choices::choice_question;
 use super::problem::Problem;
 use crate::text::chat::Message;
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::file::reader::SerializedFileReader;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::fs::File;
@@ -64,7 +64,8 @@ pub fn read_problems(path: &Path) -> Result<Vec<Problem>> {
 pub fn sort_rows(path: &Path, needs_gold: bool) -> Result<(Vec<Problem>, Vec<BadRow>)> {
     let source = source_of(path);
     let (mut problems, mut bad) = (Vec::new(), Vec::new());
-    for (line, value) in values(path)? {
+    for numbered in values(path)? {
+        let (line, value) = numbered?;
         let problem = value.and_then(|value| match parse(&value, &source)? {
             Row::Problem(problem) => Ok(problem),
             Row::Prompt { messages } if !needs_gold => {
@@ -82,21 +83,34 @@ pub fn sort_rows(path: &Path, needs_gold: bool) -> Result<(Vec<Problem>, Vec<Bad
     }
     match bad.first() {
         Some(first) if problems.is_empty() => bail!("{first}; and no other row of the {} is any better", bad.len()),
+        None if problems.is_empty() => Err(empty(path)),
         _ => Ok((problems, bad)),
     }
 }
 
 /// Every row of a `.parquet` or JSONL file. An empty file is an error, and so is a bad row.
 pub fn read_rows(path: &Path) -> Result<Vec<Row>> {
-    let source = source_of(path);
-    let row = |(line, value): (usize, Result<Value>)| {
-        value.and_then(|value| parse(&value, &source)).with_context(|| place(path, line))
-    };
-    values(path)?.into_iter().map(row).collect()
+    let rows = stream_rows(path)?.map(|row| row.map(|(_, row)| row)).collect::<Result<Vec<Row>>>()?;
+    if rows.is_empty() { Err(empty(path)) } else { Ok(rows) }
+}
+
+/// [`read_rows`] one at a time, for files that need not fit into memory: each with its line (JSONL) or row (parquet), from 1.
+/// An empty file has none.
+pub fn stream_rows(path: &Path) -> Result<impl Iterator<Item = Result<(usize, Row)>> + use<>> {
+    let (source, path, values) = (source_of(path), path.to_path_buf(), values(path)?);
+    Ok(values.map(move |numbered| {
+        let (number, value) = numbered?;
+        let row = value.and_then(|value| parse(&value, &source)).with_context(|| place(&path, number))?;
+        Ok((number, row))
+    }))
+}
+
+fn empty(path: &Path) -> anyhow::Error {
+    anyhow!("{}: the data set is empty: expected at least one row", path.display())
 }
 
 /// `FILE line N`, or `FILE row N` where the format has no lines.
-fn place(path: &Path, number: usize) -> String {
+pub fn place(path: &Path, number: usize) -> String {
     format!("{} {} {number}", path.display(), if is_parquet(path) { "row" } else { "line" })
 }
 
@@ -108,42 +122,45 @@ fn source_of(path: &Path) -> String {
     path.file_stem().map_or_else(|| "data".to_string(), |s| s.to_string_lossy().into_owned())
 }
 
-/// Numbered rows, each by itself readable or not.
-fn values(path: &Path) -> Result<Vec<(usize, Result<Value>)>> {
-    let values = if is_parquet(path) { parquet_rows(path) } else { json_rows(path) }?;
-    ensure!(!values.is_empty(), "{}: the data set is empty: expected at least one row", path.display());
-    Ok(values)
+/// Numbered rows, each by itself readable or not. An error of the item itself is one of the file.
+type Values = Box<dyn Iterator<Item = Result<(usize, Result<Value>)>>>;
+
+fn values(path: &Path) -> Result<Values> {
+    Ok(if is_parquet(path) { Box::new(parquet_rows(path)?) } else { Box::new(json_rows(path)?) })
 }
 
 fn open(path: &Path) -> Result<File> {
     File::open(path).with_context(|| format!("cannot open the data file {}", path.display()))
 }
 
-fn parquet_rows(path: &Path) -> Result<Vec<(usize, Result<Value>)>> {
-    let what = || format!("{} is no parquet file that can be read", path.display());
-    let reader = SerializedFileReader::new(open(path)?).with_context(what)?;
-    let rows = reader.get_row_iter(None).with_context(what)?;
+fn parquet_rows(path: &Path) -> Result<impl Iterator<Item = Result<(usize, Result<Value>)>> + use<>> {
+    let what = format!("{} is no parquet file that can be read", path.display());
+    let reader = SerializedFileReader::new(open(path)?).with_context(|| what.clone())?;
     // A column that cannot be decoded is no matter of one row.
-    rows.enumerate().map(|(i, row)| Ok((i + 1, Ok(row.with_context(what)?.to_json_value())))).collect()
+    let row = move |(number, row): (usize, parquet::errors::Result<parquet::record::Row>)| {
+        Ok((number, Ok(row.with_context(|| what.clone())?.to_json_value())))
+    };
+    Ok((1..).zip(reader).map(row))
 }
 
-fn json_rows(path: &Path) -> Result<Vec<(usize, Result<Value>)>> {
-    let mut rows = Vec::new();
-    let mut reader = BufReader::new(open(path)?);
-    for number in 1.. {
-        let mut line = Vec::new();
-        let read = reader.read_until(b'\n', &mut line);
-        if read.with_context(|| format!("cannot read {}", path.display()))? == 0 {
-            break;
+fn json_rows(path: &Path) -> Result<impl Iterator<Item = Result<(usize, Result<Value>)>> + use<>> {
+    let (mut reader, path) = (BufReader::new(open(path)?), path.to_path_buf());
+    let mut number = 0;
+    Ok(std::iter::from_fn(move || {
+        loop {
+            let mut line = Vec::new();
+            number += 1;
+            match reader.read_until(b'\n', &mut line).with_context(|| format!("cannot read {}", path.display())) {
+                Ok(0) => return None,
+                Ok(_) if line.iter().all(u8::is_ascii_whitespace) => continue,
+                Ok(_) => {}
+                Err(error) => return Some(Err(error)),
+            }
+            let text = std::str::from_utf8(&line).context("no UTF-8 text");
+            let value = text.and_then(|t| serde_json::from_str(t).context("expected one JSON object a line"));
+            return Some(Ok((number, value)));
         }
-        if line.iter().all(u8::is_ascii_whitespace) {
-            continue;
-        }
-        let text = std::str::from_utf8(&line).context("no UTF-8 text");
-        let value = text.and_then(|t| serde_json::from_str(t).context("expected one JSON object a line"));
-        rows.push((number, value));
-    }
-    Ok(rows)
+    }))
 }
 
 fn parse(value: &Value, default_source: &str) -> Result<Row> {
