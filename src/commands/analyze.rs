@@ -39,6 +39,8 @@ const USUAL_RESPONSE: usize = 512;
 pub fn run(args: &AnalyzeArgs) -> Result<()> {
     // A file that is not there is found out before the model is opened.
     drop(stream_rows(&args.data)?);
+    let twice = "rows are read more than once: save them to a file first";
+    ensure!(args.data.is_file(), "{} is no plain file, and {twice}", args.data.display());
     let dir = checkpoint(&args.model)?;
     let model = open_model(&dir, args.numbers.compute)?;
     let layers = model.config.layers;
@@ -59,7 +61,8 @@ pub fn run(args: &AnalyzeArgs) -> Result<()> {
     if let Some(answers) = &answers
         && !answers.complete(&model, &mut ws)?
     {
-        return Ok(say("stopped while the model was answering. The same command goes on from here"));
+        say("stopped while the model was answering. The same command goes on from here");
+        return Ok(());
     }
     let about = || About {
         bupo: env!("CARGO_PKG_VERSION").into(),
@@ -99,6 +102,7 @@ pub fn run(args: &AnalyzeArgs) -> Result<()> {
         }
     }
     progress.finish();
+    ensure!(flow.sums().samples() == contents.rows, "{} changed while it was read", args.data.display());
     let seconds = start.elapsed().as_secs_f64();
     let analysis = flow.finish(&model, &args.model.to_string_lossy(), args.threshold)?;
     save(&args.out, &analysis)?;
