@@ -1,5 +1,5 @@
-//! A run's folder and its life: checkpoints that appear whole or not at all, metrics, tables, the manifest, progress,
-//! Ctrl-C.
+//! A run's folder and its life: checkpoints that appear whole or not at all, metrics, tables, the manifest,
+//! TensorBoard's files, progress, Ctrl-C.
 
 pub mod atomic;
 pub mod checkpoint;
@@ -9,3 +9,4 @@ pub mod jsonl;
 pub mod manifest;
 pub mod parquet;
 pub mod progress;
+pub mod tensorboard;

@@ -1,5 +1,7 @@
 //! `bupo train`: warm up, look inside, choose the layer, align, train, and say what changed.
 
+mod chart;
+mod events;
 mod probe;
 mod setup;
 mod state;
@@ -33,6 +35,7 @@ use crate::tasks::Problem;
 use crate::tasks::seed::derive_seed;
 use crate::text::PromptEncoder;
 use anyhow::{Context, Result, bail, ensure};
+use events::Events;
 use probe::{Plan, Probe};
 use setup::{Source, Start};
 use state::{Seen, Standing};
@@ -166,7 +169,7 @@ impl Run {
         if let Some(plan) = self.plan.take() {
             let mut probe = Probe::make(plan, &self.recipe, &self.prompts, &model, &self.dir)?;
             let row = probe.look(&model, 0, &self.schedule)?;
-            write_jsonl(&self.dir.join("probe.jsonl"), &[row])?;
+            write_jsonl(&probe::path(&self.dir), &[row])?;
             self.probe = Some(probe);
         }
         self.save(&model, 0)?;
@@ -215,6 +218,10 @@ impl Run {
             self.optimizer.take().context("a run trains with an optimizer")?,
         );
         let before = self.scores(&mut model, "before")?;
+        let mut events = Events::open(self.recipe.run.tensorboard, &self.dir, self.step)?;
+        if self.step == 0 {
+            events.scores(0, before.as_ref())?;
+        }
         let reference = match self.recipe.loss.kl_coef != 0.0 {
             true => Some(
                 open_model(&self.checkpoints.path(0), self.recipe.compute)
@@ -235,7 +242,8 @@ impl Run {
         let mut history = Vec::new();
         for step in self.step + 1..=steps {
             let mut report = trainer.step(step, &mut |n| self.draw(n), &mut |_| ())?;
-            self.look_inside(&mut trainer, &mut report.metrics)?;
+            self.look_inside(&mut trainer, &mut report.metrics, &mut events)?;
+            events.metrics(&report.metrics)?;
             metrics.append(std::slice::from_ref(&report.metrics))?;
             completions.append(&report.completions)?;
             self.step = step;
@@ -260,13 +268,15 @@ impl Run {
             }
             let evaluate_every = self.recipe.evaluate.as_ref().map_or(0, |e| e.every);
             if evaluate_every > 0 && step % evaluate_every == 0 && step < steps {
-                self.scores(&mut trainer.model, &format!("step-{step:06}"))?;
+                let scores = self.scores(&mut trainer.model, &format!("step-{step:06}"))?;
+                events.scores(step, scores.as_ref())?;
             }
         }
         progress.finish();
         drop(metrics);
         let (mut model, trained_by) = (trainer.model, trainer.settings.schedule);
         let after = self.scores(&mut model, "after")?;
+        events.scores(steps, after.as_ref())?;
         let analysis = self.analyse(&model, "after")?;
         self.manifest.finished = Some(now());
         self.manifest.write(&self.dir.join("manifest.json"))?;
@@ -280,18 +290,21 @@ impl Run {
             analysis_before: self.read_analysis("before"),
             analysis_after: &analysis,
             seconds: self.started.elapsed().as_secs_f64(),
+            chart: chart::of_run(&self.dir),
         });
         Ok(())
     }
 
     /// Looks inside after a step where a look is due; the guard may make it the last of the internal phase.
-    fn look_inside(&mut self, trainer: &mut Trainer<'_>, metrics: &mut StepMetrics) -> Result<()> {
+    fn look_inside(&mut self, trainer: &mut Trainer<'_>, metrics: &mut StepMetrics, events: &mut Events) -> Result<()> {
         let (step, steps) = (metrics.step, self.recipe.rl.steps);
         let Some(probe) = self.probe.as_mut().filter(|probe| probe.due(step, steps)) else { return Ok(()) };
         let start = Instant::now();
         let schedule = &mut trainer.settings.schedule;
         let row = probe.look(&trainer.model, step, schedule)?;
-        JsonlWriter::open(&self.dir.join("probe.jsonl"))?.append(std::slice::from_ref(&row))?;
+        JsonlWriter::open(&probe::path(&self.dir))?.append(std::slice::from_ref(&row))?;
+        events.probe(&row)?;
+        say(&probe.line(&row));
         if let Some(reason) = row.guard.as_ref().and_then(|guard| guard.reason.as_ref()) {
             let early = schedule.phase_at(step).last_step.map_or(0, |last| last - step);
             schedule.end_internal_at(step);

@@ -17,11 +17,13 @@ pub struct RunSection {
     pub checkpoint_every: usize,
     /// Checkpoints kept, beside the first.
     pub keep_checkpoints: usize,
+    /// Writes metrics, evaluations and the probe as TensorBoard's event files too (`tensorboard/` in the run's folder).
+    pub tensorboard: bool,
 }
 
 impl Default for RunSection {
     fn default() -> Self {
-        RunSection { dir: None, checkpoint_every: 20, keep_checkpoints: 2 }
+        RunSection { dir: None, checkpoint_every: 20, keep_checkpoints: 2, tensorboard: false }
     }
 }
 

@@ -29,7 +29,7 @@ use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
 /// One look: a row of `probe.jsonl`.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Row {
     /// Rollout steps taken.
     pub step: usize,
@@ -158,6 +158,8 @@ pub struct Probe {
     every: usize,
     samples: Vec<Sample>,
     references: Vec<Sample>,
+    /// The look before the first step, which later ones are shown beside.
+    first: Option<Row>,
     /// What the guard has seen of its phase.
     pub seen: Seen,
 }
@@ -204,7 +206,8 @@ impl Probe {
             let rows: Vec<Tokens> = samples.iter().map(row).collect();
             write_jsonl(&tokens_path(dir, name), &rows)?;
         }
-        Ok(Probe { every: recipe.probe.every, samples, references: plan.references, seen: Seen::default() })
+        let (every, references) = (recipe.probe.every, plan.references);
+        Ok(Probe { every, samples, references, first: None, seen: Seen::default() })
     }
 
     /// The probe that a run began with, from its folder; `seen` is what its guard had. None without looks.
@@ -222,7 +225,10 @@ impl Probe {
             "{} is gone, and with it the tokens that this run looks at: resume needs the whole folder",
             tokens_path(dir, "samples").display()
         );
-        Ok(Some(Probe { every: recipe.probe.every, samples, references, seen }))
+        // For people only: a first row with a number that JSON has not is none to compare with.
+        let rows: Vec<serde_json::Value> = read_jsonl(&path(dir))?;
+        let first = rows.into_iter().next().and_then(|row| serde_json::from_value(row).ok());
+        Ok(Some(Probe { every: recipe.probe.every, samples, references, first, seen }))
     }
 
     /// Whether a run of `steps` looks inside after `step`: before the first, every so many, and after the last.
@@ -261,8 +267,45 @@ impl Probe {
             None => None,
         };
         let policy = schedule.phase_at(step.max(1)).objective.to_string();
-        Ok(Row { step, policy, layer: layer.map(LayerIndex::one_based), profile, perplexity, guard })
+        let row = Row { step, policy, layer: layer.map(LayerIndex::one_based), profile, perplexity, guard };
+        self.first.get_or_insert_with(|| row.clone());
+        Ok(row)
     }
+
+    /// One line for people: what moved since step 0.
+    pub fn line(&self, row: &Row) -> String {
+        let first = self.first.as_ref().unwrap_or(row);
+        let moved = |value: &dyn Fn(&Row) -> Option<f64>| match (value(first), value(row)) {
+            (Some(from), Some(to)) => format!("{from:.3} → {to:.3}"),
+            (None, Some(to)) => format!("{to:.3}"),
+            (_, None) => "-".to_string(),
+        };
+        let mut parts = Vec::new();
+        if let Some(layer) = row.layer_index() {
+            let of = |values: &[f64]| values.get(layer.index()).copied();
+            // A later phase may look from another layer: what was compared with the first one says nothing of it.
+            let same = |r: &Row| r.layer == row.layer;
+            parts.push(format!("layer {layer}: H {}", moved(&|r| of(&r.profile.entropy.resid_post))));
+            parts.push(format!("dH {}", moved(&|r| of(&r.profile.entropy_change.layer))));
+            parts.push(format!("KL to later {}", moved(&|r| r.profile.kl_to_later(layer).filter(|_| same(r)))));
+        }
+        parts.push(format!("final H {}", moved(&|r| Some(r.profile.final_entropy))));
+        if row.perplexity.is_some() {
+            parts.push(format!("perplexity {}", moved(&|r| r.perplexity)));
+        }
+        format!("step {} inside: {}", row.step, parts.join(", "))
+    }
+}
+
+impl Row {
+    fn layer_index(&self) -> Option<LayerIndex> {
+        LayerIndex::from_one_based(self.layer?, self.profile.residual_norm.len()).ok()
+    }
+}
+
+/// Where the looks are written.
+pub fn path(dir: &Path) -> PathBuf {
+    dir.join("probe.jsonl")
 }
 
 fn tokens_path(dir: &Path, name: &str) -> PathBuf {

@@ -48,7 +48,7 @@ pub struct Seen {
     pub values: Vec<f64>,
 }
 
-/// Numbers by their bits: a decimal in JSON need not read back as the same one.
+/// Numbers by their bits: JSON has none that is not finite, and the guard may have seen one.
 mod bits {
     use serde::{Deserialize, Deserializer, Serializer};
 

@@ -55,6 +55,8 @@ pub struct Ending<'a> {
     pub analysis_before: Option<Analysis>,
     pub analysis_after: &'a Analysis,
     pub seconds: f64,
+    /// Reward and the optimized layer over the steps, drawn.
+    pub chart: Option<String>,
 }
 
 pub fn print(e: &Ending<'_>) {
@@ -84,7 +86,11 @@ pub fn print(e: &Ending<'_>) {
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);
     }
-    println!("{table}\nOptimized: {}. {:.0} s in all.", e.schedule.describe(), e.seconds);
+    println!("{table}");
+    if let Some(chart) = &e.chart {
+        println!("{chart}");
+    }
+    println!("Optimized: {}. {:.0} s in all.", e.schedule.describe(), e.seconds);
     println!("Run folder: {}   (metrics.jsonl, completions.jsonl, evaluation-*, analysis-*)", e.dir.display());
     println!("Model:      {}   (opens with transformers)", e.checkpoint.display());
 }
