@@ -13,6 +13,7 @@ seed = 3
 [run]
 checkpoint_every = 2
 keep_checkpoints = 5
+tensorboard = true
 [model.init]
 hidden_size = 32
 layers = 3
@@ -135,6 +136,18 @@ fn forget_after(dir: &Path, step: usize, checkpoints: &[usize]) {
     }
 }
 
+/// Bytes of a run's event files, in the order in which TensorBoard reads them.
+fn events(dir: &Path) -> Vec<Vec<u8>> {
+    let entries = fs::read_dir(dir.join("tensorboard")).unwrap();
+    let mut files: Vec<PathBuf> = entries.map(|e| e.unwrap().path()).collect();
+    files.sort();
+    files.iter().map(|file| fs::read(file).unwrap()).collect()
+}
+
+fn contains(bytes: &[u8], tag: &str) -> bool {
+    bytes.windows(tag.len()).any(|window| window == tag.as_bytes())
+}
+
 /// A step's metrics without its clock.
 fn timeless(mut row: Value) -> Value {
     for key in ["seconds", "rollout_tokens_per_second", "update_tokens_per_second"] {
@@ -212,6 +225,14 @@ fn a_run_looks_inside_at_the_same_tokens_every_few_steps() {
     for (layer, l) in analysis["per_layer"].as_array().unwrap().iter().enumerate() {
         assert_eq!(probe[0]["entropy"]["ffn"][layer], l["entropy"]["ffn"]);
     }
+    // TensorBoard's file has every number of every kind of row, the layers by name.
+    let shown = &events(dir)[0];
+    for tag in
+        ["train/reward_mean", "train/seconds/probe", "train/rollout_log_prob_difference/max", "evaluation/avg_at_n"]
+    {
+        assert!(contains(shown, tag), "{tag}");
+    }
+    assert!(contains(shown, "probe/entropy/ffn/layer-03") && !contains(shown, "layer-04"));
     // The tokens are files that the other verbs read, and the perplexity is that of the scores.
     let root = tempfile::tempdir().unwrap();
     let (scores, references) = (root.path().join("scores.jsonl"), dir.join("probe/references.jsonl"));
@@ -316,6 +337,13 @@ fn a_resumed_run_equals_one_never_stopped_bit_for_bit() {
         assert_eq!(rows(&dir.join("completions.jsonl")), rows(&whole.join("completions.jsonl")));
         let probe = |d: &Path| fs::read_to_string(d.join("probe.jsonl")).unwrap();
         assert_eq!(probe(&dir), probe(whole));
+        // A file for every start; that of the resumed run shows its own steps only.
+        let (old, new) = (events(whole), events(&dir));
+        assert_eq!((old.len(), new.len()), (1, 2));
+        assert!(new[0] == old[0]);
+        for tag in ["evaluation/pass_at_4", "train/reward_mean", "probe/final_entropy"] {
+            assert!(contains(&old[0], tag) && contains(&new[1], tag), "{tag}");
+        }
         assert!(!dir.join("checkpoints/.tmp-step-000004-1").exists());
     }
     let path = recipe(root.path());
