@@ -7,6 +7,7 @@ use crate::text::PromptTemplate;
 use crate::verify::Rule;
 use crate::verify::math::Place;
 use clap::{Args, Parser, Subcommand};
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 /// See and train the policies hidden inside a language model.
@@ -41,6 +42,10 @@ pub enum Command {
     Compare(CompareArgs),
     /// Two checkpoints of one model: what moved, how far, and in which layer
     Diff(DiffArgs),
+    /// One page, in a file that needs nothing else, of analyses, runs, evaluations, comparisons, diffs and samples
+    Report(ReportArgs),
+    /// A local page that follows runs while they go
+    Serve(ServeArgs),
     /// Time the parts on this machine
     #[command(subcommand)]
     Bench(BenchCommand),
@@ -310,6 +315,36 @@ pub struct DiffArgs {
     /// Folder for diff.json
     #[arg(long)]
     pub out: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  bupo report runs/grpo-1 runs/bupo-1 --out page.html\n  bupo report analysis-a analysis-b samples.jsonl --out page.html"
+)]
+pub struct ReportArgs {
+    /// What to show, mixed as you like: folders of runs, analyses, evaluations, comparisons and diffs, folders of such
+    /// folders, or single files that bupo wrote
+    #[arg(required = true)]
+    pub paths: Vec<PathBuf>,
+    /// The HTML file
+    #[arg(long)]
+    pub out: PathBuf,
+    /// Completions of each run, spread over its steps; the page says what it leaves out
+    #[arg(long, default_value_t = 400, value_name = "N")]
+    pub completions: usize,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example: bupo serve runs, then open http://127.0.0.1:7777")]
+pub struct ServeArgs {
+    /// The folder that holds runs; nothing outside is ever read
+    pub dir: PathBuf,
+    /// The address to listen on; whoever reaches it can read the runs
+    #[arg(long, default_value = "127.0.0.1")]
+    pub host: IpAddr,
+    /// 0: any free one
+    #[arg(long, default_value_t = 7777)]
+    pub port: u16,
 }
 
 #[derive(Debug, Subcommand)]

@@ -6,7 +6,9 @@ pub mod compare;
 pub mod diff;
 pub mod evaluate;
 pub mod generate;
+pub mod report;
 pub mod score;
+pub mod serve;
 pub mod train;
 pub mod verify;
 

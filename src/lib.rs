@@ -5,6 +5,7 @@
 //! | module | subject |
 //! |---|---|
 //! | [`cli`], [`commands`] | command line; one file a verb, wiring only |
+//! | [`report`], [`serve`] | pages to look at: one file from saved results; a local one that follows runs |
 //! | [`recipe`] | a run's whole configuration: load, check, resolve |
 //! | [`rl`] | advantages, surrogate loss, schedule, trainer |
 //! | [`evaluate`], [`analysis`] | Avg@K and Pass@K; entropy flow, stages, boundary layer |
@@ -25,10 +26,12 @@ pub mod hub;
 pub mod model;
 pub mod policy;
 pub mod recipe;
+pub mod report;
 pub mod reward;
 pub mod rl;
 pub mod rollout;
 pub mod run;
+pub mod serve;
 pub mod tasks;
 pub mod text;
 pub mod verify;

@@ -28,14 +28,14 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "commands",
         &[
-            "cli", "hub", "recipe", "rl", "evaluate", "analysis", "rollout", "reward", "verify", "tasks", "text",
-            "run", "policy", "model", "compute",
+            "cli", "serve", "report", "hub", "recipe", "rl", "evaluate", "analysis", "rollout", "reward", "verify",
+            "tasks", "text", "run", "policy", "model", "compute",
         ],
     ),
 ];
 
 /// Modules that may open files. `commands` writes what a verb's `--out` asks for, through `run`.
-const MAY_TOUCH_FILES: &[&str] = &["text", "tasks", "run", "hub", "model", "recipe"];
+const MAY_TOUCH_FILES: &[&str] = &["text", "tasks", "run", "hub", "model", "recipe", "report"];
 
 fn sources(dir: &Path, out: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(dir).expect("a readable source folder") {
