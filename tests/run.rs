@@ -7,62 +7,7 @@ use std::process::{Command, Output};
 use std::sync::OnceLock;
 
 /// A run of seconds: BuPO on the first layer for two steps, then two steps of GRPO.
-const RECIPE: &str = r#"
-name = "tiny"
-seed = 3
-[run]
-checkpoint_every = 2
-keep_checkpoints = 5
-tensorboard = true
-[model.init]
-hidden_size = 32
-layers = 3
-heads = 2
-kv_heads = 1
-head_dim = 16
-intermediate_size = 48
-max_position_embeddings = 96
-[data.arithmetic]
-operations = [1, 1]
-max_operand = 4
-operators = "+"
-[prompt]
-template = "plain"
-text = "{problem}"
-[warmup]
-max_steps = 120
-batch = 32
-lr = 5e-3
-check_every = 40
-probe_problems = 8
-[rollout]
-prompts_per_step = 6
-group_size = 4
-max_prompt_tokens = 16
-max_new_tokens = 24
-slots = 16
-[reward]
-rule = "exact"
-[rl]
-steps = 4
-lr = 1e-3
-mini_batch_prompts = 3
-micro_batch_tokens = 64
-[loss]
-kl_coef = 0.01
-[bupo]
-layer = 1
-steps = 2
-[evaluate]
-problems = 3
-n = 4
-k = [1, 4]
-[analysis]
-responses = 3
-[probe]
-every = 3
-responses = 3
-"#;
+const RECIPE: &str = include_str!("fixtures/tiny.toml");
 
 fn bupo(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_bupo")).args(args).args(["--threads", "2"]).output().expect("the binary runs")

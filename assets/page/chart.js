@@ -129,7 +129,7 @@
       if (right) yAxes.push(bupo.axis("value", right, { splitLine: { show: false }, scale: true }));
       return {
         xAxis: bupo.xAxis(x, { min: "dataMin", max: "dataMax", minInterval: 1 }), yAxis: yAxes, series,
-        grid: { right: right ? 58 : 18, left: 60, top: 16 + bupo.legendHeight(all.map((l) => l.name), width) },
+        grid: { right: right ? 58 : 18, left: 60, top: 20 + bupo.legendHeight(all.map((l) => l.name), width) },
         legend: { show: all.length > 1, data: all.map((l) => ({ name: l.name, ...(l.dashed ? { lineStyle: { type: [3, 3] } } : {}) })) },
         tooltip: { trigger: "axis", axisPointer: { type: "line", lineStyle: { color: bupo.css("--dim") } }, formatter: (shown) => {
           const list = shown.filter((s) => all.some((l) => l.name === s.seriesName));
@@ -186,7 +186,7 @@
         { name: m.name, xAxis: m.from, itemStyle: { color: bupo.colour(m.colour ?? i), opacity: 0.07 } }, { xAxis: m.to }]) };
     }
     const data = rules.map((r) => ({ xAxis: r.at, lineStyle: { color: r.colour === undefined ? dim : bupo.colour(r.colour), type: "dashed", width: 1.4 },
-      label: { formatter: r.name, color: dim, fontSize: 11, position: r.low ? "insideStartTop" : "insideEndTop" } }));
+      label: { formatter: r.name, color: dim, fontSize: 11, position: "end", distance: 3 } }));
     if (zero) data.push({ yAxis: 0, lineStyle: { color: dim, type: "solid", width: 1 }, label: { show: false } });
     if (data.length) first.markLine = { silent: true, symbol: "none", data };
   };
@@ -213,12 +213,12 @@
       const windowed = zoom && xs.length > zoom;
       return {
         legend: { show: false },
-        grid: { left, right: 76, top: 14, bottom: windowed ? 84 : 48 },
-        xAxis: bupo.axis("category", x, { data: xs, nameGap: windowed ? 60 : 30, axisLabel: { color: bupo.css("--dim"), fontSize: 11, hideOverlap: true, rotate: formatX && xs.some((v) => formatX(v).length > 3) ? 60 : 0, formatter: formatX } }),
+        grid: { left, right: 84, top: 14, bottom: windowed ? 100 : 48 },
+        xAxis: bupo.axis("category", x, { data: xs, nameGap: windowed ? 62 : 30, axisLabel: { color: bupo.css("--dim"), fontSize: 11, hideOverlap: true, rotate: formatX && xs.some((v) => formatX(v).length > 3) ? 60 : 0, formatter: formatX } }),
         yAxis: bupo.axis("category", y, { data: ys, inverse: !upward, nameGap: 36 }),
         dataZoom: windowed ? [{ type: "slider", xAxisIndex: 0, bottom: 4, height: 16, startValue: 0, endValue: zoom - 1, textStyle: { color: bupo.css("--dim") }, brushSelect: false }] : [],
         visualMap: { min: low, max: high, calculable: true, orient: "vertical", right: 0, top: "middle", itemHeight: 130, itemWidth: 11, precision: 3, text: [now(unit), ""], textGap: 6,
-          textStyle: { color: bupo.css("--dim"), fontSize: 11 }, formatter: (v) => bupo.show(v, 3), inRange: { color: both ? bupo.SIGNED : bupo.AMOUNT } },
+          textStyle: { color: bupo.css("--dim"), fontSize: 11 }, formatter: (v) => bupo.show(v, 2), inRange: { color: both ? bupo.SIGNED : bupo.AMOUNT } },
         tooltip: { trigger: "item", formatter: (p) => about(p.value[0], p.value[1], p.value[2]) },
         series: [{ type: "heatmap", data: points, emphasis: { itemStyle: { borderColor: bupo.css("--ink"), borderWidth: 1.5 } }, progressive: 0 }],
       };

@@ -70,6 +70,8 @@
       const last = state.map.states.final ? bupo.cellOf(state.map, "final", state.map.states.final.layers[0], x) : null;
       pin.replaceChildren(el("h4", {}, title(x, y)), bupo.table(["", ""], facts(cell).map(([, k, v]) => [k, v]), [1]).querySelector("table"),
         el("h4", {}, "Likeliest here"), topTable(cell), ...(last ? [el("h4", {}, "Final policy"), topTable(last)] : []));
+      card.picture?.dispatchAction({ type: "downplay", seriesIndex: 0 });
+      card.picture?.dispatchAction({ type: "highlight", seriesIndex: 0, dataIndex: y * state.map.positions.length + x });
       words.querySelectorAll("button").forEach((b, i) => b.setAttribute("aria-pressed", String(i === x)));
     };
     const move = (dx, dy) => {
