@@ -184,6 +184,11 @@ async fn cell(browser: &Browser, layer: usize, at: usize) -> (f64, f64) {
     (place[0].as_f64().unwrap(), place[1].as_f64().unwrap())
 }
 
+/// As the page writes numbers of a token map, which come with five digits.
+fn shown_of_map(x: f64) -> String {
+    shown(format!("{x:.4e}").parse().unwrap())
+}
+
 /// As the page writes numbers.
 fn shown(x: f64) -> String {
     let rounded: f64 = format!("{x:.3e}").parse().unwrap();
@@ -216,11 +221,11 @@ async fn token_map_answers(browser: &Browser, table: &Path) {
         .await;
     let tip = tip.as_str().unwrap();
     for (key, unit) in [("entropy", " nats"), ("kl_to_final", " nats"), ("log_prob", ""), ("rank", "")] {
-        let number = shown(row[key].as_f64().unwrap());
+        let number = shown_of_map(row[key].as_f64().unwrap());
         assert!(tip.contains(&format!("{number}{unit}")), "{key} {number} is not in {tip}");
     }
     assert!(tip.contains("layer output 2") && tip.contains(&format!("position {}", row["position"])), "{tip}");
-    let best = shown(row["top_probs"][0].as_f64().unwrap());
+    let best = shown_of_map(row["top_probs"][0].as_f64().unwrap());
     assert!(tip.contains(&best), "{best} is not in {tip}");
     // A click pins the cell, and the pin stays when the pointer leaves.
     browser.mouse(x, y, true).await;

@@ -186,7 +186,7 @@
         { name: m.name, xAxis: m.from, itemStyle: { color: bupo.colour(m.colour ?? i), opacity: 0.07 } }, { xAxis: m.to }]) };
     }
     const data = rules.map((r) => ({ xAxis: r.at, lineStyle: { color: r.colour === undefined ? dim : bupo.colour(r.colour), type: "dashed", width: 1.4 },
-      label: { formatter: r.name, color: dim, fontSize: 11, position: "end", distance: 3 } }));
+      label: { formatter: r.name, color: dim, fontSize: 11, position: "end", distance: 3, align: r.name.length > 3 ? "right" : "center" } }));
     if (zero) data.push({ yAxis: 0, lineStyle: { color: dim, type: "solid", width: 1 }, label: { show: false } });
     if (data.length) first.markLine = { silent: true, symbol: "none", data };
   };
