@@ -5,7 +5,7 @@
 //! | `/` | the page |
 //! | `/assets/NAME` | its scripts and style |
 //! | `/api/items` | everything below the folder that can be shown |
-//! | `/api/item?path=P&metrics=N&probe=M` | one item; of a run, the rows from line N and M on |
+//! | `/api/item?path=P&metrics=N&probe=M&grown=true` | one item; of a run, the rows from line N and M on |
 //! | `/api/completions?path=P&from=BYTE&limit=N&step=S&status=V&search=TEXT` | a page of a run's completions |
 //! | `/api/tokens?path=P&sample=N` | the token map of one sample |
 //!

@@ -130,6 +130,15 @@ impl Browser {
     }
 }
 
+impl Drop for Browser {
+    /// Asked to end, chromedriver takes its browser with it.
+    fn drop(&mut self) {
+        let id = nix::unistd::Pid::from_raw(self.driver.id().cast_signed());
+        drop(nix::sys::signal::kill(id, nix::sys::signal::Signal::SIGTERM));
+        drop(self.driver.wait());
+    }
+}
+
 fn with_browser(test: impl AsyncFnOnce(&Browser)) {
     let found = program(&["chromedriver"]).zip(program(&["chromium", "chromium-browser", "google-chrome"]));
     let Some((driver, chromium)) = found else {
@@ -144,11 +153,9 @@ fn with_browser(test: impl AsyncFnOnce(&Browser)) {
         return;
     };
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
-        let mut browser = Browser::start(&driver, &chromium).await;
+        let browser = Browser::start(&driver, &chromium).await;
         test(&browser).await;
         browser.client.clone().close().await.unwrap();
-        drop(browser.driver.kill());
-        drop(browser.driver.wait());
     });
 }
 

@@ -185,16 +185,20 @@ fn run(place: &Place, dir: &Path, limits: Limits) -> Result<Value> {
     let steps: Vec<u64> =
         item["metrics"]["rows"].as_array().into_iter().flatten().filter_map(|m| m["step"].as_u64()).collect();
     item["completions"] = completions::some(place, &dir.join("completions.jsonl"), &steps, limits.completions)?;
-    let inner = |kind: Kind| -> Result<Vec<Value>> {
-        let of = |d: &PathBuf| (kind_of_folder(place, d) == Some(kind)).then(|| self::item(place, d, kind, limits));
-        let mut below = place.folders(dir);
-        // `before` comes before `after`.
-        below.sort_by_key(|d| d.file_name().is_some_and(|n| n.to_string_lossy().ends_with("after")));
-        below.iter().filter_map(of).collect()
-    };
-    item["analyses"] = json!(inner(Kind::Analysis)?);
-    item["evaluations"] = json!(inner(Kind::Evaluation)?);
+    for (key, kind) in [("analyses", Kind::Analysis), ("evaluations", Kind::Evaluation)] {
+        let found: Result<Vec<Value>> =
+            inner(place, dir, kind).iter().map(|d| self::item(place, d, kind, limits)).collect();
+        item[key] = json!(found?);
+    }
     Ok(item)
+}
+
+/// Folders of a kind right below a run's, those named `...after` last.
+pub fn inner(place: &Place, dir: &Path, kind: Kind) -> Vec<PathBuf> {
+    let mut below = place.folders(dir);
+    below.retain(|d| kind_of_folder(place, d) == Some(kind));
+    below.sort_by_key(|d| d.file_name().is_some_and(|n| n.to_string_lossy().ends_with("after")));
+    below
 }
 
 /// What grows in a run: metrics from line `metrics` on, probes from line `probe` on, with recipe and manifest.

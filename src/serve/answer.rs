@@ -2,7 +2,7 @@
 //! nobody up.
 
 use crate::report::assets::asset;
-use crate::report::collect::{Kind, Limits, age, find, item as read_item, kind_of_folder, live};
+use crate::report::collect::{Kind, Limits, age, find, inner, item as read_item, kind_of_folder, live};
 use crate::report::completions::{Query as Wanted, page as completions_page};
 use crate::report::page::shell;
 use crate::report::tokens::{Wanted as WantedCells, tokens};
@@ -70,13 +70,16 @@ pub struct ItemQuery {
     metrics: usize,
     #[serde(default)]
     probe: usize,
+    /// Only what a run has grown by; of its analyses and evaluations just the paths.
+    #[serde(default)]
+    grown: bool,
 }
 
 pub async fn item(State(place): Shared, Query(query): Query<ItemQuery>) -> Response {
     answer(move || {
         let Some(dir) = place.named(&query.path) else { return Ok(None) };
         let mut item = match kind_of_folder(&place, &dir) {
-            Some(Kind::Run) => run(&place, &dir, query.metrics, query.probe)?,
+            Some(Kind::Run) => run(&place, &dir, &query)?,
             // Token maps are asked for sample by sample.
             Some(kind) => read_item(&place, &dir, kind, Limits { positions: 0, cells: 0, ..Limits::default() })?,
             None => match collect(&place, &[dir.clone()], Limits::default()) {
@@ -90,21 +93,23 @@ pub async fn item(State(place): Shared, Query(query): Query<ItemQuery>) -> Respo
     .await
 }
 
-/// A run with its analyses and evaluations when it is read from the start, else only what it has grown by.
-fn run(place: &Place, dir: &Path, metrics: usize, probe: usize) -> Result<Value> {
-    let mut item = live(place, dir, metrics, probe)?;
+/// A run with its analyses and evaluations, or only what it has grown by.
+fn run(place: &Place, dir: &Path, query: &ItemQuery) -> Result<Value> {
+    let mut item = live(place, dir, query.metrics, query.probe)?;
+    let limits = Limits { positions: 0, cells: 0, ..Limits::default() };
     for (key, kind) in [("analyses", Kind::Analysis), ("evaluations", Kind::Evaluation)] {
-        let limits = Limits { positions: 0, cells: 0, ..Limits::default() };
         let read = |d: &PathBuf| {
-            let mut inner = read_item(place, d, kind, limits).ok()?;
-            inner["path"] = json!(relative(place, d)?);
+            let path = json!(relative(place, d)?);
+            if query.grown {
+                return Some(path);
+            }
+            // One that cannot be read leaves its place, so that the rest is shown.
+            let broken = |e: anyhow::Error| json!({"kind": kind.name(), "error": e.to_string()});
+            let mut inner = read_item(place, d, kind, limits).unwrap_or_else(broken);
+            inner["path"] = path;
             Some(inner)
         };
-        let mut below = place.folders(dir);
-        below.sort_by_key(|d| d.file_name().is_some_and(|n| n.to_string_lossy().ends_with("after")));
-        let found: Vec<Value> =
-            below.iter().filter(|d| kind_of_folder(place, d) == Some(kind)).filter_map(read).collect();
-        item[key] = json!(found);
+        item[key] = json!(inner(place, dir, kind).iter().filter_map(read).collect::<Vec<Value>>());
     }
     Ok(item)
 }
