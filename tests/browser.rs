@@ -65,6 +65,7 @@ impl Browser {
             "--disable-background-networking",
             "--disable-component-update",
             "--disable-sync",
+            "--force-prefers-reduced-motion",
             "--window-size=1300,900",
         ];
         let capabilities = json!({
@@ -176,11 +177,10 @@ const EVIL: &str = "</script><script>window.hacked=1</script><img src=x onerror=
 
 /// A cell of the first token map: what the file says of the layer's policy at a position, and where it is on the screen.
 async fn cell(browser: &Browser, layer: usize, at: usize) -> (f64, f64) {
-    browser
-        .js("document.querySelector('[data-chart^=token-map]').scrollIntoView({block: 'center', behavior: 'instant'})")
-        .await;
     browser.until("return Boolean(document.querySelector('[data-chart^=token-map]').tokens.map)").await;
-    browser.js("bupo.drawAll()").await;
+    browser
+        .js("bupo.drawAll(); document.querySelector('[data-chart^=token-map]').scrollIntoView({block: 'center'})")
+        .await;
     let place = browser
         .js(&format!(
             "const c = document.querySelector('[data-chart^=token-map]'), r = c.box.getBoundingClientRect(), \

@@ -15,6 +15,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("verify", &[]),
     ("reward", &["verify", "tasks", "text"]),
     ("run", &[]),
+    ("report", &["run"]),
+    ("serve", &["report"]),
     ("hub", &["text", "run"]),
     ("rollout", &["policy", "model", "compute"]),
     ("rl", &["rollout", "reward", "verify", "tasks", "text", "policy", "model", "compute"]),
