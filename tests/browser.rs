@@ -135,7 +135,7 @@ impl Drop for Browser {
     /// Asked to end, chromedriver takes its browser with it.
     fn drop(&mut self) {
         let id = nix::unistd::Pid::from_raw(self.driver.id().cast_signed());
-        drop(nix::sys::signal::kill(id, nix::sys::signal::Signal::SIGTERM));
+        let _ = nix::sys::signal::kill(id, nix::sys::signal::Signal::SIGTERM);
         drop(self.driver.wait());
     }
 }
