@@ -196,14 +196,17 @@ mod tests {
 
     const ALL: Wanted = Wanted { sample: None, positions: 100, cells: 100 };
 
+    /// Sample, position, state, layer.
+    type Key = (u32, u32, &'static str, u32);
+
     /// Two samples of two positions, two layers and the final policy.
     fn file(path: &Path) {
-        let cells: Vec<(u32, u32, &str, u32)> = (1..=2)
+        let cells: Vec<Key> = (1..=2)
             .flat_map(|s| {
                 (5..7).flat_map(move |p| [("layer", 1), ("layer", 2), ("final", 2)].map(|(n, l)| (s, p, n, l)))
             })
             .collect();
-        let each = |f: &dyn Fn(&(u32, u32, &str, u32)) -> f32| cells.iter().map(f).collect::<Vec<f32>>();
+        let each = |f: &dyn Fn(&Key) -> f32| cells.iter().map(f).collect::<Vec<f32>>();
         write_parquet(
             path,
             &[

@@ -82,7 +82,7 @@ pub async fn item(State(place): Shared, Query(query): Query<ItemQuery>) -> Respo
             Some(Kind::Run) => run(&place, &dir, &query)?,
             // Token maps are asked for sample by sample.
             Some(kind) => read_item(&place, &dir, kind, Limits { positions: 0, cells: 0, ..Limits::default() })?,
-            None => match collect(&place, &[dir.clone()], Limits::default()) {
+            None => match collect(&place, std::slice::from_ref(&dir), Limits::default()) {
                 Ok(mut found) if found.len() == 1 && dir.is_file() => found.remove(0),
                 _ => return Ok(None),
             },
