@@ -149,8 +149,8 @@ fn with_browser(test: impl AsyncFnOnce(&Browser)) {
             "{why}, and BUPO_BROWSER_TESTS asks for the browser tests"
         );
         // Past the test harness, which keeps what passing tests print to itself.
-        writeln!(std::io::stderr(), "browser test NOT RUN: {why} (Debian: apt-get install chromium chromium-driver)")
-            .unwrap();
+        let note = format!("browser test NOT RUN: {why} (Debian: apt-get install chromium chromium-driver)\n");
+        std::io::stderr().write_all(note.as_bytes()).unwrap();
         return;
     };
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {

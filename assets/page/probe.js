@@ -8,7 +8,10 @@
     ["kl_to_final", "KL to the final policy", "nats", false], ["residual_norm", "residual norm", "L2", false], ["cosine", "cosine with the optimized layer", "cos", false]];
 
   /** Where the guard spoke: upright lines. */
-  bupo.guardRules = (run) => (run.probe?.rows ?? []).filter((p) => p.guard?.stop).slice(0, 1).map((p) => ({ at: p.step, name: "guard: stop", colour: 1 }));
+  bupo.guardRules = (run) => {
+    const told = (run.probe?.rows ?? []).find((p) => p.guard?.stop) ?? run.metrics.rows.find((m) => m.phase_end === "guard");
+    return told ? [{ at: told.step, name: "guard: stop", colour: 1 }] : [];
+  };
 
   /** The last probe that has a layer says which was optimized. */
   const optimized = (rows) => rows.findLast((p) => p.layer !== null && p.layer !== undefined)?.layer ?? null;

@@ -26,7 +26,7 @@
     ["Speed", "tokens/s", ["rollout_tokens_per_second", "update_tokens_per_second"]],
   ];
   /** Constant all along, or counted elsewhere. */
-  const QUIET = new Set(["step"]);
+  const QUIET = new Set(["step", "phase_number"]);
 
   /** Every number of a row, by its path. */
   bupo.flatten = (row, prefix = "", out = {}) => {
@@ -40,11 +40,11 @@
   /** Phases as shaded spans: from half a step before the first to half a step after the last. */
   bupo.phases = (run) => {
     const spans = [];
+    const colours = { internal: 3, joint: 4 };
     for (const row of run.metrics.rows) {
-      const name = row.phase === "internal" ? row.policy : row.phase;
       const last = spans.at(-1);
-      if (last?.name === name) last.to = row.step + 0.5;
-      else if (name) spans.push({ name, from: row.step - 0.5, to: row.step + 0.5, colour: row.phase === "internal" ? 3 : 6 });
+      if (last && last.name === row.policy && last.number === row.phase_number) last.to = row.step + 0.5;
+      else if (row.policy) spans.push({ name: row.policy, number: row.phase_number, from: row.step - 0.5, to: row.step + 0.5, colour: colours[row.phase] ?? 6 });
     }
     return spans.length > 1 || spans[0]?.name !== "final" ? spans : [];
   };
