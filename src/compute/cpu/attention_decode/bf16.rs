@@ -64,8 +64,9 @@ fn block_scores(query: &[u32], keys: &[u32], scores: &mut [f32]) {
         for ((query, keys), sum) in queries.iter().zip(keys.chunks_exact(KV_BLOCK)).zip(&mut sums) {
             // SAFETY: keys are one register of 16 units; a register of units is one of bf16 pairs.
             unsafe {
-                let (query, keys) = (_mm512_set1_epi32(*query as i32), _mm512_loadu_si512(keys.as_ptr().cast()));
-                *sum = _mm512_dpbf16_ps(*sum, std::mem::transmute(query), std::mem::transmute(keys));
+                let query: __m512bh = std::mem::transmute(_mm512_set1_epi32(*query as i32));
+                let keys: __m512bh = std::mem::transmute(_mm512_loadu_si512(keys.as_ptr().cast()));
+                *sum = _mm512_dpbf16_ps(*sum, query, keys);
             }
         }
     }
@@ -104,9 +105,9 @@ fn add_values(weights: &[f32], values: &[u32], out: &mut [f32]) {
                 // SAFETY: masked to the row of values, whose length was asserted; units are bf16 pairs.
                 unsafe {
                     let at = values.as_ptr().wrapping_add(t * hd + from + 16 * i);
-                    let value = _mm512_maskz_loadu_epi32(masks[i], at.cast());
-                    let weight = _mm512_set1_epi32(*weight as i32);
-                    *sum = _mm512_dpbf16_ps(*sum, std::mem::transmute(weight), std::mem::transmute(value));
+                    let value: __m512bh = std::mem::transmute(_mm512_maskz_loadu_epi32(masks[i], at.cast()));
+                    let weight: __m512bh = std::mem::transmute(_mm512_set1_epi32(*weight as i32));
+                    *sum = _mm512_dpbf16_ps(*sum, weight, value);
                 }
             }
         }
