@@ -1,6 +1,7 @@
 """Ours and PyTorch side by side, in turns, in one run; a Markdown table of medians and ratios.
 
-    python benches/compare.py --peers DIR --models small=DIR medium=DIR [--runs 5] [--jobs update,analysis,rollout,step]
+    python benches/compare.py --peers DIR --models small=DIR medium=DIR 0.6b=DIR [--runs 5] [--dtypes f32,bf16]
+        [--jobs update,update-layer,rollout,analysis,step]
 
 DIR of --peers holds analyze_torch.py, update_torch.py, generate_hf.py and grpo_trl.py (plain PyTorch + transformers
 programs and TRL; see docs/PERFORMANCE.md for what each does) and this script's Python has torch, transformers and trl. All
@@ -11,24 +12,32 @@ import argparse
 import json
 import os
 import pathlib
-import random
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 
+from batches import write_samples, write_update
+
 ap = argparse.ArgumentParser()
 ap.add_argument("--peers", type=pathlib.Path, required=True)
 ap.add_argument("--models", nargs="+", required=True, metavar="NAME=DIR")
 ap.add_argument("--runs", type=int, default=5)
-ap.add_argument("--jobs", default="update,analysis,rollout,step")
+ap.add_argument("--jobs", default="update,update-layer,rollout,analysis,step")
+ap.add_argument("--dtypes", default="f32,bf16", help="what the peers run in")
+ap.add_argument("--results", type=pathlib.Path, help="JSON lines of every measurement; those already there join the medians")
 ap.add_argument("--bupo", default="target/release/bupo")
 ap.add_argument("--threads", default="2")
 a = ap.parse_args()
 ENV = os.environ | {"OMP_NUM_THREADS": a.threads}
 HERE = pathlib.Path(__file__).parent
+# A job's size by the model's name: what PyTorch survives in 24 GiB. `repeat`: updates timed within one process.
+FULL = dict(rows=16, length=256, repeat=3, layer=2, batch=64, new=128, samples=4)
+SIZES = {"0.6b": dict(rows=2, length=256, repeat=1, layer=6, batch=16, new=32, samples=1)}
 failures = []
+jobs = a.jobs.split(",")
+DTYPES = {"torch": "f32", "torch_bf16": "bf16"}
 
 
 def measured(command):
@@ -54,17 +63,6 @@ def agree(what, ours, theirs):
         failures.append(f"{what}: relative difference {worst:.1e}")
 
 
-def batch(vocab, path, rows=16, length=256, prompt=32):
-    rng = random.Random(0)
-    # Id 188 is the peers' padding id, whose embedding gradient torch leaves out.
-    token = lambda: rng.choice([t for t in (rng.randrange(1, vocab), rng.randrange(1, vocab)) if t != 188] or [1])
-    ids = [[token() for _ in range(length)] for _ in range(rows)]
-    mask = [[0] * prompt + [1] * (length - prompt) for _ in ids]
-    advantages = [[rng.gauss(0, 1)] * length for _ in ids]
-    path.write_text(json.dumps(dict(input_ids=ids, response_mask=mask, advantages=advantages, old_log_probs=None)))
-    return ids
-
-
 def in_turns(**commands):
     """Every command `runs` times, in turns; the results of each."""
     results = {name: [] for name in commands}
@@ -74,8 +72,25 @@ def in_turns(**commands):
     return results
 
 
+def remembered(job, results):
+    """Adds a job's measurements to the file of results; returns all that it holds for the job."""
+    if not a.results:
+        return results
+    with a.results.open("a") as file:
+        for side, runs in results.items():
+            for r in runs:
+                line = dict(job=job, side=side, seconds=r["seconds"], peak_rss_mib=r["peak_rss_mib"])
+                file.write(json.dumps(line) + "\n")
+    together = {}
+    for line in map(json.loads, a.results.read_text().splitlines()):
+        if line["job"] == job:
+            together.setdefault(line["side"], []).append(line)
+    return together
+
+
 def row(job, results):
     """One line: ours in f32 and bf16, PyTorch in f32 (and bf16), ratios to PyTorch's f32 and bf16."""
+    results = remembered(job, results)
     second = {name: statistics.median(r["seconds"] for r in runs) for name, runs in results.items()}
     peak = {name: statistics.median(r["peak_rss_mib"] for r in runs) for name, runs in results.items()}
     over = lambda ours, theirs: f"{second[theirs] / second[ours]:.2f}x" if theirs in second else "-"
@@ -93,28 +108,36 @@ with tempfile.TemporaryDirectory() as scratch:
     for name, model in (m.split("=", 1) for m in a.models):
         vocab = json.loads((pathlib.Path(model) / "config.json").read_text())["vocab_size"]
         data, tokens = scratch / f"{name}.json", scratch / f"{name}.jsonl"
-        ids = batch(vocab, data)
-        tokens.write_text("".join(json.dumps(dict(input_ids=i, response_start=32)) + "\n" for i in ids[:4]))
+        size = SIZES.get(name, FULL)
+        rows, length, repeat, samples = size["rows"], size["length"], str(size["repeat"]), size["samples"]
+        ids = write_update(data, vocab, rows, length)
+        write_samples(tokens, ids[:samples])
         ours = lambda *verb: {c: [a.bupo, *verb, "--compute", c, "--threads", a.threads] for c in ("f32", "bf16")}
         peer = lambda script, *rest: [sys.executable, a.peers / script, *rest]
-        for label, layer in [("final policy", []), ("layer 2", ["--layer", "2"])] if "update" in a.jobs else []:
-            verb = ["bench", "update", model, "--batch", data, "--repeat", "3", *layer]
-            bf16 = [sys.executable, HERE / "update_bf16.py", a.peers, model, data, "--repeat", "3", *layer]
-            results = in_turns(**ours(*verb), torch=peer("update_torch.py", model, data, "--repeat", "3", *layer), torch_bf16=bf16)
+        theirs = lambda f32, bf16: {n: c for n, c in [("torch", f32), ("torch_bf16", bf16)] if DTYPES[n] in a.dtypes}
+        recompute = ["--recompute"] if name == "0.6b" else []
+        updates = [("update", "final policy", []), ("update-layer", f"layer {size['layer']}", ["--layer", str(size["layer"])])]
+        for job, label, layer in updates:
+            if job not in jobs:
+                continue
+            verb = ["bench", "update", model, "--batch", data, "--repeat", repeat, *layer]
+            bf16 = [sys.executable, HERE / "update_bf16.py", a.peers, model, data, "--repeat", repeat, *layer]
+            results = in_turns(**ours(*verb, *recompute),
+                               **theirs(peer("update_torch.py", model, data, "--repeat", repeat, *layer), bf16))
             agree(f"{name} update, {label}", results["f32"][0]["losses"], results["torch"][0]["losses"])
-            row(f"{name}: update, {label}, 16 x 256 tokens", results)
-        if "rollout" in a.jobs:
-            theirs = ["generate_hf.py", model, "--repeat", "1"]
-            results = in_turns(**ours("bench", "rollout", model, "--repeat", "1"), torch=peer(*theirs),
-                               torch_bf16=peer(*theirs, "--dtype", "bfloat16"))
-            row(f"{name}: rollout, 64 x 128 tokens", results)
-        if "analysis" in a.jobs:
+            row(f"{name}: update, {label}, {rows} x {length} tokens", results)
+        if "rollout" in jobs:
+            sizes = ["--batch", str(size["batch"]), "--new", str(size["new"]), "--repeat", "1"]
+            command = peer("generate_hf.py", model, *sizes)
+            results = in_turns(**ours("bench", "rollout", model, *sizes), **theirs(command, [*command, "--dtype", "bfloat16"]))
+            row(f"{name}: rollout, {size['batch']} x {size['new']} tokens", results)
+        if "analysis" in jobs:
             out = scratch / "analysis"
             commands = ours("analyze", model, "--data", tokens, "--json")
             commands = {c: [*command, "--out", out / c] for c, command in commands.items()}
-            theirs = ["analyze_torch.py", model, tokens, "--out"]
-            results = in_turns(**commands, torch=peer(*theirs, scratch / "torch.json"),
-                               torch_bf16=peer(*theirs, scratch / "torch_bf16.json", "--dtype", "bfloat16"))
+            command = ["analyze_torch.py", model, tokens, "--out"]
+            results = in_turns(**commands, **theirs(peer(*command, scratch / "torch.json"), peer(
+                *command, scratch / "torch_bf16.json", "--dtype", "bfloat16")))
             mine = json.loads((out / "f32" / "analysis.json").read_text())
             torch = json.loads((scratch / "torch.json").read_text())
             for l in mine["per_layer"]:
@@ -122,9 +145,9 @@ with tempfile.TemporaryDirectory() as scratch:
                 agree(f"{name} entropies of layer {l['layer']}", [l["entropy"][k] for k in keys],
                       [torch["mean"][f"{k}.{l['layer']}"] for k in keys])
                 agree(f"{name} residual norm of layer {l['layer']}", [l["residual_norm"]], [torch["mean"][f"norm.{l['layer']}"]])
-            row(f"{name}: analysis, all taps, 4 x 224 tokens", results)
-        if "step" in a.jobs and name == "small":
-            theirs = ["grpo_trl.py", model, "--prompts", "8", "--group", "8", "--new", "128", "--steps", "3"]
-            row(f"{name}: one GRPO step, 8 x 8 x 128 tokens (TRL)", in_turns(**ours("bench", "step", model), torch=peer(*theirs)))
+            row(f"{name}: analysis, all taps, {samples} x {length - 32} tokens", results)
+        if "step" in jobs and name == "small":
+            command = peer("grpo_trl.py", model, "--prompts", "8", "--group", "8", "--new", "128", "--steps", "3")
+            row(f"{name}: one GRPO step, 8 x 8 x 128 tokens (TRL)", in_turns(**ours("bench", "step", model), torch=command))
 print("\n".join(["", *failures]) if failures else "\nValues agree to 1e-4.")
 sys.exit(bool(failures))

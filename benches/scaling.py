@@ -2,18 +2,18 @@
 
     python benches/scaling.py OUT [--bupo target/release/bupo] [--threads 2] [--repeat 3] [--only context,layer]
 
-Writes OUT/scaling.json (every measurement) and OUT/scaling.svg (the picture). Models are Qwen3-shaped with random weights,
+Writes OUT/scaling.json (every measurement; studies that --only leaves out stay as they are) and OUT/scaling.svg (the picture). Models are Qwen3-shaped with random weights,
 written here; needs numpy, safetensors and matplotlib. Seconds are medians over --repeat within one process.
 """
 import argparse
 import json
 import pathlib
-import random
 import subprocess
 import tempfile
 
 import matplotlib
 import numpy as np
+from batches import write_update
 from safetensors.numpy import save_file
 
 matplotlib.use("svg")
@@ -56,12 +56,8 @@ def model(folder, hidden=256, layers=8, heads=8, kv_heads=4, head_dim=32, ffn=76
     return folder
 
 
-def batch(path, vocab, rows, length, prompt=32):
-    rng = random.Random(0)
-    ids = [[rng.randrange(vocab) for _ in range(length)] for _ in range(rows)]
-    mask = [[0] * prompt + [1] * (length - prompt) for _ in ids]
-    advantages = [[rng.gauss(0, 1)] * length for _ in ids]
-    path.write_text(json.dumps(dict(input_ids=ids, response_mask=mask, advantages=advantages, old_log_probs=None)))
+def batch(path, vocab, rows, length):
+    write_update(path, vocab, rows, length)
     return path
 
 
@@ -141,5 +137,7 @@ matplotlib.rcParams["svg.hashsalt"] = "bupo"
 a.out.mkdir(parents=True, exist_ok=True)
 with tempfile.TemporaryDirectory() as scratch:
     points = study(pathlib.Path(scratch))
-(a.out / "scaling.json").write_text(json.dumps(points, indent=1) + "\n")
+saved = a.out / "scaling.json"
+points = (json.loads(saved.read_text()) if saved.exists() else {}) | points
+saved.write_text(json.dumps(points, indent=1) + "\n")
 draw(points, a.out / "scaling.svg")

@@ -31,7 +31,7 @@ pub struct Model {
     pub config: ModelConfig,
     pub layout: ParamLayout,
     pub params: Vec<f32>,
-    /// What linear layers and the head multiply in.
+    /// What linear layers, attention and the head multiply in.
     pub compute: Compute,
 }
 

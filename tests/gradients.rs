@@ -142,7 +142,7 @@ fn head_norms_and_rope() {
 
 #[test]
 fn attention_with_shared_prompts() {
-    let shape = AttentionShape { heads: 6, kv_heads: 2, head_dim: 5 };
+    let shape = AttentionShape { heads: 6, kv_heads: 2, head_dim: 5, compute: Compute::F32 };
     let mut packing = Packing::new();
     packing.push(&[0; 4]);
     packing.push_continuation(&[0; 3]);

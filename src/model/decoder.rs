@@ -172,7 +172,7 @@ pub(super) fn resize(buffer: &mut Vec<f32>, len: usize) {
 impl Model {
     pub(super) fn attention_shape(&self) -> AttentionShape {
         let c = &self.config;
-        AttentionShape { heads: c.heads, kv_heads: c.kv_heads, head_dim: c.head_dim }
+        AttentionShape { heads: c.heads, kv_heads: c.kv_heads, head_dim: c.head_dim, compute: self.compute }
     }
 
     pub(super) fn qk_rope<'a>(&'a self, p: &LayerParams, table: &'a RopeTable, positions: &'a [u32]) -> QkRope<'a> {

@@ -5,13 +5,13 @@ use super::decoder::{Attend, Keep, Workspace};
 use super::taps::Tap;
 use crate::compute::Packing;
 use crate::compute::cpu::attention::{AttentionShape, attention};
-use crate::compute::cpu::attention_decode::{KV_BLOCK, KvSpan, attention_decode, push_key_value};
+use crate::compute::cpu::attention_decode::{KV_BLOCK, KvSpan, attention_decode, block_units, write_key_value};
 use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Tokens by which a sequence's cache grows: small, so that short answers do not reserve room for long ones.
-const GROWTH: usize = 4 * KV_BLOCK;
+/// Blocks by which a sequence's cache grows: few, so that short answers do not reserve room for long ones.
+const GROWTH: usize = 4;
 
 /// Rotated keys and values of consecutive tokens, by layer.
 #[derive(Clone, Debug, Default)]
@@ -23,22 +23,28 @@ pub struct KvTokens {
 #[derive(Clone, Debug, Default)]
 struct LayerTokens {
     tokens: usize,
-    keys: Vec<f32>,
-    values: Vec<f32>,
+    keys: Vec<u32>,
+    values: Vec<u32>,
 }
 
 impl KvTokens {
-    fn push(&mut self, layer: usize, key: &[f32], value: &[f32], head_dim: usize) {
+    fn push(&mut self, shape: AttentionShape, layer: usize, key: &[f32], value: &[f32]) {
         if self.layers.len() <= layer {
             self.layers.resize_with(layer + 1, Default::default);
         }
         let LayerTokens { tokens, keys, values } = &mut self.layers[layer];
-        for cache in [&mut *keys, &mut *values] {
-            if cache.capacity() < (*tokens + 1).next_multiple_of(KV_BLOCK) * key.len() {
-                cache.reserve_exact(GROWTH * key.len());
+        let (heads, (of_keys, of_values)) = (shape.kv_heads, block_units(shape.compute, shape.head_dim));
+        let (slot, last) = (*tokens % KV_BLOCK, *tokens / KV_BLOCK * heads);
+        for (cache, block) in [(&mut *keys, heads * of_keys), (&mut *values, heads * of_values)] {
+            if slot == 0 {
+                if cache.capacity() < cache.len() + block {
+                    cache.reserve_exact(GROWTH * block);
+                }
+                cache.resize(cache.len() + block, 0);
             }
         }
-        push_key_value(keys, values, *tokens, key, value, head_dim);
+        let (keys, values) = (&mut keys[last * of_keys..], &mut values[last * of_values..]);
+        write_key_value(shape.compute, keys, values, slot, key, value, shape.head_dim);
         *tokens += 1;
     }
 
@@ -99,7 +105,7 @@ impl Attend for Prefill<'_> {
         self.packing.segments().par_iter().zip(&mut self.caches).for_each(|(segment, cache)| {
             for row in segment.rows.clone() {
                 let (key, value) = key_value(shape, qk, qkv, row);
-                cache.push(layer, key, value, shape.head_dim);
+                cache.push(shape, layer, key, value);
             }
         });
     }
@@ -114,7 +120,7 @@ impl Attend for Decode<'_> {
     fn attend(&mut self, layer: usize, shape: AttentionShape, qk: &[f32], qkv: &[f32], out: &mut [f32], _: &mut [f32]) {
         self.sequences.par_iter_mut().enumerate().with_min_len(8).for_each(|(row, sequence)| {
             let (key, value) = key_value(shape, qk, qkv, row);
-            sequence.own.push(layer, key, value, shape.head_dim);
+            sequence.own.push(shape, layer, key, value);
         });
         let spans: Vec<_> = self.sequences.iter().map(|s| [s.prompt.span(layer), s.own.span(layer)]).collect();
         let stride = (shape.heads + shape.kv_heads) * shape.head_dim;

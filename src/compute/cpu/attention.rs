@@ -11,16 +11,18 @@ use super::shared::SharedMut;
 use super::simd::{LANES, dot, exp, horizontal, max, vectorize};
 use crate::compute::packing::{Packing, Segment};
 use rayon::prelude::*;
+use std::cell::RefCell;
 
 /// Stacked query rows a block aims at: enough for an efficient product, few enough that scores stay in the cache.
 const BLOCK_ROWS: usize = 128;
 
-/// Sizes of the operation. Scores are scaled by `1 / sqrt(head_dim)`.
+/// Sizes of the operation, and what its products multiply in. Scores are scaled by `1 / sqrt(head_dim)`.
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionShape {
     pub heads: usize,
     pub kv_heads: usize,
     pub head_dim: usize,
+    pub compute: Compute,
 }
 
 impl AttentionShape {
@@ -53,7 +55,11 @@ impl AttentionShape {
     }
 }
 
-/// Buffers of one task, reused from task to task.
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// Buffers of one task, kept by its thread: fresh ones would cost a page fault for every page.
 #[derive(Default)]
 struct Scratch {
     keys: Vec<f32>,
@@ -72,9 +78,9 @@ struct Scratch {
 pub fn attention(shape: AttentionShape, packing: &Packing, qk: &[f32], qkv: &[f32], out: &mut [f32], lse: &mut [f32]) {
     let (out, lse) = (SharedMut::new(out), SharedMut::new(lse));
     let tasks = packing.segments().len() * shape.kv_heads;
-    (0..tasks).into_par_iter().for_each_init(Scratch::default, |s, task| {
+    (0..tasks).into_par_iter().for_each(|task| {
         let segment = &packing.segments()[task / shape.kv_heads];
-        forward_task(shape, segment, task % shape.kv_heads, qk, qkv, out, lse, s);
+        SCRATCH.with_borrow_mut(|s| forward_task(shape, segment, task % shape.kv_heads, qk, qkv, out, lse, s));
     });
 }
 
@@ -107,7 +113,7 @@ fn forward_task(
         s.out.resize(rows * hd, 0.0);
         let probs = Mat::new(&s.scores, rows, visible);
         matmul_seq(
-            Compute::F32,
+            shape.compute,
             MatMut::new(&mut s.out, rows, hd),
             probs,
             Mat::new(&s.values, visible, hd),
@@ -165,7 +171,7 @@ fn scores(
     s.scores.resize(rows * visible, 0.0);
     let keys = Mat::new(&s.keys, visible, hd).t();
     matmul_seq(
-        Compute::F32,
+        shape.compute,
         MatMut::new(&mut s.scores, rows, visible),
         Mat::new(&s.queries, rows, hd),
         keys,
@@ -231,11 +237,11 @@ pub fn attention_backward(
     d_qkv.fill(0.0);
     let d_qkv = SharedMut::new(d_qkv);
     let tasks = packing.trees().len() * shape.kv_heads;
-    (0..tasks).into_par_iter().for_each_init(Scratch::default, |s, task| {
+    (0..tasks).into_par_iter().for_each(|task| {
         // One task owns a whole tree: its segments add to the same prompt rows, one after the other.
         let tree = packing.trees()[task / shape.kv_heads].clone();
         for segment in &packing.segments()[tree] {
-            backward_task(shape, segment, task % shape.kv_heads, saved, d_out, d_qkv, s);
+            SCRATCH.with_borrow_mut(|s| backward_task(shape, segment, task % shape.kv_heads, saved, d_out, d_qkv, s));
         }
     });
 }
@@ -268,7 +274,7 @@ fn backward_task(
         s.d_scores.resize(rows * visible, 0.0);
         let values = Mat::new(&s.values, visible, hd).t();
         let d_scores = MatMut::new(&mut s.d_scores, rows, visible);
-        matmul_seq(Compute::F32, d_scores, Mat::new(&s.d_out, rows, hd), values, Write::Replace);
+        matmul_seq(shape.compute, d_scores, Mat::new(&s.d_out, rows, hd), values, Write::Replace);
         for row in 0..rows {
             let (token, head) = (first_row + row / group, kv_head * group + row % group);
             let sees = prefix + from + row / group + 1;
@@ -284,12 +290,12 @@ fn backward_task(
         }
         let (probs, d_scores) = (Mat::new(&s.scores, rows, visible), Mat::new(&s.d_scores, rows, visible));
         let d_values = MatMut::new(&mut s.d_values[..visible * hd], visible, hd);
-        matmul_seq(Compute::F32, d_values, probs.t(), Mat::new(&s.d_out, rows, hd), Write::Add);
+        matmul_seq(shape.compute, d_values, probs.t(), Mat::new(&s.d_out, rows, hd), Write::Add);
         let d_keys = MatMut::new(&mut s.d_keys[..visible * hd], visible, hd);
-        matmul_seq(Compute::F32, d_keys, d_scores.t(), Mat::new(&s.queries, rows, hd), Write::Add);
+        matmul_seq(shape.compute, d_keys, d_scores.t(), Mat::new(&s.queries, rows, hd), Write::Add);
         s.out.resize(rows * hd, 0.0);
         let keys = Mat::new(&s.keys, visible, hd);
-        matmul_seq(Compute::F32, MatMut::new(&mut s.out, rows, hd), d_scores, keys, Write::Replace);
+        matmul_seq(shape.compute, MatMut::new(&mut s.out, rows, hd), d_scores, keys, Write::Replace);
         for (i, d_query) in s.out.chunks_exact(group * hd).enumerate() {
             // SAFETY: this task alone writes these heads of its tree's rows, and each query row once.
             let d = unsafe { d_qkv.slice((first_row + i) * shape.qkv_dim() + kv_head * group * hd, group * hd) };

@@ -1,9 +1,14 @@
-//! Attention of one new token a sequence against cached keys and values. Bound by memory: each is read once.
+//! Attention of one new token a sequence against cached keys and values. Bound by memory: each is read once, in the order in
+//! which it lies, and serves every query head that shares it.
 //!
-//! Both lie in blocks of [`KV_BLOCK`] tokens, head by head, so that a head reads whole pages. Keys are transposed: a block's
-//! scores are then one register of sums that needs no adding up across its lanes.
+//! Both lie in blocks of [`KV_BLOCK`] tokens, head by head, in the number format of the products. Keys are transposed: a
+//! block's scores are then one register of sums that needs no adding up across its lanes.
+
+#[cfg(target_arch = "x86_64")]
+mod bf16;
 
 use super::attention::{AttentionShape, exp_sum};
+use super::gemm::Compute;
 use super::simd::{LANES, max};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
@@ -12,34 +17,55 @@ use rayon::prelude::*;
 pub const KV_BLOCK: usize = LANES;
 
 /// Cached keys and values of consecutive tokens; beyond the last token of the last block, anything finite.
+///
+/// A unit is 32 bits: one f32, or two bf16 (the first in the lower half), neighbours in a key's dimension or in a value's
+/// token.
 #[derive(Clone, Copy, Default)]
 pub struct KvSpan<'a> {
     pub tokens: usize,
-    /// `[blocks, kv_heads, head_dim, KV_BLOCK]`
-    pub keys: &'a [f32],
-    /// `[blocks, kv_heads, KV_BLOCK, head_dim]`
-    pub values: &'a [f32],
+    /// f32 `[blocks, kv_heads, head_dim, KV_BLOCK]`, bf16 `[blocks, kv_heads, head_dim / 2, KV_BLOCK]`
+    pub keys: &'a [u32],
+    /// f32 `[blocks, kv_heads, KV_BLOCK, head_dim]`, bf16 `[blocks, kv_heads, KV_BLOCK / 2, head_dim]`
+    pub values: &'a [u32],
 }
 
-/// Appends token number `tokens` to the blocks before it; key and value are `[kv_heads * head_dim]`.
-pub fn push_key_value(
-    keys: &mut Vec<f32>,
-    values: &mut Vec<f32>,
-    tokens: usize,
+/// Units of one head's keys, and of its values, in a block.
+pub fn block_units(compute: Compute, head_dim: usize) -> (usize, usize) {
+    match compute.here() {
+        Compute::F32 => (head_dim * KV_BLOCK, head_dim * KV_BLOCK),
+        Compute::Bf16 => (head_dim.div_ceil(2) * KV_BLOCK, head_dim * KV_BLOCK / 2),
+    }
+}
+
+/// Writes a token to place `slot` of a block; key and value are `[kv_heads * head_dim]`, the block's as [`KvSpan`] says.
+pub fn write_key_value(
+    compute: Compute,
+    keys: &mut [u32],
+    values: &mut [u32],
+    slot: usize,
     key: &[f32],
     value: &[f32],
     head_dim: usize,
 ) {
-    let (slot, last) = (tokens % KV_BLOCK, tokens / KV_BLOCK * key.len() * KV_BLOCK);
-    if slot == 0 {
-        keys.resize(last + key.len() * KV_BLOCK, 0.0);
-        values.resize(last + key.len() * KV_BLOCK, 0.0);
-    }
-    for (lanes, x) in keys[last..].chunks_exact_mut(KV_BLOCK).zip(key) {
-        lanes[slot] = *x;
-    }
-    for (head, x) in values[last..].chunks_exact_mut(KV_BLOCK * head_dim).zip(value.chunks_exact(head_dim)) {
-        head[slot * head_dim..(slot + 1) * head_dim].copy_from_slice(x);
+    let (of_keys, of_values) = block_units(compute, head_dim);
+    let heads = keys.chunks_exact_mut(of_keys).zip(values.chunks_exact_mut(of_values));
+    let news = key.chunks_exact(head_dim).zip(value.chunks_exact(head_dim));
+    for ((keys, values), (key, value)) in heads.zip(news) {
+        if compute.here() == Compute::F32 {
+            for (lanes, x) in keys.chunks_exact_mut(KV_BLOCK).zip(key) {
+                lanes[slot] = x.to_bits();
+            }
+            values[slot * head_dim..(slot + 1) * head_dim].copy_from_slice(bytemuck::cast_slice(value));
+            continue;
+        }
+        let bits = |x: f32| half::bf16::from_f32(x).to_bits() as u32;
+        for (lanes, x) in keys.chunks_exact_mut(KV_BLOCK).zip(key.chunks(2)) {
+            lanes[slot] = bits(x[0]) | x.get(1).map_or(0, |x| bits(*x) << 16);
+        }
+        let (pair, second) = (slot / 2, slot % 2 == 1);
+        for (unit, x) in values[pair * head_dim..(pair + 1) * head_dim].iter_mut().zip(value) {
+            *unit = if second { *unit | bits(*x) << 16 } else { bits(*x) };
+        }
     }
 }
 
@@ -55,7 +81,13 @@ pub fn attention_decode(
     let q_dim = shape.heads * shape.head_dim;
     let rows = out.par_chunks_mut(q_dim).zip(queries.par_chunks(query_stride)).zip(spans);
     rows.with_min_len(4).for_each_init(Vec::new, |scores, ((out, query), spans)| {
-        Arch::new().dispatch(OneToken { shape, query: &query[..q_dim], spans, out, scores });
+        let token = OneToken { shape, query: &query[..q_dim], spans, out, scores };
+        #[cfg(target_arch = "x86_64")]
+        if shape.compute.here() == Compute::Bf16 {
+            // SAFETY: the machine has the instructions, or `here` would have said f32.
+            return unsafe { bf16::attend(token) };
+        }
+        Arch::new().dispatch(token);
     });
 }
 
@@ -65,49 +97,62 @@ struct OneToken<'a> {
     query: &'a [f32],
     spans: &'a [KvSpan<'a>; 2],
     out: &'a mut [f32],
+    /// `[H, row]`
     scores: &'a mut Vec<f32>,
+}
+
+impl OneToken<'_> {
+    /// Makes room for every head's scores, whole blocks at a time; returns the length of a head's row and the tokens in it.
+    ///
+    /// A span's scores begin where the one before has its last token, and overwrite what its last block had too many.
+    fn room_for_scores(&mut self) -> (usize, usize) {
+        let row = self.spans.iter().map(|s| s.tokens.next_multiple_of(KV_BLOCK)).sum();
+        self.scores.resize(self.shape.heads * row, 0.0);
+        (row, self.spans.iter().map(|s| s.tokens).sum())
+    }
 }
 
 impl WithSimd for OneToken<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
+    fn with_simd<S: Simd>(mut self, simd: S) {
+        let (row, tokens) = self.room_for_scores();
         let OneToken { shape, query, spans, out, scores } = self;
         let (hd, group) = (shape.head_dim, shape.heads / shape.kv_heads);
-        let scale = 1.0 / (hd as f32).sqrt();
-        scores.resize(spans.iter().map(|s| s.tokens.next_multiple_of(KV_BLOCK)).sum(), 0.0);
-        for (head, (out, query)) in out.chunks_exact_mut(hd).zip(query.chunks_exact(hd)).enumerate() {
-            let blocks = |all| head_blocks(all, head / group, shape.kv_heads, hd);
-            // Each span's scores begin where the one before has its last token.
-            let mut seen = 0;
-            for span in spans {
-                for (keys, scores) in blocks(span.keys).zip(scores[seen..].chunks_exact_mut(KV_BLOCK)) {
-                    block_scores(simd, query, keys, scale, scores);
+        let (scale, block) = (1.0 / (hd as f32).sqrt(), hd * KV_BLOCK);
+        let mut seen = 0;
+        for span in spans {
+            let blocks = bytemuck::cast_slice::<u32, f32>(span.keys).chunks_exact(shape.kv_heads * block);
+            for (i, keys) in blocks.enumerate() {
+                let at = seen + i * KV_BLOCK;
+                for (head, query) in query.chunks_exact(hd).enumerate() {
+                    let keys = &keys[head / group * block..][..block];
+                    block_scores(simd, query, keys, scale, &mut scores[head * row + at..][..KV_BLOCK]);
                 }
-                seen += span.tokens;
             }
-            let scores = &mut scores[..seen];
+            seen += span.tokens;
+        }
+        for scores in scores.chunks_exact_mut(row) {
+            let scores = &mut scores[..tokens];
             let m = max(scores);
             let inv = 1.0 / exp_sum(scores, m);
-            let mut from = 0;
-            while from < hd {
-                let values = spans.map(|s| (s.tokens, blocks(s.values)));
-                from += match (hd - from) / S::F32_LANES {
-                    8.. => columns::<S, 8>(simd, scores, values, hd, from, inv, out),
-                    4.. => columns::<S, 4>(simd, scores, values, hd, from, inv, out),
-                    1.. => columns::<S, 1>(simd, scores, values, hd, from, inv, out),
-                    0 => column(scores, values, hd, from, inv, out),
-                };
+            scores.iter_mut().for_each(|x| *x *= inv);
+        }
+        out.fill(0.0);
+        let mut seen = 0;
+        for span in spans {
+            let blocks = bytemuck::cast_slice::<u32, f32>(span.values).chunks_exact(shape.kv_heads * block);
+            for (i, values) in blocks.enumerate() {
+                let (at, n) = (seen + i * KV_BLOCK, KV_BLOCK.min(span.tokens - i * KV_BLOCK));
+                for (head, out) in out.chunks_exact_mut(hd).enumerate() {
+                    let weights = &scores[head * row + at..][..n];
+                    add_values(simd, weights, &values[head / group * block..][..block], out);
+                }
             }
+            seen += span.tokens;
         }
     }
-}
-
-/// One head's part of every block.
-#[inline(always)]
-fn head_blocks(all: &[f32], head: usize, heads: usize, hd: usize) -> impl Iterator<Item = &[f32]> {
-    all.chunks_exact(KV_BLOCK * hd).skip(head).step_by(heads)
 }
 
 /// Scaled scores of a block of keys `[hd, KV_BLOCK]`.
@@ -133,65 +178,43 @@ fn block_scores<S: Simd>(simd: S, query: &[f32], keys: &[f32], scale: f32, score
     }
 }
 
-/// N registers of `out = inv * sum over tokens of weight * value`, from column `from` on; values: each span's tokens and
-/// blocks `[KV_BLOCK, hd]`. Returns the columns done.
+/// `out += sum over a block's tokens of weight * value`; values `[KV_BLOCK, hd]`, out `[hd]`.
 #[inline(always)]
-fn columns<'a, S: Simd, const N: usize>(
-    simd: S,
-    weights: &[f32],
-    values: [(usize, impl Iterator<Item = &'a [f32]>); 2],
-    hd: usize,
-    from: usize,
-    inv: f32,
-    out: &mut [f32],
-) -> usize {
+fn add_values<S: Simd>(simd: S, weights: &[f32], values: &[f32], out: &mut [f32]) {
+    let mut from = 0;
+    while from < out.len() {
+        from += match (out.len() - from) / S::F32_LANES {
+            8.. => columns::<S, 8>(simd, weights, values, from, out),
+            4.. => columns::<S, 4>(simd, weights, values, from, out),
+            2.. => columns::<S, 2>(simd, weights, values, from, out),
+            1 => columns::<S, 1>(simd, weights, values, from, out),
+            // What head dimensions that fill no register leave.
+            0 => {
+                let rows = weights.iter().zip(values.chunks_exact(out.len()));
+                out[from] = rows.fold(out[from], |sum, (weight, row)| weight.mul_add(row[from], sum));
+                1
+            }
+        };
+    }
+}
+
+/// N registers of [`add_values`], from column `from` on. Returns the columns done.
+#[inline(always)]
+fn columns<S: Simd, const N: usize>(simd: S, weights: &[f32], values: &[f32], from: usize, out: &mut [f32]) -> usize {
+    let (hd, to) = (out.len(), from + N * S::F32_LANES);
+    let out = S::as_mut_simd_f32s(&mut out[from..to]).0;
     let mut sums = [simd.splat_f32s(0.0); N];
-    let to = from + N * S::F32_LANES;
-    for_each_row(weights, values, hd, |weight, row| {
-        let weight = simd.splat_f32s(weight);
+    sums.copy_from_slice(out);
+    for (weight, row) in weights.iter().zip(values.chunks_exact(hd)) {
+        let weight = simd.splat_f32s(*weight);
         let row = S::as_simd_f32s(&row[from..to]).0;
         for i in 0..N {
             sums[i] = simd.mul_add_f32s(weight, row[i], sums[i]);
         }
-    });
-    for (out, sum) in S::as_mut_simd_f32s(&mut out[from..to]).0.iter_mut().zip(sums) {
-        *out = simd.mul_f32s(sum, simd.splat_f32s(inv));
     }
+    out.copy_from_slice(&sums);
     to - from
 }
 
-/// One column of the same: what head dimensions that fill no register leave. Returns 1.
-#[inline(always)]
-fn column<'a>(
-    weights: &[f32],
-    values: [(usize, impl Iterator<Item = &'a [f32]>); 2],
-    hd: usize,
-    at: usize,
-    inv: f32,
-    out: &mut [f32],
-) -> usize {
-    let mut sum = 0f32;
-    for_each_row(weights, values, hd, |weight, row| sum = weight.mul_add(row[at], sum));
-    out[at] = sum * inv;
-    1
-}
-
-/// Every token's weight and value, in order.
-#[inline(always)]
-fn for_each_row<'a>(
-    weights: &[f32],
-    values: [(usize, impl Iterator<Item = &'a [f32]>); 2],
-    hd: usize,
-    mut visit: impl FnMut(f32, &[f32]),
-) {
-    let mut rest = weights;
-    for (tokens, blocks) in values {
-        let weights;
-        (weights, rest) = rest.split_at(tokens);
-        for (weights, block) in weights.chunks(KV_BLOCK).zip(blocks) {
-            for (weight, row) in weights.iter().zip(block.chunks_exact(hd)) {
-                visit(*weight, row);
-            }
-        }
-    }
-}
+#[cfg(test)]
+mod tests;
