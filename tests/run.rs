@@ -234,6 +234,40 @@ fn the_guard_ends_the_internal_phase_early_and_a_resumed_run_remembers() {
 }
 
 #[test]
+fn the_probe_looks_at_the_users_own_texts_and_the_guard_at_the_divergence() {
+    let root = tempfile::tempdir().unwrap();
+    let at = |name: &str| root.path().join(name);
+    let (recipe, prompts, texts) = (recipe(root.path()), at("prompts.jsonl"), at("texts.jsonl"));
+    // One that the model answers, and one that is answered.
+    fs::write(&prompts, "{\"prompt\": \"1+2=\"}\n{\"prompt\": \"1+3=\", \"response\": \"1+3=4\"}\n").unwrap();
+    fs::write(&texts, "{\"prompt\": \"2+2=\", \"response\": \"2+2=4\"}\n").unwrap();
+    let data = format!("probe.data=[{:?}]", text(&prompts));
+    let references = format!("probe.references=[{:?}]", text(&texts));
+    let guarded = ["probe.every=1", "bupo.stop=guard", "bupo.steps=3", "rl.steps=3"];
+    let train = |name: &str, more: &[&str]| {
+        let mut args = vec!["train".to_string(), text(&recipe).into(), "--dir".into(), text(&at(name)).into()];
+        guarded.iter().chain(more).for_each(|s| args.extend(["--set".into(), s.to_string()]));
+        args
+    };
+    let args = train("none", &[&data]);
+    fails(&args.iter().map(String::as_str).collect::<Vec<_>>(), &["quantity", "probe.references"]);
+    assert!(!at("none").exists());
+    let args = train("run", &[&data, &references, "bupo.guard.quantity=kl", "bupo.guard.threshold=9.0"]);
+    ok(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    assert_eq!(rows(&at("run/probe/samples.jsonl")).len(), 2);
+    assert_eq!(rows(&at("run/probe/references.jsonl")).len(), 1);
+    let probe = rows(&at("run/probe.jsonl"));
+    assert_eq!(probe.len(), 4);
+    for p in &probe[..3] {
+        let number = |v: &Value| v.as_f64().unwrap();
+        // Layers 2 and 3, and the final policy, from layer 1.
+        let mean = (number(&p["kl"]["from"][1]) + number(&p["kl"]["from"][2]) + number(&p["kl_to_final"][0])) / 3.0;
+        assert!((number(&p["guard"]["value"]) - mean).abs() < 1e-12 && p["guard"]["quantity"] == "kl", "{p}");
+        assert!(p["perplexity"].is_number());
+    }
+}
+
+#[test]
 fn a_run_under_the_mathematical_rule_logs_where_the_text_comparison_differs() {
     let model = model();
     let root = tempfile::tempdir().unwrap();

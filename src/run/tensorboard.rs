@@ -49,8 +49,9 @@ struct Summary {
 struct Scalar {
     #[prost(string, tag = "1")]
     tag: String,
-    #[prost(float, tag = "2")]
-    simple_value: f32,
+    /// One of several kinds of value, so that a 0 must be there to be seen.
+    #[prost(float, optional, tag = "2")]
+    simple_value: Option<f32>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -86,7 +87,7 @@ impl TensorBoard {
     /// Appends the scalars of a step, one write for all; those that are no finite numbers are left out.
     pub fn append(&mut self, step: usize, scalars: &[(String, f64)]) -> Result<()> {
         let finite = scalars.iter().filter(|(_, value)| value.is_finite());
-        let values = finite.map(|(tag, value)| Scalar { tag: tag.clone(), simple_value: *value as f32 });
+        let values = finite.map(|(tag, value)| Scalar { tag: tag.clone(), simple_value: Some(*value as f32) });
         self.write(step, What::Summary(Summary { values: values.collect() }))
     }
 
@@ -165,7 +166,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         for first in [0, 3] {
             let mut board = TensorBoard::open(dir.path(), first).unwrap();
-            let tags = [("a/b".to_string(), 1.5), ("c".into(), f64::NAN), ("d".into(), -0.25)];
+            let tags = [("a/b".to_string(), 1.5), ("c".into(), f64::NAN), ("d".into(), 0.0)];
             board.append(first + 1, &tags).unwrap();
         }
         let mut files: Vec<PathBuf> = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().path()).collect();
@@ -176,8 +177,8 @@ mod tests {
             assert_eq!(events[0].what, Some(What::FileVersion("brain.Event:2".into())));
             let start = What::SessionLog(SessionLog { status: START });
             assert_eq!((events[1].step, events[1].what.clone()), (first, Some(start)));
-            let scalar = |tag: &str, simple_value| Scalar { tag: tag.into(), simple_value };
-            let summary = Summary { values: vec![scalar("a/b", 1.5), scalar("d", -0.25)] };
+            let scalar = |tag: &str, value| Scalar { tag: tag.into(), simple_value: Some(value) };
+            let summary = Summary { values: vec![scalar("a/b", 1.5), scalar("d", 0.0)] };
             assert_eq!((events[2].step, events[2].what.clone()), (first + 1, Some(What::Summary(summary))));
             assert!(events.len() == 3 && events[2].wall_time > 1.6e9);
         }
