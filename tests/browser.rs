@@ -13,6 +13,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use serde_json::{Value, json};
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -131,15 +132,6 @@ impl Browser {
     }
 }
 
-impl Drop for Browser {
-    /// Asked to end, chromedriver takes its browser with it.
-    fn drop(&mut self) {
-        let id = nix::unistd::Pid::from_raw(self.driver.id().cast_signed());
-        let _ = nix::sys::signal::kill(id, nix::sys::signal::Signal::SIGTERM);
-        drop(self.driver.wait());
-    }
-}
-
 fn with_browser(test: impl AsyncFnOnce(&Browser)) {
     let found = program(&["chromedriver"]).zip(program(&["chromium", "chromium-browser", "google-chrome"]));
     let Some((driver, chromium)) = found else {
@@ -153,11 +145,16 @@ fn with_browser(test: impl AsyncFnOnce(&Browser)) {
         std::io::stderr().write_all(note.as_bytes()).unwrap();
         return;
     };
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
-        let browser = Browser::start(&driver, &chromium).await;
-        test(&browser).await;
-        browser.client.clone().close().await.unwrap();
-    });
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let mut browser = runtime.block_on(Browser::start(&driver, &chromium));
+    // A test that fails must not leave a browser behind.
+    let outcome = catch_unwind(AssertUnwindSafe(|| runtime.block_on(test(&browser))));
+    drop(runtime.block_on(browser.client.clone().close()));
+    drop(browser.driver.kill());
+    drop(browser.driver.wait());
+    if let Err(panic) = outcome {
+        resume_unwind(panic);
+    }
 }
 
 /// A copy of the run in which a model has said what a page must not believe.

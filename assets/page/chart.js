@@ -102,7 +102,7 @@
   });
 
   /**
-   * Lines over x. `lines`: [{name, x, y, low, high, colour (index), dashed, axis (0 or 1)}]; `low` and `high` are the band.
+   * Lines over x. `lines`: [{name, x, y, low, high, colour (index), dashed (see `dash`), axis (0 or 1)}]; `low` and `high` are the band.
    * `marks`: [{from, to, name}] shaded spans, `rules`: [{at, name, colour}] upright lines.
    */
   bupo.lines = ({ title, note, x, y, right, lines, size, marks = () => [], rules = () => [], zero = false, height, log = false, bands = true, controls = [], digits = 4, min, max }) => {
@@ -121,7 +121,7 @@
         if (state.bands && line.low) series.push(band(line, colour), ...edges(line));
         series.push({
           name: line.name, type: "line", data: points, showSymbol: points.length < 2 || Boolean(line.symbols), symbolSize: 5, yAxisIndex: line.axis ?? 0, connectNulls: false,
-          lineStyle: { color: colour, width: 2, type: line.dashed ? [5, 4] : "solid", opacity: line.faint ? 0.6 : 1 }, itemStyle: { color: colour }, emphasis: { disabled: true }, z: 3,
+          lineStyle: { color: colour, width: 2, type: dash(line) }, itemStyle: { color: colour }, emphasis: { disabled: true }, z: 3,
         });
       });
       if (series.length) decorate(series, marks(), rules(), zero);
@@ -130,7 +130,7 @@
       return {
         xAxis: bupo.xAxis(x, { min: "dataMin", max: "dataMax", minInterval: 1 }), yAxis: yAxes, series,
         grid: { right: right ? 58 : 18, left: 60, top: 20 + bupo.legendHeight(all.map((l) => l.name), width) },
-        legend: { show: all.length > 1, data: all.map((l) => ({ name: l.name, ...(l.dashed ? { lineStyle: { type: [3, 3] } } : {}) })) },
+        legend: { show: all.length > 1, data: all.map((l) => ({ name: l.name, lineStyle: { type: dash(l) } })) },
         tooltip: { trigger: "axis", axisPointer: { type: "line", lineStyle: { color: bupo.css("--dim") } }, formatter: (shown) => {
           const list = shown.filter((s) => all.some((l) => l.name === s.seriesName));
           if (!list.length) return "";
@@ -160,6 +160,8 @@
     return card;
   };
 
+  /** Lines of one colour are told apart by their dashes: `dashed` is a kind, or true for the first. */
+  const dash = (line) => ["solid", [5, 4], [2, 3], [9, 3, 2, 3]][Number(line.dashed ?? 0) % 4];
   const positive = (v, log) => (v === undefined || v === null || (log && v <= 0) ? null : v);
 
   /** The band of a line, as one shape. */

@@ -107,7 +107,7 @@ window.bupo = {};
 
   /** A choice with a label. `options`: [value, text]. */
   bupo.choose = (label, options, value, change) => {
-    const select = bupo.el("select", { onchange: () => change(select.value) },
+    const select = bupo.el("select", { "aria-label": label || "what is shown", onchange: () => change(select.value) },
       options.map(([v, text]) => bupo.el("option", { value: v, selected: String(v) === String(value) }, text)));
     return bupo.el("label", { class: "field" }, label, select);
   };

@@ -41,7 +41,7 @@
 
   const curves = (runs) => {
     const several = runs.length > 1;
-    const label = (run, name) => (several ? `${run.label} · ${name}` : name);
+    const label = (run, name) => (several ? `${run.label}, ${name}` : name);
     const marks = () => (several ? [] : bupo.phases(runs[0]));
     const rules = () => (several ? [] : bupo.guardRules(runs[0]));
     const over = (run, value) => ({ x: run.probe.rows.map((p) => p.step), y: run.probe.rows.map((p) => value(p) ?? null) });
@@ -51,7 +51,7 @@
     const later = (value) => () => runs.flatMap((run) => {
       const l = optimized(run.probe.rows);
       const layers = run.probe.rows[0]?.residual_norm?.length ?? run.probe.rows[0]?.kl_to_final?.length ?? 0;
-      return l === null ? [] : some(l + 1, layers).map((m, j) => ({ name: label(run, `layer ${m}`), ...over(run, (p) => value(p, m)), colour: several ? run.colour : j, dashed: several && j % 2 === 1, symbols: true }));
+      return l === null ? [] : some(l + 1, layers, several ? 3 : 6).map((m, j) => ({ name: label(run, `layer ${m}`), ...over(run, (p) => value(p, m)), colour: several ? run.colour : j, dashed: several ? j : 0, symbols: !several }));
     });
     add((p) => p.cosine, { title: "Cosine of the optimized layer with later layers", y: "cos(Hˡ, Hᵐ)", note: "Rises while later layers take over its features.", lines: later((p, m) => p.cosine?.[m - 1]) });
     add((p) => p.layer, { title: "Entropy change of the optimized layer", y: "ΔH (nats)", zero: true, lines: one((r) => `layer ${optimized(r.probe.rows)}`, (r) => (p) => p.entropy_change?.layer?.[optimized(r.probe.rows) - 1]) });

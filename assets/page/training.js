@@ -65,7 +65,7 @@
   };
   const linesOf = (runs, keys) => () => runs.flatMap((run) => keys.filter((k) => run.flat.some((row) => k in row)).map((key, j) => ({
     name: runs.length > 1 ? (keys.length > 1 ? `${run.label}, ${said(key, keys)}` : run.label) : said(key, keys), x: run.flat.map((r) => r.step), y: run.flat.map((r) => r[key] ?? null),
-    colour: runs.length > 1 ? run.colour : j, dashed: runs.length > 1 ? j > 0 : key === "entropy_policy" })));
+    colour: runs.length > 1 ? run.colour : j, dashed: runs.length > 1 ? j : key === "entropy_policy" })));
 
   /** Names for several runs, and their rows flattened. */
   bupo.nameRuns = (items) => {
@@ -117,7 +117,12 @@
         const own = [...rest].filter((k) => wanted.some((w) => (w instanceof RegExp ? w.test(k) : w === k)));
         own.forEach((k) => rest.delete(k));
         own.sort((a, b) => wanted.indexOf(a) - wanted.indexOf(b));
-        return own.length ? bupo.lines({ title, x: "step", y, size: "third", lines: linesOf(runs, own), marks: marksOf(runs), rules: rulesOf(runs), ...options }) : null;
+        if (!own.length) return null;
+        // Many numbers of several runs are shown one number at a time.
+        let chosen = runs.length > 1 && own.length > 2 ? [own[0]] : own;
+        const controls = chosen === own ? [] : [bupo.choose("", own.map((k) => [k, said(k, own)]), own[0], (k) => { chosen = [k]; card.redraw(); })];
+        const card = bupo.lines({ title, x: "step", y, size: "third", lines: () => linesOf(runs, chosen)(), marks: marksOf(runs), rules: rulesOf(runs), controls, ...options });
+        return card;
       };
       bupo.forgetCharts(charts);
       bupo.forgetCharts(more);
