@@ -9,6 +9,7 @@ pub mod packed;
 pub mod params;
 pub mod taps;
 pub mod trained;
+pub mod value;
 pub mod weights;
 
 use crate::compute::cpu::head::Head;

@@ -12,7 +12,7 @@ pub use sections::{
 
 use crate::model::Compute;
 use crate::reward::RewardConfig;
-use crate::rl::{BupoConfig, LossConfig, OptimizerConfig, PhaseConfig};
+use crate::rl::{BupoConfig, CriticConfig, LossConfig, OptimizerConfig, PhaseConfig};
 use crate::text::PromptTemplate;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -48,6 +48,8 @@ pub struct Recipe {
     pub loss: LossConfig,
     #[serde(default)]
     pub optimizer: OptimizerConfig,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub critic: Option<CriticConfig>,
     #[serde(default)]
     pub bupo: BupoConfig,
     /// Any list of phases, where two are not enough; instead of `bupo`.

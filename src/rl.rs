@@ -9,7 +9,9 @@ pub mod adamw;
 pub mod advantage;
 pub mod batch;
 pub mod correction;
+pub mod critic;
 pub mod dynamic_sampling;
+pub mod gae;
 pub mod groups;
 pub mod guard;
 pub mod loss;
@@ -24,6 +26,7 @@ pub mod warmup;
 
 pub use advantage::Advantage;
 pub use correction::{CorrectionMode, RolloutCorrection};
+pub use critic::CriticConfig;
 pub use dynamic_sampling::DynamicSampling;
 pub use groups::GroupConfig;
 pub use guard::GuardConfig;

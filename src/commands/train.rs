@@ -19,6 +19,7 @@ use crate::model::{Model, Workspace};
 use crate::policy::{InternalPolicy, LayerIndex};
 use crate::recipe::Recipe;
 use crate::rl::adamw::Optimizer;
+use crate::rl::critic::Critic;
 use crate::rl::groups::lr_scales;
 use crate::rl::metrics::{PhaseEnd, StepMetrics};
 use crate::rl::schedule::{PhaseConfig, Schedule};
@@ -95,6 +96,7 @@ struct Run {
     // What `begin` or `resume` found:
     model: Option<Model>,
     optimizer: Option<Optimizer>,
+    critic: Option<Critic>,
     /// What `"auto"` stands for, once it was looked for.
     boundary: Option<LayerIndex>,
     schedule: Schedule,
@@ -135,6 +137,7 @@ impl Run {
             plan,
             model: Some(model),
             optimizer: None,
+            critic: None,
             boundary: None,
             schedule: Schedule::grpo(),
             probe: None,
@@ -165,42 +168,50 @@ impl Run {
         println!("{}\n{}\n", terminal::table(&analysis), terminal::summary(&analysis));
         self.choose_schedule(&model, &analysis)?;
         let scales = lr_scales(&self.recipe.optimizer.group, &model.layout)?;
-        self.optimizer = Some(Optimizer::with_scales(&model.layout, scales));
+        let optimizer = Optimizer::with_scales(&model.layout, scales);
+        // Beside the policy as it is after the warm-up.
+        let critic = self.recipe.critic.as_ref().map(|config| Critic::beside(&model, config)).transpose()?;
         if let Some(plan) = self.plan.take() {
             let mut probe = Probe::make(plan, &self.recipe, &self.prompts, &model, &self.dir)?;
             let row = probe.look(&model, 0, &self.schedule)?;
             write_jsonl(&probe::path(&self.dir), &[row])?;
             self.probe = Some(probe);
         }
-        self.save(&model, 0)?;
-        self.model = Some(model);
+        self.save(&model, &optimizer, critic.as_ref(), 0)?;
+        (self.model, self.optimizer, self.critic) = (Some(model), Some(optimizer), critic);
         Ok(true)
     }
 
     /// The run's phases, with the boundary layer where the recipe says `"auto"`.
     fn choose_schedule(&mut self, model: &Model, analysis: &Analysis) -> Result<()> {
-        let (phases, layers) = (self.recipe.phases(), model.config.layers);
-        if phases.iter().any(PhaseConfig::needs_boundary_layer) {
+        let layers = model.config.layers;
+        if self.recipe.phases().iter().any(PhaseConfig::needs_boundary_layer) {
             let found = analysis.boundary_layer.map(|layer| LayerIndex::from_one_based(layer, layers));
             self.boundary = found.transpose()?;
             if let Some(layer) = self.boundary {
                 say(&format!("\"auto\": the boundary layer of this model is {layer}"));
             }
         }
-        self.schedule = Schedule::new(&phases, layers, self.boundary)?;
+        self.schedule = self.phases_of(layers)?;
         Ok(())
+    }
+
+    /// The recipe's phases, which begin when the policy does.
+    fn phases_of(&self, layers: usize) -> Result<Schedule> {
+        let warmup = self.recipe.critic.as_ref().map_or(0, |critic| critic.warmup_steps);
+        Ok(Schedule::new(&self.recipe.phases(), layers, self.boundary)?.after(warmup))
     }
 
     /// Takes up a run where its checkpoint of `step` left it.
     fn resume(&mut self, step: usize) -> Result<()> {
         let model = self.model.as_ref().context("a run resumes with a model")?;
-        let state = state::load(&self.checkpoints.path(step), &model.layout, &self.recipe)?;
+        let state = state::load(&self.checkpoints.path(step), model, &self.recipe)?;
         state::same_recipe(&self.recipe, &state.recipe, &self.dir)?;
         let (standing, layers) = (state.standing, model.config.layers);
         self.boundary = standing.boundary.map(|layer| LayerIndex::from_one_based(layer, layers)).transpose()?;
-        self.schedule = Schedule::new(&self.recipe.phases(), layers, self.boundary)?;
+        self.schedule = self.phases_of(layers)?;
         standing.ended_early.iter().for_each(|step| self.schedule.end_internal_at(*step));
-        (self.optimizer, self.step) = (Some(state.optimizer), step);
+        (self.optimizer, self.critic, self.step) = (Some(state.optimizer), state.critic, step);
         self.position = standing.position;
         self.ended_early = standing.ended_early;
         self.probe = Probe::resume(&self.recipe, &self.dir, standing.guard)?;
@@ -231,7 +242,7 @@ impl Run {
         };
         let settings = setup::train_settings(&self.recipe, self.schedule.clone());
         let (prompts, steps, every) = (self.prompts.clone(), self.recipe.rl.steps, self.recipe.run.checkpoint_every);
-        let mut trainer = Trainer::new(settings, model, optimizer, reference, &prompts)?;
+        let mut trainer = Trainer::new(settings, model, optimizer, self.critic.take(), reference, &prompts)?;
         let mut metrics = JsonlWriter::open(&self.dir.join("metrics.jsonl"))?;
         let mut completions = JsonlWriter::open(&self.dir.join("completions.jsonl"))?;
         let mut progress = Progress::new("train", steps as u64);
@@ -253,9 +264,7 @@ impl Run {
             history.push(report.metrics);
             let stop = interrupt::requested();
             if stop || step == steps || every > 0 && step % every == 0 {
-                self.optimizer = Some(std::mem::replace(&mut trainer.optimizer, Optimizer::empty()));
-                self.save(&trainer.model, step)?;
-                trainer.optimizer = self.optimizer.take().context("the optimizer was just put there")?;
+                self.save(&trainer.model, &trainer.optimizer, trainer.critic.as_ref(), step)?;
             }
             if stop && step < steps {
                 progress.finish();
@@ -433,8 +442,7 @@ impl Run {
     }
 
     /// Writes a checkpoint whole, and lets old ones go.
-    fn save(&self, model: &Model, step: usize) -> Result<()> {
-        let optimizer = self.optimizer.as_ref().context("a checkpoint holds an optimizer")?;
+    fn save(&self, model: &Model, optimizer: &Optimizer, critic: Option<&Critic>, step: usize) -> Result<()> {
         let standing = Standing {
             position: self.position,
             boundary: self.boundary.map(LayerIndex::one_based),
@@ -442,7 +450,7 @@ impl Run {
             guard: self.probe.as_ref().map_or_else(Seen::default, |probe| probe.seen.clone()),
         };
         let path: &Path = &self.checkpoints.path(step);
-        state::save(path, model, self.prompts.tokenizer(), optimizer, &self.recipe, standing, step)?;
+        state::save(path, model, self.prompts.tokenizer(), optimizer, critic, &self.recipe, standing, step)?;
         ensure!(path.is_dir(), "the checkpoint {} did not appear", path.display());
         self.checkpoints.prune(self.recipe.run.keep_checkpoints)
     }

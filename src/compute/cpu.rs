@@ -15,3 +15,4 @@ pub mod rope;
 mod shared;
 pub mod simd;
 pub mod swiglu;
+pub mod value;

@@ -65,10 +65,30 @@ pub struct ParamLayout {
     pub layers: Vec<LayerParams>,
     /// `[d]`
     pub final_norm: Range<usize>,
+    /// Of a critic; none in a policy.
+    pub value_head: Option<ValueHead>,
+}
+
+/// A linear layer from `LN_final(H^L)` to a number, under the names that transformers' `...ForTokenClassification` of one label has.
+#[derive(Clone, Debug)]
+pub struct ValueHead {
+    /// `[1, d]`
+    pub weight: Range<usize>,
+    /// `[1]`
+    pub bias: Range<usize>,
 }
 
 impl ParamLayout {
     pub fn new(c: &ModelConfig) -> ParamLayout {
+        ParamLayout::build(c, false)
+    }
+
+    /// A decoder with a value head in the end.
+    pub fn with_value_head(c: &ModelConfig) -> ParamLayout {
+        ParamLayout::build(c, true)
+    }
+
+    fn build(c: &ModelConfig, value_head: bool) -> ParamLayout {
         let mut b = Builder { tensors: Vec::new(), next: 0 };
         let d = c.hidden_size;
         let embed = b.push("model.embed_tokens.weight".into(), &[c.vocab_size, d]);
@@ -78,12 +98,16 @@ impl ParamLayout {
         };
         let layers = (0..c.layers).map(|i| b.layer(c, &format!("model.layers.{i}"))).collect();
         let final_norm = b.push("model.norm.weight".into(), &[d]);
-        ParamLayout { tensors: b.tensors, embed, unembed, layers, final_norm }
+        let value_head = value_head.then(|| ValueHead {
+            weight: b.push("score.weight".into(), &[1, d]),
+            bias: b.push("score.bias".into(), &[1]),
+        });
+        ParamLayout { tensors: b.tensors, embed, unembed, layers, final_norm, value_head }
     }
 
     /// Number of f32 in the flat array.
     pub fn len(&self) -> usize {
-        self.final_norm.end
+        self.tensors.last().map_or(0, |last| last.range().end)
     }
 
     pub fn is_empty(&self) -> bool {

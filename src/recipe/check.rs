@@ -2,6 +2,7 @@
 
 use super::Recipe;
 use crate::model::{LayerIndex, ModelConfig, ParamLayout};
+use crate::rl::Advantage;
 use crate::rl::groups::lr_scales;
 use crate::rl::schedule::check_lengths;
 use crate::rl::{PhaseConfig, Stop};
@@ -99,11 +100,26 @@ impl Recipe {
         self.reward.check().context("[reward]")?;
         self.loss.check().context("[loss]")?;
         self.optimizer.check().context("[optimizer]")?;
+        match (&self.critic, self.rl.advantage) {
+            (Some(critic), Advantage::Gae) => critic.check().context("[critic]")?,
+            (None, Advantage::Gae) => bail!(
+                "rl.advantage = \"gae\" takes advantages from a critic: add a section [critic] (an empty one has verl's settings)"
+            ),
+            (Some(_), _) => bail!("[critic] is read with rl.advantage = \"gae\" only: set that, or drop the section"),
+            (None, _) => {}
+        }
+        let warmup = self.critic.as_ref().map_or(0, |critic| critic.warmup_steps);
         ensure!(
-            self.bupo.steps <= self.rl.steps || self.rl.steps == 0,
-            "bupo.steps = {} internal steps, but the run has rl.steps = {}",
-            self.bupo.steps,
+            warmup <= self.rl.steps,
+            "critic.warmup_steps = {warmup}, but the run has rl.steps = {}",
             self.rl.steps
+        );
+        ensure!(
+            self.bupo.steps <= self.rl.steps - warmup || self.rl.steps == 0,
+            "bupo.steps = {} internal steps, but the run has rl.steps = {}{}",
+            self.bupo.steps,
+            self.rl.steps,
+            if warmup > 0 { format!(", {warmup} of them the critic's warm-up") } else { String::new() }
         );
         self.bupo.guard.check().context("[bupo.guard]")?;
         at_least_one("probe", &[("responses", self.probe.responses)])?;
@@ -123,7 +139,7 @@ impl Recipe {
             self.bupo.steps == 0 || self.phase.is_empty(),
             "[bupo] and [[phase]] both say which policy is optimized: keep one ([bupo] is short for two phases)"
         );
-        check_lengths(&self.phase, self.rl.steps)?;
+        check_lengths(&self.phase, self.rl.steps - warmup)?;
         for (i, phase) in self.phase.iter().enumerate() {
             self.check_guard(phase).with_context(|| format!("phase {} ({})", i + 1, phase.policy))?;
         }

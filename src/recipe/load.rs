@@ -7,10 +7,11 @@ use std::path::Path;
 use toml::{Table, Value};
 
 /// The recipes that ship inside the binary.
-const SHIPPED: [(&str, &str); 11] = [
+const SHIPPED: [(&str, &str); 12] = [
     ("arithmetic-bupo", include_str!("../../recipes/arithmetic-bupo.toml")),
     ("arithmetic-grpo", include_str!("../../recipes/arithmetic-grpo.toml")),
     ("arithmetic-dapo", include_str!("../../recipes/arithmetic-dapo.toml")),
+    ("arithmetic-ppo", include_str!("../../recipes/arithmetic-ppo.toml")),
     ("qwen3-4b-bupo", include_str!("../../recipes/qwen3-4b-bupo.toml")),
     ("qwen3-4b-grpo", include_str!("../../recipes/qwen3-4b-grpo.toml")),
     ("qwen3-8b-bupo", include_str!("../../recipes/qwen3-8b-bupo.toml")),
@@ -87,11 +88,12 @@ fn shipped(name_or_path: &str) -> Option<&'static str> {
     SHIPPED.iter().find(|(shipped, _)| *shipped == name).map(|(_, text)| *text)
 }
 
-/// Dotted keys of whole recipes, sorted: a fresh model on arithmetic, with dynamic sampling, and a checkpoint on files.
+/// Dotted keys of whole recipes, sorted: a fresh model on arithmetic, with dynamic sampling, with a critic, and a checkpoint on files.
 fn known_keys() -> Vec<String> {
     let mut keys = Vec::new();
-    for (_, text) in
-        SHIPPED.iter().filter(|(name, _)| ["arithmetic-bupo", "arithmetic-dapo", "qwen3-4b-bupo"].contains(name))
+    for (_, text) in SHIPPED
+        .iter()
+        .filter(|(name, _)| ["arithmetic-bupo", "arithmetic-dapo", "arithmetic-ppo", "qwen3-4b-bupo"].contains(name))
     {
         let whole = toml::from_str::<Recipe>(text).ok().and_then(|r| Table::try_from(r).ok());
         collect_keys(&whole.unwrap_or_default(), "", &mut keys);

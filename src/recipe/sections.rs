@@ -135,7 +135,7 @@ pub struct RlSection {
     /// Peak learning rate, constant but for `[optimizer]`'s warm-up and schedule.
     pub lr: f64,
     pub advantage: Advantage,
-    /// Discount of Reinforce++'s return-to-go.
+    /// Discount of Reinforce++'s return-to-go, and of GAE.
     pub gamma: f64,
     /// Times that a step's mini-batches are gone through: updates per rollout without new rollouts (TRL's `num_iterations`).
     pub epochs: usize,

@@ -60,7 +60,7 @@ fn typos_are_named_with_key_line_and_remedy() {
             with("[loss]\n\nclip_hihg = 1.0"),
             "unknown key loss.clip_hihg: did you mean loss.clip_high? (x.toml, line 10)",
         ),
-        (with("lr = 1e-5"), "unknown key optimizer.lr: did you mean rl.lr or warmup.lr? (x.toml, line 8)"),
+        (with("lr = 1e-5"), "unknown key optimizer.lr: did you mean critic.lr or rl.lr or warmup.lr? (x.toml, line 8)"),
         (with("[rl]\nclip_low = 0.1"), "unknown key rl.clip_low: did you mean loss.clip_low? (x.toml, line 9)"),
         (with("[rl]\nbupo.steps = 1"), "unknown key rl.bupo: expected one of steps, lr, advantage, gamma"),
         (with("[model.inti]\n"), "unknown key model.inti: did you mean model.init? (x.toml, line 8)"),
@@ -128,7 +128,7 @@ fn overrides_set_values_and_are_checked_too() {
     assert!(error(SMALL, &["rl"]).contains("KEY=VALUE"));
     assert!(error(SMALL, &["name.x=1"]).contains("not a section"));
     assert!(error(SMALL, &["rl..steps=1"]).contains("dotted key"));
-    assert!(error(SMALL, &["optimizer.lr=1e-5"]).contains("did you mean rl.lr"));
+    assert!(error(SMALL, &["optimizer.lr=1e-5"]).contains("or rl.lr or"));
     assert!(error(SMALL, &["rl.steps=many"]).contains("rl.steps: invalid type: string \"many\""));
     // One assignment sets one key, whatever its text.
     assert!(error(SMALL, &["rl.steps=1\nseed = 9"]).contains("invalid type: string"));
@@ -166,6 +166,9 @@ fn nonsense_is_refused_before_anything_starts() {
         ("rollout.temperature=inf", "rollout.temperature"),
         ("analysis.threshold=-1.0", "analysis.threshold"),
         ("loss.dual_clip=1.0", "dual_clip"),
+        ("rl.advantage=gae", "add a section [critic]"),
+        ("critic={}", "drop the section"),
+        ("critic.lamda=0.9", "did you mean critic.lambda?"),
         ("warmup.max_steps=0", "warmup.max_steps"),
         ("warmup.batch=8", "data.arithmetic"),
         ("evaluate.n=16", "[evaluate] needs data"),
@@ -179,6 +182,11 @@ fn nonsense_is_refused_before_anything_starts() {
         let message = error(SMALL, &[key]);
         assert!(message.contains(expected), "{key}: {message}");
     }
+    let critic = |more: &[&str]| error(SMALL, &[&["rl.advantage=gae"], more].concat());
+    assert!(critic(&["critic.lambda=2.0"]).contains("[critic]: lambda = 2"));
+    assert!(critic(&["critic.warmup_steps=400"]).contains("critic.warmup_steps = 400, but the run has rl.steps = 300"));
+    let late = critic(&["critic.warmup_steps=290", "bupo={ layer = 1, steps = 20 }"]);
+    assert!(late.contains("bupo.steps = 20") && late.contains("290 of them the critic's warm-up"), "{late}");
     assert!(format!("{:#}", Recipe::load("no-such-recipe", &[]).unwrap_err()).contains("arithmetic-bupo"));
 }
 

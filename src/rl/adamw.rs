@@ -48,18 +48,6 @@ impl Optimizer {
         Optimizer { m: vec![0.0; n], v: vec![0.0; n], tensor_steps, steps: 0, skipped: 0, lr_scales }
     }
 
-    /// One without tensors, to stand in while another is elsewhere.
-    pub fn empty() -> Optimizer {
-        Optimizer {
-            m: Vec::new(),
-            v: Vec::new(),
-            tensor_steps: Vec::new(),
-            steps: 0,
-            skipped: 0,
-            lr_scales: Vec::new(),
-        }
-    }
-
     /// What a policy reading `tap` trains, less what is frozen.
     pub fn trained(&self, layout: &ParamLayout, tap: Tap) -> Trained {
         layout.trained_by(tap).and(&self.lr_scales.iter().map(|s| *s > 0.0).collect::<Vec<_>>())

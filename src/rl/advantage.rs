@@ -22,6 +22,9 @@ pub enum Advantage {
     /// `r - mean` within the group, then whitened over all response tokens of the batch.
     #[serde(rename = "reinforce++-baseline")]
     ReinforcePlusPlusBaseline,
+    /// What a token was worth beside what a critic expected (PPO; [`super::gae`]): needs `[critic]`.
+    #[serde(rename = "gae")]
+    Gae,
 }
 
 /// Added to the group's std, outside of the root (verl; TRL adds 1e-4, OpenRLHF 1e-9).
@@ -66,6 +69,7 @@ impl Advantages {
 ///
 /// Errors: no responses in a group, as many lengths as rewards expected, rewards that are not finite.
 pub fn advantages(kind: Advantage, groups: &[Group], gamma: f64) -> Result<Advantages> {
+    ensure!(kind != Advantage::Gae, "advantages by gae come from a critic's values, not from comparing rewards");
     ensure!((0.0..=1.0).contains(&gamma), "gamma = {gamma}: expected a discount from 0 to 1");
     check(groups)?;
     let mut values: Vec<f64> = Vec::new();
@@ -77,7 +81,7 @@ pub fn advantages(kind: Advantage, groups: &[Group], gamma: f64) -> Result<Advan
             Advantage::Grpo => (mean(group.rewards), 1.0 / (std(group.rewards) + STD_EPS)),
             Advantage::DrGrpo | Advantage::ReinforcePlusPlusBaseline => (mean(group.rewards), 1.0),
             Advantage::Rloo => (mean(group.rewards), n as f64 / (n as f64 - 1.0)),
-            Advantage::ReinforcePlusPlus => (0.0, 1.0),
+            Advantage::ReinforcePlusPlus | Advantage::Gae => (0.0, 1.0),
         };
         for (reward, &length) in group.rewards.iter().zip(group.lengths) {
             let advantage = (reward - baseline) * scale;
@@ -183,7 +187,7 @@ fn std(values: &[f64]) -> f64 {
     variance(values).sqrt()
 }
 
-fn whiten(values: &mut [f64]) {
+pub(super) fn whiten(values: &mut [f64]) {
     let (mean, scale) = (mean(values), 1.0 / (variance(values) + WHITEN_EPS).sqrt());
     for value in values {
         *value = (*value - mean) * scale;

@@ -2,6 +2,7 @@
 
 use super::advantage::GroupStats;
 use super::correction::RolloutRatios;
+use super::critic::CriticMetrics;
 use super::dynamic_sampling::Refilling;
 use super::loss::LossMetrics;
 use crate::reward::Score;
@@ -53,6 +54,9 @@ pub struct Seconds {
     pub rollout: f64,
     pub old_log_probs: f64,
     pub update: f64,
+    /// The critic's values and updates, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub critic: Option<f64>,
     /// Rollout, judging and updates; not the probe.
     pub total: f64,
     /// The look inside after this step, where there was one.
@@ -119,6 +123,9 @@ pub struct StepMetrics {
     pub loss: f64,
     #[serde(flatten)]
     pub surrogate: LossMetrics,
+    /// Of the critic, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub critic: Option<CriticMetrics>,
     /// Mean over the step's mini-batches of the gradient norm before clipping.
     pub grad_norm: f64,
     /// Learning rate of the step's last mini-batch.

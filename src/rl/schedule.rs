@@ -227,6 +227,14 @@ impl Schedule {
         Ok(if list.is_empty() { Schedule::grpo() } else { Schedule { phases: list } })
     }
 
+    /// The same phases with `steps` rollout steps before them, counted to the first one.
+    pub fn after(mut self, steps: usize) -> Schedule {
+        for phase in &mut self.phases {
+            phase.last_step = phase.last_step.map(|last| last + steps);
+        }
+        self
+    }
+
     /// The phase of rollout step `step`, counted from 1.
     pub fn phase_at(&self, step: usize) -> Phase {
         let going = |phase: &&Phase| phase.last_step.is_none_or(|last| step <= last);

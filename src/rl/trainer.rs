@@ -6,6 +6,7 @@
 mod align;
 mod report;
 mod sample;
+mod value;
 
 pub use report::{CompletionRow, StepReport};
 pub use sample::Draw;
@@ -13,6 +14,7 @@ pub use sample::Draw;
 use super::adamw::Optimizer;
 use super::advantage::Advantage;
 use super::batch::{Response, ResponseGroup};
+use super::critic::{Critic, CriticConfig};
 use super::dynamic_sampling::DynamicSampling;
 use super::loss::LossConfig;
 use super::masking::masked_advantages;
@@ -26,6 +28,7 @@ use crate::text::prompt::PromptEncoder;
 use anyhow::{Result, ensure};
 use report::rewards_and_lengths;
 use sample::{Asked, Sampled};
+use std::ops::Range;
 use std::time::Instant;
 
 /// Everything a step needs to know, checked by whoever built it.
@@ -42,6 +45,8 @@ pub struct TrainSettings {
     pub reward: RewardConfig,
     pub advantage: Advantage,
     pub gamma: f64,
+    /// With `advantage = gae`, and only then.
+    pub critic: Option<CriticConfig>,
     /// Times that a step's mini-batches are gone through.
     pub epochs: usize,
     pub mini_batch_prompts: usize,
@@ -60,6 +65,17 @@ impl TrainSettings {
         self.epochs * self.prompts_per_step.div_ceil(self.mini_batch_prompts)
     }
 
+    /// Rollout steps in which the critic learns alone, before the policy's first.
+    fn critic_warmup(&self) -> usize {
+        self.critic.as_ref().map_or(0, |critic| critic.warmup_steps)
+    }
+
+    /// The groups of every optimizer step, of `groups` in all.
+    fn mini_batches(&self, groups: usize) -> Vec<Range<usize>> {
+        let size = self.mini_batch_prompts;
+        (0..groups).step_by(size).map(|from| from..(from + size).min(groups)).collect()
+    }
+
     fn keep(&self) -> Keep {
         if self.recompute { Keep::LayerInputs } else { Keep::Activations }
     }
@@ -70,6 +86,8 @@ pub struct Trainer<'a> {
     pub settings: TrainSettings,
     pub model: Model,
     pub optimizer: Optimizer,
+    /// With `advantage = gae`, and only then.
+    pub critic: Option<Critic>,
     /// The frozen reference of the KL penalty; needed when `loss.kl_coef` is not 0.
     pub reference: Option<Model>,
     pub prompts: &'a PromptEncoder,
@@ -83,6 +101,7 @@ impl<'a> Trainer<'a> {
         settings: TrainSettings,
         model: Model,
         optimizer: Optimizer,
+        critic: Option<Critic>,
         reference: Option<Model>,
         prompts: &'a PromptEncoder,
     ) -> Result<Trainer<'a>> {
@@ -91,42 +110,54 @@ impl<'a> Trainer<'a> {
             "kl_coef = {} needs a reference model",
             settings.loss.kl_coef
         );
-        let (workspace, grads) = (Workspace::new(&model), vec![0f32; model.layout.len()]);
+        ensure!(
+            critic.is_some() == settings.critic.is_some() && critic.is_some() == (settings.advantage == Advantage::Gae),
+            "a critic, its settings and rl.advantage = \"gae\" belong together"
+        );
+        // The critic's updates come before the policy's, through the same buffers.
+        let parameters = model.layout.len().max(critic.as_ref().map_or(0, |c| c.model.layout.len()));
+        let (workspace, grads) = (Workspace::new(&model), vec![0f32; parameters]);
         let reward = Reward::new(&settings.reward, settings.sampling.max_new_tokens)?;
-        Ok(Trainer { settings, model, optimizer, reference, prompts, reward, workspace, grads })
+        Ok(Trainer { settings, model, optimizer, critic, reference, prompts, reward, workspace, grads })
     }
 
     /// Rollout step `step` (from 1). `draw` gives the next so many problems of the run's order; `progress` hears of every
     /// response that ended.
     pub fn step(&mut self, step: usize, draw: &mut Draw<'_>, progress: &mut dyn FnMut(u64)) -> Result<StepReport> {
         let start = Instant::now();
+        let warmup = self.settings.critic_warmup();
         let phase = self.settings.schedule.phase_at(step);
 
         let sampled = self.sample(step, draw, progress)?;
-        let groups = self.compare(&sampled)?;
+        let mut seconds = Seconds { rollout: sampled.seconds, ..Seconds::default() };
+        let mut groups = self.groups(&sampled)?;
+        let critic = match &self.critic {
+            Some(_) => Some(self.assess(step, &sampled, &mut groups, &mut seconds)?),
+            None => None,
+        };
 
         let update_start = Instant::now();
-        let aligned = self.align(step, phase, &groups)?;
-        let update_seconds = update_start.elapsed().as_secs_f64() - aligned.old_seconds;
-
-        let seconds = Seconds {
-            rollout: sampled.seconds,
-            old_log_probs: aligned.old_seconds,
-            update: update_seconds,
-            total: start.elapsed().as_secs_f64(),
-            probe: None,
+        let aligned = match step.checked_sub(warmup).filter(|step| *step > 0) {
+            Some(step) => self.align(step, phase, &groups)?,
+            None => self.watch(phase, &groups)?,
         };
-        let metrics = self.metrics(step, phase, &sampled, &aligned, seconds)?;
+        seconds.old_log_probs = aligned.old_seconds;
+        seconds.update = update_start.elapsed().as_secs_f64() - aligned.old_seconds;
+        seconds.total = start.elapsed().as_secs_f64();
+        let metrics = self.metrics(step, phase, &sampled, &aligned, critic, seconds)?;
         let completions = self.rows(step, &sampled, &groups)?;
         Ok(StepReport { metrics, completions })
     }
 
-    /// Rewards to advantages, within each group that is kept.
-    fn compare(&self, sampled: &Sampled) -> Result<Vec<ResponseGroup>> {
+    /// The groups that are kept, with their advantages where comparing rewards within them gives these.
+    fn groups(&self, sampled: &Sampled) -> Result<Vec<ResponseGroup>> {
         let kept = |i: &usize| &sampled.asked[*i];
         let (rewards, lengths) = rewards_and_lengths(sampled.kept.iter().map(kept));
-        let mut advantages =
-            masked_advantages(self.settings.advantage, &rewards, &lengths, self.settings.gamma)?.into_iter();
+        let mut advantages = match self.settings.advantage {
+            Advantage::Gae => Vec::new(),
+            kind => masked_advantages(kind, &rewards, &lengths, self.settings.gamma)?,
+        }
+        .into_iter();
         let mut group = |asked: &Asked| ResponseGroup {
             prompt: asked.prompt.clone(),
             responses: asked

@@ -115,6 +115,7 @@ pub fn train_settings(recipe: &Recipe, schedule: Schedule) -> TrainSettings {
         reward: recipe.reward.clone(),
         advantage: recipe.rl.advantage,
         gamma: recipe.rl.gamma,
+        critic: recipe.critic.clone(),
         epochs: recipe.rl.epochs,
         mini_batch_prompts: recipe.rl.mini_batch_prompts,
         micro_batch_tokens: recipe.rl.micro_batch_tokens,

@@ -1,16 +1,21 @@
 //! A run's checkpoint: the model as a HuggingFace folder, and beside it what training needs to go on bit for bit.
 
+use crate::model::Model;
 use crate::model::weights::{self, SaveOptions};
-use crate::model::{Model, ParamLayout};
 use crate::recipe::Recipe;
 use crate::rl::adamw::Optimizer;
+use crate::rl::critic::{Critic, CriticConfig};
 use crate::rl::groups::lr_scales;
 use crate::run::atomic::write_dir_atomic;
 use crate::run::checkpoint::{load_state, save_state, take_array};
 use crate::text::Tokenizer;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::Path;
+
+/// Folder of the critic in a checkpoint: a model of its own, with a training state of its own.
+const CRITIC: &str = "critic";
 
 /// Everything but the arrays.
 #[derive(Serialize, Deserialize)]
@@ -18,11 +23,43 @@ struct Metadata {
     step: usize,
     #[serde(flatten)]
     standing: Standing,
+    #[serde(flatten)]
+    optimizer: Counts,
+    recipe: String,
+}
+
+/// An optimizer, but for its moments.
+#[derive(Serialize, Deserialize)]
+struct Counts {
     optimizer_steps: u64,
     skipped_steps: u64,
     /// Updates of each tensor, in the layout's order.
     tensor_steps: Vec<u64>,
-    recipe: String,
+}
+
+impl Counts {
+    fn of(optimizer: &Optimizer) -> Counts {
+        Counts {
+            optimizer_steps: optimizer.steps,
+            skipped_steps: optimizer.skipped,
+            tensor_steps: optimizer.tensor_steps.clone(),
+        }
+    }
+
+    /// Into a new optimizer of the same tensors.
+    fn restore(self, mut arrays: BTreeMap<String, Vec<f32>>, optimizer: &mut Optimizer) -> Result<()> {
+        let (n, tensors) = (optimizer.m.len(), optimizer.tensor_steps.len());
+        ensure!(
+            self.tensor_steps.len() == tensors,
+            "it knows {} tensors, but the model has {tensors}",
+            self.tensor_steps.len()
+        );
+        optimizer.m = take_array(&mut arrays, "m", n)?;
+        optimizer.v = take_array(&mut arrays, "v", n)?;
+        optimizer.tensor_steps = self.tensor_steps;
+        (optimizer.steps, optimizer.skipped) = (self.optimizer_steps, self.skipped_steps);
+        Ok(())
+    }
 }
 
 /// Where a run stands in its data and its phases.
@@ -64,55 +101,63 @@ mod bits {
 /// What a resumed run takes up.
 pub struct State {
     pub optimizer: Optimizer,
+    pub critic: Option<Critic>,
     pub standing: Standing,
     /// The recipe, as the run had resolved it.
     pub recipe: String,
 }
 
+#[allow(clippy::too_many_arguments)]
 pub fn save(
     dir: &Path,
     model: &Model,
     tokenizer: &Tokenizer,
     optimizer: &Optimizer,
+    critic: Option<&Critic>,
     recipe: &Recipe,
     standing: Standing,
     step: usize,
 ) -> Result<()> {
-    let metadata = Metadata {
-        step,
-        standing,
-        optimizer_steps: optimizer.steps,
-        skipped_steps: optimizer.skipped,
-        tensor_steps: optimizer.tensor_steps.clone(),
-        recipe: recipe.to_toml()?,
-    };
-    let metadata = serde_json::to_value(metadata).context("the training state cannot be written as JSON")?;
+    let metadata = Metadata { step, standing, optimizer: Counts::of(optimizer), recipe: recipe.to_toml()? };
     write_dir_atomic(dir, |tmp| {
         tokenizer.save(tmp)?;
-        weights::save(tmp, &model.config, &model.layout, &model.params, &SaveOptions::default())?;
-        save_state(tmp, &metadata, &[("m", &optimizer.m), ("v", &optimizer.v)])
+        save_part(tmp, model, optimizer, &metadata)?;
+        match critic {
+            Some(Critic { model, optimizer }) => {
+                save_part(&tmp.join(CRITIC), model, optimizer, &Counts::of(optimizer)).context("the critic")
+            }
+            None => Ok(()),
+        }
     })
 }
 
-/// The state that a run of `recipe` left.
-pub fn load(dir: &Path, layout: &ParamLayout, recipe: &Recipe) -> Result<State> {
-    let (metadata, mut arrays) = load_state(dir)?;
+/// A model and the state of its training.
+fn save_part(dir: &Path, model: &Model, optimizer: &Optimizer, metadata: &impl Serialize) -> Result<()> {
+    let metadata = serde_json::to_value(metadata).context("the training state cannot be written as JSON")?;
+    weights::save(dir, &model.config, &model.layout, &model.params, &SaveOptions::default())?;
+    save_state(dir, &metadata, &[("m", &optimizer.m), ("v", &optimizer.v)])
+}
+
+/// The state that a run of `recipe` left; `model` is the checkpoint's own.
+pub fn load(dir: &Path, model: &Model, recipe: &Recipe) -> Result<State> {
+    let (metadata, arrays) = load_state(dir)?;
     let what = || format!("the training state in {}", dir.display());
     let metadata: Metadata = serde_json::from_value(metadata).with_context(what)?;
-    let tensors = layout.tensors.len();
-    ensure!(
-        metadata.tensor_steps.len() == tensors,
-        "{} knows {} tensors, but the model has {tensors}",
-        what(),
-        metadata.tensor_steps.len()
-    );
-    let mut optimizer = Optimizer::with_scales(layout, lr_scales(&recipe.optimizer.group, layout)?);
-    let n = optimizer.m.len();
-    optimizer.m = take_array(&mut arrays, "m", n).with_context(what)?;
-    optimizer.v = take_array(&mut arrays, "v", n).with_context(what)?;
-    optimizer.tensor_steps = metadata.tensor_steps;
-    (optimizer.steps, optimizer.skipped) = (metadata.optimizer_steps, metadata.skipped_steps);
-    Ok(State { optimizer, standing: metadata.standing, recipe: metadata.recipe })
+    let mut optimizer = Optimizer::with_scales(&model.layout, lr_scales(&recipe.optimizer.group, &model.layout)?);
+    metadata.optimizer.restore(arrays, &mut optimizer).with_context(what)?;
+    let critic = recipe.critic.as_ref().map(|config| load_critic(&dir.join(CRITIC), model, config)).transpose()?;
+    Ok(State { optimizer, critic, standing: metadata.standing, recipe: metadata.recipe })
+}
+
+fn load_critic(dir: &Path, policy: &Model, config: &CriticConfig) -> Result<Critic> {
+    let what = || format!("the critic in {}", dir.display());
+    let mut model = Model::open_value_model(dir).with_context(what)?;
+    model.compute = policy.compute;
+    let (metadata, arrays) = load_state(dir).with_context(what)?;
+    let counts: Counts = serde_json::from_value(metadata).with_context(what)?;
+    let mut critic = Critic::new(model, config)?;
+    counts.restore(arrays, &mut critic.optimizer).with_context(what)?;
+    Ok(critic)
 }
 
 /// A resumed run equals one never stopped only under the recipe that it began with; where it writes, and on how many

@@ -112,6 +112,9 @@ pub fn save(
     for key in ["dtype", "torch_dtype"] {
         config_json[key] = json!(options.dtype.torch_name());
     }
+    if layout.value_head.is_some() {
+        as_value_model(&mut config_json, config);
+    }
     write_json(dir, "config.json", &config_json)?;
     let generation = json!({
         "bos_token_id": config_json["bos_token_id"],
@@ -119,6 +122,15 @@ pub fn save(
         "pad_token_id": options.pad_token_id.or(config.eos_token_ids.first().copied()),
     });
     write_json(dir, "generation_config.json", &generation)
+}
+
+/// The class of transformers that reads a value head: its one label is the value.
+fn as_value_model(config_json: &mut Value, config: &ModelConfig) {
+    config_json["architectures"] =
+        json!([config.family.architecture().replace("ForCausalLM", "ForTokenClassification")]);
+    config_json["id2label"] = json!({"0": "value"});
+    config_json["label2id"] = json!({"value": 0});
+    config_json["classifier_dropout"] = json!(0.0);
 }
 
 /// Writes values laid out as the parameters (a gradient, say) to one safetensors file, under the parameters' names.

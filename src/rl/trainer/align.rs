@@ -4,13 +4,13 @@ use super::Trainer;
 use super::report::{agreement, with_index};
 use crate::model::Workspace;
 use crate::policy::InternalPolicy;
-use crate::rl::batch::ResponseGroup;
+use crate::rl::batch::{Response, ResponseGroup};
 use crate::rl::correction::{CorrectionMode, RolloutRatios};
-use crate::rl::loss::{LossConfig, LossStats};
+use crate::rl::loss::{LossConfig, LossStats, Tokens, surrogate, weights};
 use crate::rl::metrics::RolloutAgreement;
 use crate::rl::schedule::Phase;
 use crate::rl::selection::top_entropy;
-use crate::rl::update::{Before, Beside, PerToken, Scored, UpdateSettings, score_groups, update};
+use crate::rl::update::{Before, Beside, LogProbs, PerToken, Scored, UpdateSettings, score_groups, update};
 use anyhow::Result;
 use std::ops::Range;
 use std::time::Instant;
@@ -34,7 +34,7 @@ pub(super) struct Aligned {
 }
 
 impl Trainer<'_> {
-    /// The mini-batch updates of one step, on the phase's policy.
+    /// The mini-batch updates of one step of the policy (counted from the end of the critic's warm-up), on the phase's policy.
     pub(super) fn align(&mut self, step: usize, phase: Phase, groups: &[ResponseGroup]) -> Result<Aligned> {
         let s = &self.settings;
         let trained = self.optimizer.trained(&self.model.layout, phase.policy().tap());
@@ -48,10 +48,7 @@ impl Trainer<'_> {
             micro_batch_tokens: s.micro_batch_tokens,
             keep: s.keep(),
         };
-        let mini_batches: Vec<Range<usize>> = (0..groups.len())
-            .step_by(s.mini_batch_prompts)
-            .map(|from| from..(from + s.mini_batch_prompts).min(groups.len()))
-            .collect();
+        let mini_batches = s.mini_batches(groups.len());
         let first = 0..s.mini_batch_prompts.min(groups.len());
         let mut aligned = Aligned::default();
 
@@ -88,7 +85,7 @@ impl Trainer<'_> {
         let factors = factors(&s.loss, groups, &mini_batches, &old, sampling.as_ref().unwrap_or(&old));
         aligned.old_seconds = old_start.elapsed().as_secs_f64();
 
-        let total_updates = s.steps * s.updates_per_step();
+        let total_updates = (s.steps - s.critic_warmup().min(s.steps)) * s.updates_per_step();
         for (i, range) in (0..s.epochs).flat_map(|_| mini_batches.iter()).enumerate() {
             let lr = s.optimizer.lr_at(s.lr, (step - 1) * s.updates_per_step() + i, total_updates);
             let own_is_old = i == 0 && scored_from > 0;
@@ -132,6 +129,66 @@ impl Trainer<'_> {
         }
         let sampling = sampling.as_ref().unwrap_or(&old);
         aligned.ratios = RolloutRatios::of(groups, &sampling.log_probs, correction.cap);
+        Ok(aligned)
+    }
+}
+
+impl Trainer<'_> {
+    /// A step in which the policy stays as it is: what its updates would have begun with, from one forward.
+    pub(super) fn watch(&mut self, phase: Phase, groups: &[ResponseGroup]) -> Result<Aligned> {
+        let s = &self.settings;
+        // Where nothing has moved there is no distance from the reference either.
+        let loss = LossConfig { kl_coef: 0.0, ..s.loss.clone() };
+        let settings = UpdateSettings {
+            policy: phase.policy(),
+            beside: None,
+            trained: &self.optimizer.trained(&self.model.layout, phase.policy().tap()),
+            temperature: s.sampling.head_temperature(),
+            loss: &loss,
+            max_new_tokens: s.sampling.max_new_tokens,
+            micro_batch_tokens: s.micro_batch_tokens,
+            keep: s.keep(),
+        };
+        let (start, all) = (Instant::now(), 0..groups.len());
+        let mut of_policy = Scored::of(groups);
+        score_groups(&self.model, &mut self.workspace, groups, all.clone(), &settings, &mut of_policy);
+        let mut aligned = Aligned::default();
+        let sampling = if phase.is_internal() {
+            let (settings, mut out) =
+                (UpdateSettings { policy: InternalPolicy::Final, ..settings }, Scored::of(groups));
+            score_groups(&self.model, &mut self.workspace, groups, all.clone(), &settings, &mut out);
+            out
+        } else {
+            of_policy.clone()
+        };
+        aligned.agreement = agreement(groups, all.flat_map(|g| with_index(g, &sampling.log_probs[g])));
+        aligned.probe = aligned.agreement;
+        aligned.ratios = RolloutRatios::of(groups, &sampling.log_probs, loss.rollout_correction.cap);
+
+        let responses: Vec<&Response> = groups.iter().flat_map(|g| &g.responses).collect();
+        let lengths: Vec<usize> = responses.iter().map(|r| r.ids.len()).collect();
+        let weights = weights(loss.aggregation, &lengths, settings.max_new_tokens);
+        let ends = lengths.iter().scan(0, |end, n| {
+            *end += n;
+            Some(*end - n..*end)
+        });
+        let flat = |of: &LogProbs| of.iter().flatten().flatten().copied().collect::<Vec<f32>>();
+        let (log_probs, entropies) = (flat(&of_policy.log_probs), flat(&of_policy.entropies));
+        let surrogate = surrogate(
+            &loss,
+            &Tokens {
+                log_probs: &log_probs,
+                old_log_probs: &log_probs,
+                advantages: &responses.iter().flat_map(|r| &r.advantages).copied().collect::<Vec<_>>(),
+                weights: &weights.iter().zip(&lengths).flat_map(|(w, n)| vec![*w; *n]).collect::<Vec<_>>(),
+                entropies: Some(&entropies),
+                ref_log_probs: None,
+                factors: None,
+                responses: Some(&ends.collect::<Vec<_>>()),
+            },
+        )?;
+        (aligned.loss, aligned.stats) = (surrogate.loss, surrogate.stats);
+        aligned.old_seconds = start.elapsed().as_secs_f64();
         Ok(aligned)
     }
 }

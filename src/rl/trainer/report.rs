@@ -7,6 +7,7 @@ use crate::policy::InternalPolicy;
 use crate::reward::Score;
 use crate::rl::advantage::GroupStats;
 use crate::rl::batch::ResponseGroup;
+use crate::rl::critic::CriticMetrics;
 use crate::rl::masking::Known;
 use crate::rl::metrics::{BesideMetrics, Lengths, PhaseEnd, RolloutAgreement, Seconds, StepMetrics, mean_parts};
 use crate::rl::schedule::Phase;
@@ -50,6 +51,7 @@ impl Trainer<'_> {
         phase: Phase,
         sampled: &Sampled,
         aligned: &Aligned,
+        critic: Option<CriticMetrics>,
         seconds: Seconds,
     ) -> Result<StepMetrics> {
         // Of everything that was asked: dropped groups are the policy's as well.
@@ -91,6 +93,7 @@ impl Trainer<'_> {
             // Counted once for every epoch.
             update_tokens_per_second: surrogate.tokens as f64 / seconds.update.max(1e-9),
             surrogate,
+            critic,
             grad_norm: aligned.grad_norm / updates,
             lr: aligned.lr,
             optimizer_steps: self.optimizer.steps,
