@@ -6,8 +6,8 @@ mod load;
 mod sections;
 
 pub use sections::{
-    AnalysisSection, DataSection, EvaluateSection, ModelSection, ProbeSection, RlSection, RolloutSection, RunSection,
-    WarmupSection,
+    AnalysisSection, DataSection, EvaluateSection, EvaluateSet, ModelSection, PlannedSet, ProbeSection, RlSection,
+    RolloutSection, RunSection, SetSource, WarmupSection,
 };
 
 use crate::model::Compute;

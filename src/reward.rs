@@ -141,6 +141,17 @@ impl RewardConfig {
         matches!(verdict, Some(PartConfig::Command(_)))
     }
 
+    /// The rule by which answers are judged; none where a program or an expression of the user's finds or judges them.
+    pub fn verdict_rule(&self) -> Option<Rule> {
+        match self.verdict_part().ok()? {
+            None => Some(self.rule.unwrap_or_default()),
+            Some(name) => match self.parts.get(name)? {
+                PartConfig::Answer(c) => Some(c.rule),
+                _ => None,
+            },
+        }
+    }
+
     /// What is said of the reward in results: the rule, or kinds and weights.
     pub fn name(&self) -> String {
         let rule = |rule: &Rule| serde_json::to_value(rule).ok().and_then(|v| Some(v.as_str()?.to_string()));

@@ -20,9 +20,9 @@ pub mod metrics;
 pub mod optimizer;
 pub mod schedule;
 pub mod selection;
+pub mod supervised;
 pub mod trainer;
 pub mod update;
-pub mod warmup;
 
 pub use advantage::Advantage;
 pub use correction::{CorrectionMode, RolloutCorrection};

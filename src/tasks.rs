@@ -2,10 +2,17 @@
 
 pub mod answers;
 pub mod arithmetic;
+pub mod brackets;
 pub mod choices;
+pub mod countdown;
 pub mod dataset;
+mod expression;
+pub mod generated;
+pub mod lists;
+pub mod modular;
 pub mod order;
 pub mod problem;
 pub mod seed;
 
+pub use generated::{Split, TaskConfig};
 pub use problem::Problem;

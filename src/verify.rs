@@ -2,7 +2,9 @@
 
 pub mod boxed;
 pub mod choice;
+pub mod countdown;
 pub mod exact;
+pub mod list;
 pub mod math;
 pub mod numeric;
 
@@ -100,9 +102,29 @@ pub enum Rule {
     Numeric,
     /// The letter of an option ([`choice`]).
     Choice,
+    /// The last `\boxed{}` as an expression that reaches a target from given numbers ([`countdown`]).
+    Countdown,
+    /// The last `\boxed{}` as a list of integers ([`list`]).
+    List,
 }
 
 impl Rule {
+    pub const ALL: [Rule; 7] =
+        [Rule::Boxed, Rule::Exact, Rule::Math, Rule::Numeric, Rule::Choice, Rule::Countdown, Rule::List];
+
+    /// As recipes write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Rule::Boxed => "boxed",
+            Rule::Exact => "exact",
+            Rule::Math => "math",
+            Rule::Numeric => "numeric",
+            Rule::Choice => "choice",
+            Rule::Countdown => "countdown",
+            Rule::List => "list",
+        }
+    }
+
     /// Judges a response's text against the gold answer. Never panics, and takes time linear in the text's length
     /// (`math`: with a bounded amount of work on the answer).
     pub fn judge(self, response: &str, gold: &str) -> Verdict {
@@ -120,7 +142,7 @@ impl Rule {
     /// The answer of a response, where this rule looks for it.
     pub fn extract(self, response: &str) -> Option<&str> {
         match self {
-            Rule::Boxed | Rule::Exact | Rule::Math => boxed::last_boxed(response),
+            Rule::Boxed | Rule::Exact | Rule::Math | Rule::Countdown | Rule::List => boxed::last_boxed(response),
             Rule::Numeric => numeric::extract(response),
             Rule::Choice => choice::extract(response),
         }
@@ -134,6 +156,8 @@ impl Rule {
             Rule::Exact => exact::compare(answer, gold),
             Rule::Numeric => numeric::compare(answer, gold),
             Rule::Choice => choice::compare(answer, gold),
+            Rule::Countdown => countdown::compare(answer, gold),
+            Rule::List => list::compare(answer, gold),
         }
     }
 }
@@ -182,7 +206,7 @@ mod tests {
         #[test]
         fn no_text_panics(response in "\\PC{0,60}", gold in "\\PC{0,20}") {
             for wrapped in [response.clone(), format!("\\boxed{{{response}}}"), format!("\\frac{response}\\boxed {response}")] {
-                for rule in [Rule::Boxed, Rule::Exact, Rule::Math, Rule::Numeric, Rule::Choice] {
+                for rule in Rule::ALL {
                     rule.judge(&wrapped, &gold);
                 }
             }

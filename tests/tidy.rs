@@ -11,7 +11,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("model", &["compute"]),
     ("policy", &["model", "compute"]),
     ("text", &[]),
-    ("tasks", &["text"]),
+    ("tasks", &["text", "verify"]),
     ("verify", &[]),
     ("reward", &["verify", "tasks", "text"]),
     ("run", &[]),

@@ -189,7 +189,7 @@ pub fn save_result(dir: &Path, evaluation: &Evaluation) -> Result<()> {
 }
 
 /// Writes `summary.json` and `summary.md` of several sets.
-fn save_summary(dir: &Path, evaluations: &[Evaluation]) -> Result<()> {
+pub fn save_summary(dir: &Path, evaluations: &[Evaluation]) -> Result<()> {
     write_file_atomic(&dir.join("summary.md"), report(evaluations, Style::Markdown).as_bytes())?;
     write_json(&dir.join("summary.json"), &evaluations)
 }

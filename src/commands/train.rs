@@ -1,6 +1,7 @@
 //! `bupo train`: warm up, look inside, choose the layer, align, train, and say what changed.
 
 mod chart;
+mod evaluations;
 mod events;
 mod probe;
 mod setup;
@@ -11,9 +12,6 @@ mod warm;
 use crate::analysis::{Analysis, Flow, Reading, Sample, terminal};
 use crate::cli::TrainArgs;
 use crate::commands::open_model;
-use crate::evaluate::result::Evaluation;
-use crate::evaluate::run::{EvaluateSettings, evaluate};
-use crate::evaluate::scores::Scores;
 use crate::hub::{RepoName, checkpoint};
 use crate::model::{Model, Workspace};
 use crate::policy::{InternalPolicy, LayerIndex};
@@ -25,7 +23,6 @@ use crate::rl::metrics::{PhaseEnd, StepMetrics};
 use crate::rl::schedule::{PhaseConfig, Schedule};
 use crate::rl::trainer::Trainer;
 use crate::rollout::engine::{Engine, Request, generate};
-use crate::rollout::sampler::Sampling;
 use crate::run::atomic::{clean_leftovers, write_file_atomic};
 use crate::run::checkpoint::Checkpoints;
 use crate::run::interrupt;
@@ -36,9 +33,10 @@ use crate::tasks::Problem;
 use crate::tasks::seed::derive_seed;
 use crate::text::PromptEncoder;
 use anyhow::{Context, Result, bail, ensure};
+use evaluations::SetScores;
 use events::Events;
 use probe::{Plan, Probe};
-use setup::{Source, Start};
+use setup::{EvaluationSet, Source, Start};
 use state::{Seen, Standing};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -88,7 +86,7 @@ struct Run {
     dir: PathBuf,
     checkpoints: Checkpoints,
     source: Source,
-    evaluation: Vec<Problem>,
+    sets: Vec<EvaluationSet>,
     prompts: PromptEncoder,
     manifest: Manifest,
     started: Instant,
@@ -115,12 +113,15 @@ impl Run {
         let Start { model, prompts } = setup::start(&recipe, &checkpoints)?;
         recipe.check_against(&model.config)?;
         let source = Source::open(&recipe)?;
-        let evaluation = setup::evaluation_problems(&recipe)?;
+        let sets = setup::evaluation_sets(&recipe)?;
         // A template that fails does so now.
         prompts.encode(&source.problem(recipe.seed, 0)?.messages)?;
         let plan = match checkpoints.latest() {
             Some(_) => None,
-            None => Plan::open(&recipe, &source, &evaluation, &prompts, &model)?,
+            None => {
+                let evaluated = sets.first().map_or(&[][..], |set| &set.problems);
+                Plan::open(&recipe, &source, evaluated, &prompts, &model)?
+            }
         };
         checkpoints.create()?;
         clean_leftovers(&dir)?;
@@ -130,7 +131,7 @@ impl Run {
             dir,
             checkpoints,
             source,
-            evaluation,
+            sets,
             prompts,
             manifest,
             started: Instant::now(),
@@ -231,7 +232,7 @@ impl Run {
         let before = self.scores(&mut model, "before")?;
         let mut events = Events::open(self.recipe.run.tensorboard, &self.dir, self.step)?;
         if self.step == 0 {
-            events.scores(0, before.as_ref())?;
+            events.scores(0, &before)?;
         }
         let reference = match self.recipe.loss.kl_coef != 0.0 {
             true => Some(
@@ -278,14 +279,14 @@ impl Run {
             let evaluate_every = self.recipe.evaluate.as_ref().map_or(0, |e| e.every);
             if evaluate_every > 0 && step % evaluate_every == 0 && step < steps {
                 let scores = self.scores(&mut trainer.model, &format!("step-{step:06}"))?;
-                events.scores(step, scores.as_ref())?;
+                events.scores(step, &scores)?;
             }
         }
         progress.finish();
         drop(metrics);
         let (mut model, trained_by) = (trainer.model, trainer.settings.schedule);
         let after = self.scores(&mut model, "after")?;
-        events.scores(steps, after.as_ref())?;
+        events.scores(steps, &after)?;
         let analysis = self.analyse(&model, "after")?;
         self.manifest.finished = Some(now());
         self.manifest.write(&self.dir.join("manifest.json"))?;
@@ -293,8 +294,8 @@ impl Run {
             dir: &self.dir,
             checkpoint: &self.checkpoints.path(steps),
             schedule: &trained_by,
-            before: before.as_ref(),
-            after: after.as_ref(),
+            before: &before,
+            after: &after,
             history: &history,
             analysis_before: self.read_analysis("before"),
             analysis_after: &analysis,
@@ -342,55 +343,18 @@ impl Run {
         Ok(())
     }
 
-    /// Evaluates once; a name that was evaluated before is read back.
-    fn scores(&self, model: &mut Model, name: &str) -> Result<Option<Scores>> {
-        let Some(e) = &self.recipe.evaluate else { return Ok(None) };
-        let dir = self.dir.join(format!("evaluation-{name}"));
-        if let Ok(bytes) = crate::run::atomic::read(&dir.join("evaluation.json")) {
-            return Ok(serde_json::from_slice(&bytes).ok());
-        }
-        let r = &self.recipe.rollout;
-        let settings = EvaluateSettings {
-            seed: self.recipe.seed,
-            policy: InternalPolicy::Final,
-            sampling: Sampling {
-                temperature: e.temperature,
-                top_k: 0,
-                top_p: e.top_p,
-                max_new_tokens: r.max_new_tokens,
-            },
-            slots: r.slots,
-            n: e.n,
-            k: e.k.clone(),
-            reward: self.recipe.reward.clone(),
-        };
-        let mut progress = Progress::new("evaluate", (self.evaluation.len() * e.n) as u64);
-        let mut ws = Workspace::new(model);
-        let (scores, rows) =
-            evaluate(model, &mut ws, &self.prompts, &self.evaluation, &settings, &mut |n| progress.inc(n))?;
-        progress.finish();
-        super::evaluate::save_rows(&dir, &self.evaluation, &rows)?;
-        let model = self.checkpoints.path(self.step).display().to_string();
-        let reward_name = self.recipe.reward.name();
-        let evaluation =
-            Evaluation { name: name.into(), model, reward_name, scores, bad_rows: Vec::new(), failures: Vec::new() };
-        super::evaluate::save_result(&dir, &evaluation)?;
-        let scores = evaluation.scores;
-        say(&format!(
-            "{name}: Avg@{} {:.1} % on {} problems",
-            e.n,
-            100.0 * scores.avg_at_n.mean,
-            self.evaluation.len()
-        ));
-        Ok(Some(scores))
+    /// Evaluates every set; a time that was evaluated before is read back.
+    fn scores(&self, model: &mut Model, time: &str) -> Result<SetScores> {
+        let (dir, checkpoint) = (self.dir.join(format!("evaluation-{time}")), self.checkpoints.path(self.step));
+        evaluations::scores(&self.recipe, &self.sets, &self.prompts, model, &checkpoint, &dir, time)
     }
 
     /// Samples responses from the final policy and analyses them.
     fn analyse(&self, model: &Model, name: &str) -> Result<Analysis> {
         let section = &self.recipe.analysis;
-        let problems: Vec<Problem> = match self.evaluation.is_empty() {
-            false => self.evaluation.iter().take(section.responses).cloned().collect(),
-            true => (0..section.responses as u64)
+        let problems: Vec<Problem> = match self.sets.first() {
+            Some(set) => set.problems.iter().take(section.responses).cloned().collect(),
+            None => (0..section.responses as u64)
                 .map(|i| self.source.problem(self.recipe.seed, i))
                 .collect::<Result<_>>()?,
         };

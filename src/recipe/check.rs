@@ -1,12 +1,13 @@
 //! Nonsense is refused before anything heavy starts: what can be seen from the recipe alone, its inputs, its model's config.
 
-use super::Recipe;
+use super::{EvaluateSection, Recipe, SetSource};
 use crate::model::{LayerIndex, ModelConfig, ParamLayout};
 use crate::rl::Advantage;
 use crate::rl::groups::lr_scales;
 use crate::rl::schedule::check_lengths;
 use crate::rl::{PhaseConfig, Stop};
 use anyhow::{Context, Result, bail, ensure};
+use std::collections::BTreeSet;
 
 impl Recipe {
     /// Everything that can be checked without the model.
@@ -28,13 +29,7 @@ impl Recipe {
             m.path.is_some() != m.init.is_some(),
             "[model] needs either path = \"FOLDER\" or a table [model.init], and not both"
         );
-        ensure!(
-            self.data.train.is_empty() == self.data.arithmetic.is_some(),
-            "[data] needs either train = [\"FILE\", ...] or a table [data.arithmetic], and not both"
-        );
-        if let Some(arithmetic) = &self.data.arithmetic {
-            arithmetic.check().context("[data.arithmetic]")?;
-        }
+        self.check_tasks()?;
         self.prompt.check().context("[prompt]")?;
         if let Some(w) = &self.warmup {
             at_least_one(
@@ -54,8 +49,9 @@ impl Recipe {
                 w.stop_at.unwrap_or(0.0)
             );
             ensure!(
-                self.data.arithmetic.is_some(),
-                "[warmup] imitates worked solutions, which only generated problems have: use [data.arithmetic], or drop [warmup]"
+                self.data.task().is_some(),
+                "[warmup] imitates worked solutions, which only generated problems have: use [data.arithmetic] or another task, \
+                 or drop [warmup]"
             );
         }
         let r = &self.rollout;
@@ -154,10 +150,7 @@ impl Recipe {
                 e.temperature
             );
             ensure!(e.top_p > 0.0 && e.top_p <= 1.0, "evaluate.top_p = {}: expected above 0, up to 1", e.top_p);
-            ensure!(
-                !e.data.is_empty() || self.data.arithmetic.is_some(),
-                "[evaluate] needs data = [\"FILE\", ...]: only generated arithmetic has a held-out split of its own"
-            );
+            self.check_sets(e)?;
         }
         at_least_one("analysis", &[("responses", self.analysis.responses)])?;
         if let Some(threshold) = self.analysis.threshold {
@@ -189,6 +182,64 @@ impl Recipe {
         Ok(())
     }
 
+    /// Problems come from one place, and the reward can judge them.
+    fn check_tasks(&self) -> Result<()> {
+        let names: Vec<&str> = self.data.tasks().map(|task| task.name()).collect();
+        ensure!(
+            names.len() + usize::from(!self.data.train.is_empty()) == 1,
+            "[data] needs either train = [\"FILE\", ...] or one table [data.TASK], such as [data.arithmetic], and not both{}",
+            if names.is_empty() { String::new() } else { format!(": it has data.{}", names.join(" and data.")) }
+        );
+        let Some(task) = self.data.task() else { return Ok(()) };
+        task.check().with_context(|| format!("[data.{}]", task.name()))?;
+        let Some(rule) = self.reward.verdict_rule() else { return Ok(()) };
+        ensure!(
+            task.rules().contains(&rule),
+            "reward.rule = {:?} cannot judge [data.{}]: expected {}",
+            rule.name(),
+            task.name(),
+            task.rules().iter().map(|r| format!("{:?}", r.name())).collect::<Vec<_>>().join(", ")
+        );
+        Ok(())
+    }
+
+    fn check_sets(&self, e: &EvaluateSection) -> Result<()> {
+        ensure!(
+            e.set.is_empty() || e.data.is_empty(),
+            "evaluate.data and [[evaluate.set]] are both there: expected one; files are the data of a set of their own"
+        );
+        let mut names = BTreeSet::new();
+        for set in &e.set {
+            let name = &set.name;
+            ensure!(
+                name.starts_with(char::is_alphanumeric)
+                    && name.chars().all(|c| c.is_alphanumeric() || "-_.".contains(c)),
+                "[[evaluate.set]] name = {name:?}: expected letters, digits, - _ and . only, and a letter or digit first (it \
+                 names a folder)"
+            );
+            ensure!(names.insert(name), "[[evaluate.set]] {name:?} is there twice: expected names that differ");
+            ensure!(
+                set.data.is_empty() || (set.level.is_none() && set.task.is_none()),
+                "[[evaluate.set]] {name:?} has data beside a level or a task: expected one of them"
+            );
+            ensure!(
+                set.problems != Some(0) && set.n != Some(0),
+                "[[evaluate.set]] {name:?}: expected problems and n of at least 1"
+            );
+            if let Some(task) = &set.task {
+                task.check()
+                    .with_context(|| format!("[[evaluate.set]] {name:?}: [evaluate.set.task.{}]", task.name()))?;
+            }
+        }
+        for set in e.sets(&self.data)? {
+            ensure!(
+                set.source != SetSource::Task(None),
+                "[evaluate] needs data = [\"FILE\", ...]: only a generated task, [data.TASK], has a held-out split of its own"
+            );
+        }
+        Ok(())
+    }
+
     /// What the recipe names must be there, and its model must fit it: seen from `config.json`, before any weight is read.
     /// A resumed run (`resume`) takes its model from its own checkpoint.
     pub fn check_inputs(&self, resume: bool) -> Result<()> {
@@ -206,7 +257,9 @@ impl Recipe {
     /// The files of problems must be there.
     pub fn check_data(&self) -> Result<()> {
         let files = self.data.train.iter().map(|f| ("data.train", f));
-        let files = files.chain(self.evaluate.iter().flat_map(|e| e.data.iter().map(|f| ("evaluate.data", f))));
+        let sets = self.evaluate.iter().flat_map(|e| &e.set).flat_map(|set| &set.data);
+        let files =
+            files.chain(self.evaluate.iter().flat_map(|e| e.data.iter()).chain(sets).map(|f| ("evaluate.data", f)));
         let files = files.chain(self.probe.data.iter().map(|f| ("probe.data", f)));
         let files = files.chain(self.probe.references.iter().map(|f| ("probe.references", f)));
         for (key, file) in files {

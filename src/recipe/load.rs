@@ -7,11 +7,13 @@ use std::path::Path;
 use toml::{Table, Value};
 
 /// The recipes that ship inside the binary.
-const SHIPPED: [(&str, &str); 12] = [
+const SHIPPED: [(&str, &str); 14] = [
     ("arithmetic-bupo", include_str!("../../recipes/arithmetic-bupo.toml")),
     ("arithmetic-grpo", include_str!("../../recipes/arithmetic-grpo.toml")),
     ("arithmetic-dapo", include_str!("../../recipes/arithmetic-dapo.toml")),
     ("arithmetic-ppo", include_str!("../../recipes/arithmetic-ppo.toml")),
+    ("modular-bupo", include_str!("../../recipes/modular-bupo.toml")),
+    ("modular-grpo", include_str!("../../recipes/modular-grpo.toml")),
     ("qwen3-4b-bupo", include_str!("../../recipes/qwen3-4b-bupo.toml")),
     ("qwen3-4b-grpo", include_str!("../../recipes/qwen3-4b-grpo.toml")),
     ("qwen3-8b-bupo", include_str!("../../recipes/qwen3-8b-bupo.toml")),

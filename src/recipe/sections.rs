@@ -3,7 +3,13 @@
 use crate::model::init::InitConfig;
 use crate::rl::{Advantage, DynamicSampling};
 use crate::rollout::Sampling;
+use crate::tasks::TaskConfig;
 use crate::tasks::arithmetic::ArithmeticConfig;
+use crate::tasks::brackets::BracketsConfig;
+use crate::tasks::countdown::CountdownConfig;
+use crate::tasks::lists::ListsConfig;
+use crate::tasks::modular::ModularConfig;
+use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -37,7 +43,7 @@ pub struct ModelSection {
     pub init: Option<InitConfig>,
 }
 
-/// Either files of problems or generated arithmetic.
+/// Either files of problems or one generated task, `[data.TASK]`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DataSection {
@@ -45,6 +51,33 @@ pub struct DataSection {
     pub train: Vec<PathBuf>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub arithmetic: Option<ArithmeticConfig>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub brackets: Option<BracketsConfig>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub countdown: Option<CountdownConfig>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lists: Option<ListsConfig>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub modular: Option<ModularConfig>,
+}
+
+impl DataSection {
+    /// The generated tasks that are named: at most one in a checked recipe.
+    pub(super) fn tasks(&self) -> impl Iterator<Item = TaskConfig> {
+        let tasks = [
+            self.arithmetic.clone().map(TaskConfig::Arithmetic),
+            self.brackets.clone().map(TaskConfig::Brackets),
+            self.countdown.clone().map(TaskConfig::Countdown),
+            self.lists.clone().map(TaskConfig::Lists),
+            self.modular.clone().map(TaskConfig::Modular),
+        ];
+        tasks.into_iter().flatten()
+    }
+
+    /// The generated task; none where problems come from files.
+    pub fn task(&self) -> Option<TaskConfig> {
+        self.tasks().next()
+    }
 }
 
 /// Supervised warm-up of a fresh model on worked solutions.
@@ -166,7 +199,7 @@ impl Default for RlSection {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct EvaluateSection {
-    /// Files of problems; for generated arithmetic without them, the held-out split.
+    /// Files of problems; for a generated task without them, its held-out split.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub data: Vec<PathBuf>,
     /// Problems evaluated (of the held-out split, or at most of the files).
@@ -179,6 +212,9 @@ pub struct EvaluateSection {
     pub top_p: f32,
     /// Rollout steps between evaluations; 0: only before and after.
     pub every: usize,
+    /// Named sets, `[[evaluate.set]]`, in place of the one that `data` or the held-out split is.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub set: Vec<EvaluateSet>,
 }
 
 impl Default for EvaluateSection {
@@ -191,8 +227,80 @@ impl Default for EvaluateSection {
             temperature: 1.0,
             top_p: 1.0,
             every: 0,
+            set: Vec::new(),
         }
     }
+}
+
+/// One of several evaluations: of files, of another level of the run's task, of another task, or (without any of these)
+/// of the held-out split that the run's task has at its own level.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EvaluateSet {
+    /// Names its folder, `evaluation-*/NAME`.
+    pub name: String,
+    /// The run's task at this level.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub level: Option<usize>,
+    /// `[evaluate]`'s without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problems: Option<usize>,
+    /// `[evaluate]`'s without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub n: Option<usize>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub data: Vec<PathBuf>,
+    /// A task of its own, `[evaluate.set.task.TASK]`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task: Option<TaskConfig>,
+}
+
+impl EvaluateSection {
+    /// The sets, whichever way they are written, each with what it evaluates. The plain form is one without a name.
+    pub fn sets(&self, data: &DataSection) -> Result<Vec<PlannedSet>> {
+        let plan = |name: &str, files: &[PathBuf], task: Option<TaskConfig>, problems, n| PlannedSet {
+            name: name.into(),
+            source: if files.is_empty() { SetSource::Task(task) } else { SetSource::Files(files.to_vec()) },
+            problems,
+            n,
+            k: self.k.iter().copied().filter(|k| *k <= n).collect(),
+        };
+        if self.set.is_empty() {
+            return Ok(vec![plan("", &self.data, data.task(), self.problems, self.n)]);
+        }
+        let one = |set: &EvaluateSet| {
+            let task = match (set.level, &set.task, data.task()) {
+                (None, Some(task), _) => Some(task.clone()),
+                (Some(level), None, Some(task)) => Some(task.at_level(level)?),
+                (Some(level), None, None) => bail!("level = {level}: only a generated task, [data.TASK], has levels"),
+                (Some(_), Some(_), _) => bail!("level and task are both there: expected one, a task has its own level"),
+                (None, None, task) => task,
+            };
+            Ok(plan(&set.name, &set.data, task, set.problems.unwrap_or(self.problems), set.n.unwrap_or(self.n)))
+        };
+        let named = |set: &EvaluateSet| one(set).with_context(|| format!("[[evaluate.set]] {:?}", set.name));
+        self.set.iter().map(named).collect()
+    }
+}
+
+/// A set of an evaluation, resolved.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PlannedSet {
+    /// Empty for the plain form.
+    pub name: String,
+    pub source: SetSource,
+    /// How many problems, of files at most.
+    pub problems: usize,
+    pub n: usize,
+    pub k: Vec<usize>,
+}
+
+/// Where a set's problems come from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum SetSource {
+    Files(Vec<PathBuf>),
+    /// The held-out split; none is refused by the recipe's check.
+    Task(Option<TaskConfig>),
 }
 
 /// The analysis before training, from which `bupo.layer = "auto"` takes the boundary layer, and the one after.

@@ -98,7 +98,7 @@ fn wrong_values_are_named_with_key_and_line() {
         ),
         (
             with("[reward]\nrule = \"zzzzzz\""),
-            "reward.rule = \"zzzzzz\": expected \"boxed\", \"exact\", \"math\", \"numeric\", \"choice\" (x.toml, line 9)",
+            "reward.rule = \"zzzzzz\": expected \"boxed\", \"exact\", \"math\", \"numeric\", \"choice\", \"countdown\", \"list\" (x.toml, line 9)",
         ),
         (
             with("[bupo]\nlayer = 0\nsteps = 1"),
@@ -172,6 +172,7 @@ fn nonsense_is_refused_before_anything_starts() {
         ("warmup.max_steps=0", "warmup.max_steps"),
         ("warmup.batch=8", "data.arithmetic"),
         ("evaluate.n=16", "[evaluate] needs data"),
+        ("data.modular.level=1", "and not both: it has data.modular"),
         ("bupo={ steps = 400 }", "rl.steps = 300"),
         ("bupo={ steps = 30, stop = \"guard\" }", "bupo.stop = \"guard\" needs looks inside, but probe.every = 0"),
         ("bupo={ steps = 30, guard = { threshold = 0.0 } }", "[bupo.guard]: threshold = 0"),
@@ -318,4 +319,52 @@ proptest! {
         drop(Recipe::parse(&format!("{SMALL}{text}"), "x", &[]));
         drop(Recipe::parse(SMALL, "x", &[format!("{key}={value}")]));
     }
+}
+
+#[test]
+fn one_generated_task_and_a_reward_that_can_judge_it() {
+    let small = SMALL.replace("train = [\"a.parquet\"]\n", "");
+    for (more, expected) in [
+        ("[data.modular]\nlevel = 9", "[data.modular]: level = 9: expected 1 to 4, the levels of modular"),
+        ("[data.modular]\nmodulus = 2", "[data.modular]: modulus = 2: expected 3 to 1000"),
+        ("[data.modular]\n[data.lists]", "and not both: it has data.lists and data.modular"),
+        (
+            "[data.lists]\n[reward]\nrule = \"exact\"",
+            "reward.rule = \"exact\" cannot judge [data.lists]: expected \"list\"",
+        ),
+        ("[data.countdown]", "reward.rule = \"boxed\" cannot judge [data.countdown]: expected \"countdown\""),
+        ("[data.brackets]\noperations = [1, 3]", "operations = [1, 3]: expected the fewest and the most, from 2 to 16"),
+        ("[data.chains]", "unknown key data.chains"),
+    ] {
+        let message = error(&format!("{small}{more}"), &[]);
+        assert!(message.contains(expected), "{message}\nexpected: {expected}");
+    }
+}
+
+#[test]
+fn named_sets_are_checked_and_take_what_they_do_not_say_from_the_section() {
+    let recipe = Recipe::load("modular-grpo", &[]).unwrap();
+    let (e, task) = (recipe.evaluate.as_ref().unwrap(), recipe.data.task().unwrap());
+    let sets = e.sets(&recipe.data).unwrap();
+    assert_eq!((sets[0].name.as_str(), sets[0].problems, sets[0].n), ("held-out", e.problems, e.n));
+    assert_eq!(sets[0].source, SetSource::Task(Some(task.clone())));
+    assert_eq!((sets[1].problems, &sets[1].k), (100, &e.k));
+    assert_ne!(sets[1].source, sets[0].source);
+    for (set, expected) in [
+        ("{ name = \"a/b\" }", "name = \"a/b\""),
+        ("{ name = \"a\", level = 7 }", "\"a\": level = 7: expected 1 to 4"),
+        ("{ name = \"a\", level = 1, data = [\"x\"] }", "data beside a level"),
+        ("{ name = \"a\", n = 0 }", "at least 1"),
+        ("{ name = \"a\" }, { name = \"a\" }", "there twice"),
+        ("{ name = \"a\", task = { lists = { steps = [9, 1] } } }", "[evaluate.set.task.lists]: steps = [9, 1]"),
+        ("{ name = \"a\", task = { poker = {} } }", "poker"),
+    ] {
+        let set = format!("evaluate.set=[{set}]");
+        let message = format!("{:#}", Recipe::load("modular-grpo", &[set]).unwrap_err());
+        assert!(message.contains(expected), "{message}\nexpected: {expected}");
+    }
+    let both = Recipe::load("modular-grpo", &["evaluate.data=[\"x.jsonl\"]".into()]).unwrap_err();
+    assert!(format!("{both:#}").contains("[[evaluate.set]] are both there"), "{both:#}");
+    let files = error(SMALL, &["evaluate.set=[{ name = \"a\", level = 2 }]"]);
+    assert!(files.contains("only a generated task"), "{files}");
 }

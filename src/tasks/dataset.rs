@@ -105,7 +105,7 @@ pub fn stream_rows(path: &Path) -> Result<impl Iterator<Item = Result<(usize, Ro
     }))
 }
 
-fn empty(path: &Path) -> anyhow::Error {
+pub(super) fn empty(path: &Path) -> anyhow::Error {
     anyhow!("{}: the data set is empty: expected at least one row", path.display())
 }
 
@@ -123,9 +123,9 @@ fn source_of(path: &Path) -> String {
 }
 
 /// Numbered rows, each by itself readable or not. An error of the item itself is one of the file.
-type Values = Box<dyn Iterator<Item = Result<(usize, Result<Value>)>>>;
+pub(super) type Values = Box<dyn Iterator<Item = Result<(usize, Result<Value>)>>>;
 
-fn values(path: &Path) -> Result<Values> {
+pub(super) fn values(path: &Path) -> Result<Values> {
     Ok(if is_parquet(path) { Box::new(parquet_rows(path)?) } else { Box::new(json_rows(path)?) })
 }
 
@@ -238,7 +238,7 @@ fn gold_text(gold: &Value) -> Result<String> {
     }
 }
 
-fn kind(value: &Value) -> &'static str {
+pub(super) fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",

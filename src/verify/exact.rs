@@ -13,7 +13,7 @@ pub fn compare(answer: &str, gold: &str) -> Status {
 }
 
 /// Sign (true: negative) and digits without leading zeros; zero has no sign.
-fn integer(text: &str) -> Option<(bool, &str)> {
+pub(super) fn integer(text: &str) -> Option<(bool, &str)> {
     let text = text.trim();
     let (negative, digits) = match text.strip_prefix('-') {
         Some(digits) => (true, digits),

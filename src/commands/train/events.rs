@@ -1,7 +1,7 @@
 //! A run as TensorBoard shows it: metrics under `train/`, evaluations under `evaluation/`, the probe under `probe/`.
 
+use super::evaluations::SetScores;
 use super::probe;
-use crate::evaluate::scores::Scores;
 use crate::rl::metrics::StepMetrics;
 use crate::run::jsonl::read_jsonl;
 use crate::run::tensorboard::{TensorBoard, scalars};
@@ -38,15 +38,18 @@ impl Events {
         self.row("probe", row.step, row)
     }
 
-    pub fn scores(&mut self, step: usize, scores: Option<&Scores>) -> Result<()> {
-        let Some(scores) = scores else { return Ok(()) };
-        let mut found = vec![
-            ("evaluation/avg_at_n".to_string(), scores.avg_at_n.mean),
-            ("evaluation/truncated".to_string(), scores.truncated),
-        ];
-        found.extend(scores.pass_at_k.iter().map(|p| (format!("evaluation/pass_at_{}", p.k), p.pass.mean)));
-        found.extend(scores.reward.map(|reward| ("evaluation/reward".to_string(), reward.mean)));
-        self.append(step, &found)
+    pub fn scores(&mut self, step: usize, sets: &SetScores) -> Result<()> {
+        for (name, scores) in sets {
+            let prefix = if name.is_empty() { "evaluation".to_string() } else { format!("evaluation/{name}") };
+            let mut found = vec![
+                (format!("{prefix}/avg_at_n"), scores.avg_at_n.mean),
+                (format!("{prefix}/truncated"), scores.truncated),
+            ];
+            found.extend(scores.pass_at_k.iter().map(|p| (format!("{prefix}/pass_at_{}", p.k), p.pass.mean)));
+            found.extend(scores.reward.map(|reward| (format!("{prefix}/reward"), reward.mean)));
+            self.append(step, &found)?;
+        }
+        Ok(())
     }
 
     fn row(&mut self, prefix: &str, step: usize, row: &impl Serialize) -> Result<()> {

@@ -16,11 +16,11 @@ use crate::policy::{InternalPolicy, LayerIndex};
 use crate::recipe::Recipe;
 use crate::rl::guard::{GuardConfig, Judgement, Quantity};
 use crate::rl::schedule::{PhaseConfig, Schedule};
-use crate::rl::warmup::Example;
+use crate::rl::supervised::Example;
 use crate::rollout::engine::{Engine, Request, generate};
 use crate::run::jsonl::{read_jsonl, write_jsonl};
 use crate::tasks::Problem;
-use crate::tasks::arithmetic::Split;
+use crate::tasks::Split;
 use crate::tasks::dataset::{Row as DataRow, read_rows};
 use crate::tasks::seed::{derive_seed, stable_hash};
 use crate::text::PromptEncoder;
@@ -129,7 +129,7 @@ fn problems(recipe: &Recipe, source: &Source, evaluation: &[Problem]) -> Result<
     let n = recipe.probe.responses;
     match source {
         _ if !evaluation.is_empty() => Ok(evaluation.iter().take(n).cloned().collect()),
-        Source::Arithmetic(config) => config.distinct(Split::HeldOut, HELD_OUT_SEED, n),
+        Source::Task(task) => task.distinct(Split::HeldOut, HELD_OUT_SEED, n),
         Source::Files(_) => (0..n as u64).map(|i| source.problem(recipe.seed, i)).collect(),
     }
 }
@@ -150,7 +150,7 @@ fn id(row: &DataRow) -> u64 {
 /// A worked solution as the warm-up would imitate it, its end token included.
 fn reference(problem: &Problem, prompts: &PromptEncoder) -> Result<Sample> {
     let example = Example::of(problem, prompts)?;
-    Ok(Sample { response_start: example.prompt.len(), ids: [example.prompt, example.response].concat() })
+    Ok(Sample { response_start: example.ids.len() - example.tokens(), ids: example.ids })
 }
 
 /// The probe of a run.

@@ -4,14 +4,14 @@ use crate::commands::{compute_in, open_model, prompt_encoder};
 use crate::evaluate::run::distinct_ids;
 use crate::model::init::random_params;
 use crate::model::{Model, ParamLayout};
-use crate::recipe::Recipe;
+use crate::recipe::{Recipe, SetSource};
+use crate::reward::RewardConfig;
 use crate::rl::schedule::Schedule;
 use crate::rl::trainer::TrainSettings;
 use crate::run::checkpoint::Checkpoints;
-use crate::tasks::Problem;
-use crate::tasks::arithmetic::{ArithmeticConfig, Split};
 use crate::tasks::dataset::read_problems;
 use crate::tasks::order::index_at;
+use crate::tasks::{Problem, Split, TaskConfig};
 use crate::text::{PromptEncoder, Tokenizer};
 use anyhow::{Context, Result};
 use std::path::Path;
@@ -55,13 +55,13 @@ pub fn start(recipe: &Recipe, checkpoints: &Checkpoints) -> Result<Start> {
 /// Where training problems come from.
 pub enum Source {
     Files(Vec<Problem>),
-    Arithmetic(ArithmeticConfig),
+    Task(TaskConfig),
 }
 
 impl Source {
     pub fn open(recipe: &Recipe) -> Result<Source> {
-        if let Some(config) = &recipe.data.arithmetic {
-            return Ok(Source::Arithmetic(config.clone()));
+        if let Some(task) = recipe.data.task() {
+            return Ok(Source::Task(task));
         }
         let mut problems = Vec::new();
         for path in &recipe.data.train {
@@ -74,7 +74,7 @@ impl Source {
     pub fn problem(&self, seed: u64, position: u64) -> Result<Problem> {
         match self {
             Source::Files(problems) => Ok(problems[index_at(seed, problems.len(), position)].clone()),
-            Source::Arithmetic(config) => config.problem(Split::Train, seed, position),
+            Source::Task(task) => task.problem(Split::Train, seed, position),
         }
     }
 
@@ -82,25 +82,49 @@ impl Source {
     pub fn worked(&self, seed: u64, position: u64, slips: f64) -> Result<Problem> {
         match self {
             Source::Files(_) => self.problem(seed, position),
-            Source::Arithmetic(config) => config.problem_with_slips(Split::Train, seed, position, slips),
+            Source::Task(task) => task.problem_with_slips(Split::Train, seed, position, slips),
         }
     }
 }
 
-/// Problems that training does not see.
-pub fn evaluation_problems(recipe: &Recipe) -> Result<Vec<Problem>> {
+/// A set of problems that training does not see, and how it is evaluated.
+pub struct EvaluationSet {
+    /// Empty where the recipe has one set without a name.
+    pub name: String,
+    pub problems: Vec<Problem>,
+    pub n: usize,
+    pub k: Vec<usize>,
+    pub reward: RewardConfig,
+}
+
+pub fn evaluation_sets(recipe: &Recipe) -> Result<Vec<EvaluationSet>> {
     let Some(e) = &recipe.evaluate else { return Ok(Vec::new()) };
-    if e.data.is_empty() {
-        let arithmetic = recipe.data.arithmetic.as_ref().context("[evaluate] needs data = [...]")?;
-        return arithmetic.distinct(Split::HeldOut, HELD_OUT_SEED, e.problems);
+    let mut sets = Vec::new();
+    for planned in e.sets(&recipe.data)? {
+        let what = || if planned.name.is_empty() { "[evaluate]".into() } else { format!("the set {:?}", planned.name) };
+        let mut reward = recipe.reward.clone();
+        let problems = match &planned.source {
+            SetSource::Files(files) => {
+                let mut problems = Vec::new();
+                for path in files {
+                    problems.extend(read_problems(path)?);
+                }
+                problems.truncate(planned.problems);
+                distinct_ids(&mut problems);
+                problems
+            }
+            SetSource::Task(task) => {
+                let task = task.as_ref().with_context(|| format!("{} needs data = [...]", what()))?;
+                // Another task's answers are not the run's.
+                if reward.verdict_rule().is_some_and(|rule| !task.rules().contains(&rule)) {
+                    reward = RewardConfig::of_rule(task.rules()[0]);
+                }
+                task.distinct(Split::HeldOut, HELD_OUT_SEED, planned.problems).with_context(what)?
+            }
+        };
+        sets.push(EvaluationSet { name: planned.name.clone(), problems, n: planned.n, k: planned.k.clone(), reward });
     }
-    let mut problems = Vec::new();
-    for path in &e.data {
-        problems.extend(read_problems(path)?);
-    }
-    problems.truncate(e.problems);
-    distinct_ids(&mut problems);
-    Ok(problems)
+    Ok(sets)
 }
 
 pub fn train_settings(recipe: &Recipe, schedule: Schedule) -> TrainSettings {

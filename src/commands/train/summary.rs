@@ -1,5 +1,6 @@
 //! What a person sees of a run: a line a step, remarks on what looks wrong, and a table in the end.
 
+use super::evaluations::SetScores;
 use crate::analysis::Analysis;
 use crate::evaluate::scores::Scores;
 use crate::rl::metrics::StepMetrics;
@@ -49,8 +50,8 @@ pub struct Ending<'a> {
     pub dir: &'a Path,
     pub checkpoint: &'a Path,
     pub schedule: &'a Schedule,
-    pub before: Option<&'a Scores>,
-    pub after: Option<&'a Scores>,
+    pub before: &'a SetScores,
+    pub after: &'a SetScores,
     pub history: &'a [StepMetrics],
     pub analysis_before: Option<Analysis>,
     pub analysis_after: &'a Analysis,
@@ -68,11 +69,13 @@ pub fn print(e: &Ending<'_>) {
         table.add_row([name, show(before), show(after), change]);
     };
     let percent = |scores: Option<&Scores>| scores.map(|s| 100.0 * s.avg_at_n.mean);
-    if let Some(any) = e.after.or(e.before) {
-        row(format!("Avg@{} (%)", any.responses_per_problem), percent(e.before), percent(e.after), 1);
-        for (i, pass) in any.pass_at_k.iter().enumerate() {
+    for (name, after) in e.after {
+        let before = e.before.iter().find(|(before, _)| before == name).map(|(_, scores)| scores);
+        let label = if name.is_empty() { String::new() } else { format!("{name} ") };
+        row(format!("{label}Avg@{} (%)", after.responses_per_problem), percent(before), percent(Some(after)), 1);
+        for (i, pass) in after.pass_at_k.iter().enumerate() {
             let of = |s: Option<&Scores>| s.and_then(|s| s.pass_at_k.get(i)).map(|p| 100.0 * p.pass.mean);
-            row(format!("Pass@{} (%)", pass.k), of(e.before), of(e.after), 1);
+            row(format!("{label}Pass@{} (%)", pass.k), of(before), of(Some(after)), 1);
         }
     }
     if let (Some(first), Some(last)) = (e.history.first(), e.history.last()) {

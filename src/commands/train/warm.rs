@@ -1,13 +1,13 @@
 //! The supervised warm-up of a fresh model.
 
 use super::setup::Source;
-use crate::model::{Model, Workspace};
+use crate::model::{Keep, Model, Workspace};
 use crate::policy::InternalPolicy;
 use crate::recipe::{Recipe, WarmupSection};
 use crate::reward::{Item, Reward};
 use crate::rl::OptimizerConfig;
 use crate::rl::adamw::Optimizer;
-use crate::rl::warmup::{Example, supervised_step};
+use crate::rl::supervised::{Example, SupervisedSettings, supervised_step};
 use crate::rollout::engine::{Engine, Request, generate};
 use crate::run::interrupt;
 use crate::run::progress::{Progress, say};
@@ -29,6 +29,7 @@ pub fn warm_up(recipe: &Recipe, source: &Source, prompts: &PromptEncoder, model:
     let probes: Vec<Problem> =
         (0..w.probe_problems as u64).map(|i| source.problem(recipe.seed, PROBES_FROM + i)).collect::<Result<_>>()?;
     let reward = Reward::new(&recipe.reward, recipe.rollout.max_new_tokens)?;
+    let settings = SupervisedSettings { micro_batch_tokens: recipe.rl.micro_batch_tokens, keep: Keep::Activations };
     let mut progress = Progress::new("warm up", w.max_steps as u64);
     let (mut accuracy, mut taken, mut loss) = (0.0, 0, f64::NAN);
     for step in 0..w.max_steps {
@@ -43,8 +44,7 @@ pub fn warm_up(recipe: &Recipe, source: &Source, prompts: &PromptEncoder, model:
             })
             .collect::<Result<Vec<_>>>()?;
         let lr = config.lr_at(w.lr, step, w.max_steps);
-        let budget = recipe.rl.micro_batch_tokens;
-        (loss, _) = supervised_step(model, &mut ws, &mut optimizer, &examples, budget, &config, lr, &mut grads)?;
+        loss = supervised_step(model, &mut ws, &mut optimizer, &examples, &settings, &config, lr, &mut grads)?.loss;
         taken = step + 1;
         if taken % w.check_every == 0 || taken == w.max_steps {
             accuracy = probe(recipe, w, &reward, prompts, model, &mut ws, &probes, step)?;

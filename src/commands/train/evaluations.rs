@@ -1,0 +1,91 @@
+//! A run's evaluations: one, or one for each named set, in a folder for each time that is evaluated.
+
+use super::setup::EvaluationSet;
+use crate::commands::evaluate::{save_result, save_rows, save_summary};
+use crate::evaluate::result::Evaluation;
+use crate::evaluate::run::{EvaluateSettings, evaluate};
+use crate::evaluate::scores::Scores;
+use crate::model::{Model, Workspace};
+use crate::policy::InternalPolicy;
+use crate::recipe::Recipe;
+use crate::rollout::sampler::Sampling;
+use crate::run::atomic::read;
+use crate::run::progress::{Progress, say};
+use crate::text::PromptEncoder;
+use anyhow::Result;
+use std::path::Path;
+
+/// Scores of every set, by its name (empty where there is one without).
+pub type SetScores = Vec<(String, Scores)>;
+
+/// Evaluates every set once into `dir`, whose name is `evaluation-TIME`; what was evaluated before is read back.
+pub fn scores(
+    recipe: &Recipe,
+    sets: &[EvaluationSet],
+    prompts: &PromptEncoder,
+    model: &mut Model,
+    checkpoint: &Path,
+    dir: &Path,
+    time: &str,
+) -> Result<SetScores> {
+    let (mut all, mut evaluations) = (Vec::with_capacity(sets.len()), Vec::new());
+    for set in sets {
+        let (dir, name) = match set.name.is_empty() {
+            true => (dir.to_path_buf(), time.to_string()),
+            false => (dir.join(&set.name), set.name.clone()),
+        };
+        let saved = read(&dir.join("evaluation.json")).ok().and_then(|b| serde_json::from_slice::<Evaluation>(&b).ok());
+        let evaluation = match saved {
+            Some(evaluation) => evaluation,
+            None => {
+                let evaluation = one(recipe, set, prompts, model, checkpoint, &dir, &name)?;
+                let Scores { avg_at_n, problems, .. } = &evaluation.scores;
+                let label = if set.name.is_empty() { name } else { format!("{time}, {name}") };
+                say(&format!("{label}: Avg@{} {:.1} % on {problems} problems", set.n, 100.0 * avg_at_n.mean));
+                evaluation
+            }
+        };
+        all.push((set.name.clone(), evaluation.scores.clone()));
+        evaluations.push(evaluation);
+    }
+    if sets.iter().any(|set| !set.name.is_empty()) {
+        save_summary(dir, &evaluations)?;
+    }
+    Ok(all)
+}
+
+fn one(
+    recipe: &Recipe,
+    set: &EvaluationSet,
+    prompts: &PromptEncoder,
+    model: &mut Model,
+    checkpoint: &Path,
+    dir: &Path,
+    name: &str,
+) -> Result<Evaluation> {
+    let (r, e) = (&recipe.rollout, recipe.evaluate.clone().unwrap_or_default());
+    let settings = EvaluateSettings {
+        seed: recipe.seed,
+        policy: InternalPolicy::Final,
+        sampling: Sampling { temperature: e.temperature, top_k: 0, top_p: e.top_p, max_new_tokens: r.max_new_tokens },
+        slots: r.slots,
+        n: set.n,
+        k: set.k.clone(),
+        reward: set.reward.clone(),
+    };
+    let mut progress = Progress::new("evaluate", (set.problems.len() * set.n) as u64);
+    let mut ws = Workspace::new(model);
+    let (scores, rows) = evaluate(model, &mut ws, prompts, &set.problems, &settings, &mut |n| progress.inc(n))?;
+    progress.finish();
+    save_rows(dir, &set.problems, &rows)?;
+    let evaluation = Evaluation {
+        name: name.into(),
+        model: checkpoint.display().to_string(),
+        reward_name: set.reward.name(),
+        scores,
+        bad_rows: Vec::new(),
+        failures: Vec::new(),
+    };
+    save_result(dir, &evaluation)?;
+    Ok(evaluation)
+}
