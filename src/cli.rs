@@ -2,7 +2,7 @@
 
 use crate::analysis::Lens;
 use crate::model::Compute;
-use crate::rl::Aggregation;
+use crate::rl::{Aggregation, LrSchedule};
 use crate::text::PromptTemplate;
 use crate::verify::Rule;
 use crate::verify::math::Place;
@@ -28,6 +28,8 @@ pub struct Cli {
 pub enum Command {
     /// Train a model with GRPO or BuPO, as a recipe says
     Train(TrainArgs),
+    /// Fine-tune a model on examples: conversations, prompts with completions, or text
+    Sft(SftArgs),
     /// Show where a model's policy forms: entropies, changes and stages of every layer
     Analyze(AnalyzeArgs),
     /// Log-probs and entropies of given responses under any policy
@@ -67,6 +69,78 @@ pub struct TrainArgs {
     /// The run's folder [default: the recipe's, else runs/NAME; when resuming, the one the recipe lies in]
     #[arg(long)]
     pub dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  bupo sft MODEL --data chats.jsonl --out runs/sft\n  bupo sft MODEL --data chats.jsonl --out runs/sft --resume\nThe model is in runs/sft/checkpoints/step-N. Rows and what of them is trained: docs/SFT.md"
+)]
+pub struct SftArgs {
+    /// A HuggingFace checkpoint folder, or a name on the hub: OWNER/NAME[@REVISION]
+    pub model: PathBuf,
+    /// Parquet or JSONL of {messages}, {prompt, completion} or {text}; several separated by commas
+    #[arg(long, value_delimiter = ',', required = true)]
+    pub data: Vec<PathBuf>,
+    /// The run's folder
+    #[arg(long)]
+    pub out: PathBuf,
+    /// Go on from the run's last checkpoint
+    #[arg(long)]
+    pub resume: bool,
+    /// Passes over the data
+    #[arg(long, default_value_t = 3)]
+    pub epochs: usize,
+    /// Ends after this many steps, whatever the epochs
+    #[arg(long, value_name = "N")]
+    pub max_steps: Option<usize>,
+    /// Examples of one optimizer step
+    #[arg(long, default_value_t = 8)]
+    pub batch: usize,
+    /// Peak learning rate
+    #[arg(long, default_value_t = 2e-5)]
+    pub lr: f64,
+    /// constant, linear or cosine, after the warm-up
+    #[arg(long, default_value = "linear", value_parser = parse_schedule)]
+    pub schedule: LrSchedule,
+    /// Steps over which the learning rate rises to its peak
+    #[arg(long, default_value_t = 0)]
+    pub warmup_steps: usize,
+    #[arg(long, default_value_t = 0.0)]
+    pub weight_decay: f64,
+    /// Largest L2 norm of the gradient
+    #[arg(long, default_value_t = 1.0)]
+    pub grad_clip: f64,
+    /// Longest example in tokens; what is longer loses its end, and is counted
+    #[arg(long, default_value_t = 1024)]
+    pub max_length: usize,
+    /// Share of the examples that is held out, and whose loss is measured
+    #[arg(long, default_value_t = 0.0, value_name = "SHARE")]
+    pub eval_share: f64,
+    /// Examples to measure the loss on, in place of a share of the data
+    #[arg(long, value_name = "FILE", conflicts_with = "eval_share")]
+    pub eval_data: Option<PathBuf>,
+    /// Steps between measurements of that loss [default: once an epoch]
+    #[arg(long, value_name = "N")]
+    pub eval_every: Option<usize>,
+    /// Steps between checkpoints [default: once an epoch]
+    #[arg(long, value_name = "N")]
+    pub checkpoint_every: Option<usize>,
+    /// Checkpoints kept
+    #[arg(long, default_value_t = 2)]
+    pub keep_checkpoints: usize,
+    /// Of the data's order and of what is held out
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Packed tokens of one forward and backward; changes memory and speed, not the gradient
+    #[arg(long, default_value_t = 4096)]
+    pub micro_batch_tokens: usize,
+    /// Keep only each layer's input and compute the layer again in the backward
+    #[arg(long)]
+    pub recompute: bool,
+    #[command(flatten)]
+    pub numbers: ComputeArgs,
+    #[command(flatten)]
+    pub prompt: PromptArgs,
 }
 
 /// How prompts are asked of a model, where a recipe does not say.
@@ -227,7 +301,7 @@ pub struct EvaluateArgs {
     /// The K of Pass@K, separated by commas [default: the suite's, else powers of two up to n and 256]
     #[arg(short, value_delimiter = ',')]
     pub k: Option<Vec<usize>>,
-    /// boxed (normalised text), exact (integers), math (mathematical equality), numeric or choice [default: the suite's, else boxed]
+    /// boxed (normalised text), exact (integers), math (mathematical equality), numeric, choice, countdown or list [default: the suite's, else boxed]
     #[arg(long, value_parser = parse_rule)]
     pub rule: Option<Rule>,
     /// A program that scores responses, run by the shell: JSON lines in, a score a line out
@@ -461,6 +535,10 @@ fn parse_aggregation(text: &str) -> Result<Aggregation, String> {
 }
 
 fn parse_lens(text: &str) -> Result<Lens, String> {
+    by_name(text)
+}
+
+fn parse_schedule(text: &str) -> Result<LrSchedule, String> {
     by_name(text)
 }
 

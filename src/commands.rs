@@ -9,6 +9,7 @@ pub mod generate;
 pub mod report;
 pub mod score;
 pub mod serve;
+pub mod sft;
 pub mod train;
 pub mod verify;
 

@@ -33,6 +33,7 @@ fn run(cli: &Cli) -> Result<()> {
     match &cli.command {
         // A recipe may name its threads; `train` makes the pool itself.
         Command::Train(args) => commands::train::run(args, cli.threads),
+        Command::Sft(args) => start_threads(cli.threads).and_then(|()| commands::sft::run(args)),
         Command::Analyze(args) => start_threads(cli.threads).and_then(|()| commands::analyze::run(args)),
         Command::Score(args) => start_threads(cli.threads).and_then(|()| commands::score::run(args)),
         Command::Generate(args) => start_threads(cli.threads).and_then(|()| commands::generate::run(args)),

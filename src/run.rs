@@ -6,6 +6,7 @@ pub mod checkpoint;
 pub mod fingerprint;
 pub mod interrupt;
 pub mod jsonl;
+pub mod lock;
 pub mod manifest;
 pub mod parquet;
 pub mod progress;

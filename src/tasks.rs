@@ -13,6 +13,7 @@ pub mod modular;
 pub mod order;
 pub mod problem;
 pub mod seed;
+pub mod supervised;
 
 pub use generated::{Split, TaskConfig};
 pub use problem::Problem;

@@ -5,7 +5,7 @@ mod evaluations;
 mod events;
 mod probe;
 mod setup;
-mod state;
+pub mod state;
 mod summary;
 mod warm;
 
@@ -27,6 +27,7 @@ use crate::run::atomic::{clean_leftovers, write_file_atomic};
 use crate::run::checkpoint::Checkpoints;
 use crate::run::interrupt;
 use crate::run::jsonl::{JsonlWriter, keep_steps_until, write_jsonl};
+use crate::run::lock::FolderLock;
 use crate::run::manifest::{Manifest, now};
 use crate::run::progress::{Progress, say};
 use crate::tasks::Problem;
@@ -101,6 +102,7 @@ struct Run {
     probe: Option<Probe>,
     /// The steps that the guard ended phases with.
     ended_early: Vec<usize>,
+    _lock: FolderLock,
     step: usize,
     /// Where the next step's problems begin in the run's order.
     position: u64,
@@ -124,6 +126,7 @@ impl Run {
             }
         };
         checkpoints.create()?;
+        let lock = FolderLock::take(&dir)?;
         clean_leftovers(&dir)?;
         let manifest = Manifest::new(&recipe.name, recipe.seed, rayon::current_num_threads());
         Ok(Run {
@@ -143,6 +146,7 @@ impl Run {
             schedule: Schedule::grpo(),
             probe: None,
             ended_early: Vec::new(),
+            _lock: lock,
             step: 0,
             position: 0,
         })

@@ -113,6 +113,30 @@ pub fn folders(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
+/// Makes a folder, and those above it.
+pub fn create_dir(dir: &Path) -> Result<()> {
+    fs::create_dir_all(dir).with_context(|| cannot("create", dir))
+}
+
+/// A file that a process writes its words into; what was there before is kept above.
+pub fn log_file(path: &Path) -> Result<File> {
+    create_dir(parent(path))?;
+    File::options().create(true).append(true).open(path).with_context(|| cannot("open", path))
+}
+
+/// Whole lines of a file so far; none of one that cannot be read.
+pub fn count_lines(path: &Path) -> usize {
+    fs::read(path).map_or(0, |bytes| bytes.iter().filter(|b| **b == b'\n').count())
+}
+
+/// The last lines of a log, the earliest first; none of one that cannot be read.
+pub fn last_lines(path: &Path, n: usize) -> Vec<String> {
+    let text = fs::read(path).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<String> = text.lines().map(str::to_string).collect();
+    lines[lines.len().saturating_sub(n)..].to_vec()
+}
+
 fn beside(path: &Path) -> Result<PathBuf> {
     let Some(name) = path.file_name() else { bail!("{} names no file that could be written", path.display()) };
     fs::create_dir_all(parent(path)).with_context(|| cannot("create the folder of", path))?;

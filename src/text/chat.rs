@@ -74,6 +74,16 @@ impl ChatTemplate {
     /// (`"2025-01-31"`) and is not defined without it. A run's prompts must not change with the day it is resumed on;
     /// most templates that ask for the date have one of their own for this case.
     pub fn render(&self, messages: &[Message], variables: &BTreeMap<String, serde_json::Value>) -> Result<String> {
+        self.render_turns(messages, variables, true)
+    }
+
+    /// [`ChatTemplate::render`], or (`open` false) the conversation as it stands, without another turn.
+    pub fn render_turns(
+        &self,
+        messages: &[Message],
+        variables: &BTreeMap<String, serde_json::Value>,
+        open: bool,
+    ) -> Result<String> {
         let mut env = Environment::new();
         // transformers' settings, and the Python methods that templates call on strings and lists.
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
@@ -101,7 +111,7 @@ impl ChatTemplate {
             }
         }
         context.insert("messages".into(), Value::from(Serde(messages)));
-        context.insert("add_generation_prompt".into(), Value::from(true));
+        context.insert("add_generation_prompt".into(), Value::from(open));
         env.template_from_str(&self.source).and_then(|t| t.render(context)).map_err(|e| self.failed(&e))
     }
 
@@ -238,6 +248,12 @@ impl PromptTemplate {
 
     /// The text that is tokenized. `chat` is the model's template, needed for `template = "chat"`.
     pub fn render(&self, chat: Option<&ChatTemplate>, messages: &[Message]) -> Result<String> {
+        self.render_turns(chat, messages, true)
+    }
+
+    /// The text with the assistant's next turn opened, or (`open` false) of the conversation as it stands, which only a
+    /// chat template can show.
+    pub(super) fn render_turns(&self, chat: Option<&ChatTemplate>, messages: &[Message], open: bool) -> Result<String> {
         match self {
             PromptTemplate::Plain { text } => {
                 let last = messages.iter().rev().find(|m| m.role == "user").or(messages.last());
@@ -249,13 +265,13 @@ impl PromptTemplate {
                     "the model has no chat template (neither chat_template.jinja nor chat_template in tokenizer_config.json): \
                      use a plain one, template = \"plain\" with text = \"...{problem}...\"",
                 )?;
-                let Some(system) = system else { return chat.render(messages, variables) };
+                let Some(system) = system else { return chat.render_turns(messages, variables, open) };
                 let system = Message { role: "system".into(), content: system.clone() };
                 let rest = messages.iter().filter(|m| m.role != "system").cloned();
-                chat.render(&std::iter::once(system).chain(rest).collect::<Vec<_>>(), variables)
+                chat.render_turns(&std::iter::once(system).chain(rest).collect::<Vec<_>>(), variables, open)
             }
             PromptTemplate::QwenMath {} | PromptTemplate::Qwen3 {} | PromptTemplate::OctoThinker {} => {
-                self.spelled_out().render(chat, messages)
+                self.spelled_out().render_turns(chat, messages, open)
             }
         }
     }

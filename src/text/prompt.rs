@@ -39,6 +39,10 @@ impl PromptEncoder {
         PromptEncoder::new(self.tokenizer.clone(), self.chat.clone(), template, self.max_prompt_tokens)
     }
 
+    pub(super) fn chat(&self) -> Option<&ChatTemplate> {
+        self.chat.as_ref()
+    }
+
     pub fn template(&self) -> &PromptTemplate {
         &self.template
     }

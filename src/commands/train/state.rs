@@ -24,22 +24,22 @@ struct Metadata {
     #[serde(flatten)]
     standing: Standing,
     #[serde(flatten)]
-    optimizer: Counts,
+    optimizer: Counters,
     recipe: String,
 }
 
 /// An optimizer, but for its moments.
 #[derive(Serialize, Deserialize)]
-struct Counts {
+pub struct Counters {
     optimizer_steps: u64,
     skipped_steps: u64,
     /// Updates of each tensor, in the layout's order.
     tensor_steps: Vec<u64>,
 }
 
-impl Counts {
-    fn of(optimizer: &Optimizer) -> Counts {
-        Counts {
+impl Counters {
+    pub fn of(optimizer: &Optimizer) -> Counters {
+        Counters {
             optimizer_steps: optimizer.steps,
             skipped_steps: optimizer.skipped,
             tensor_steps: optimizer.tensor_steps.clone(),
@@ -47,7 +47,7 @@ impl Counts {
     }
 
     /// Into a new optimizer of the same tensors.
-    fn restore(self, mut arrays: BTreeMap<String, Vec<f32>>, optimizer: &mut Optimizer) -> Result<()> {
+    pub fn restore(self, mut arrays: BTreeMap<String, Vec<f32>>, optimizer: &mut Optimizer) -> Result<()> {
         let (n, tensors) = (optimizer.m.len(), optimizer.tensor_steps.len());
         ensure!(
             self.tensor_steps.len() == tensors,
@@ -118,13 +118,13 @@ pub fn save(
     standing: Standing,
     step: usize,
 ) -> Result<()> {
-    let metadata = Metadata { step, standing, optimizer: Counts::of(optimizer), recipe: recipe.to_toml()? };
+    let metadata = Metadata { step, standing, optimizer: Counters::of(optimizer), recipe: recipe.to_toml()? };
     write_dir_atomic(dir, |tmp| {
         tokenizer.save(tmp)?;
         save_part(tmp, model, optimizer, &metadata)?;
         match critic {
             Some(Critic { model, optimizer }) => {
-                save_part(&tmp.join(CRITIC), model, optimizer, &Counts::of(optimizer)).context("the critic")
+                save_part(&tmp.join(CRITIC), model, optimizer, &Counters::of(optimizer)).context("the critic")
             }
             None => Ok(()),
         }
@@ -132,7 +132,7 @@ pub fn save(
 }
 
 /// A model and the state of its training.
-fn save_part(dir: &Path, model: &Model, optimizer: &Optimizer, metadata: &impl Serialize) -> Result<()> {
+pub fn save_part(dir: &Path, model: &Model, optimizer: &Optimizer, metadata: &impl Serialize) -> Result<()> {
     let metadata = serde_json::to_value(metadata).context("the training state cannot be written as JSON")?;
     weights::save(dir, &model.config, &model.layout, &model.params, &SaveOptions::default())?;
     save_state(dir, &metadata, &[("m", &optimizer.m), ("v", &optimizer.v)])
@@ -154,7 +154,7 @@ fn load_critic(dir: &Path, policy: &Model, config: &CriticConfig) -> Result<Crit
     let mut model = Model::open_value_model(dir).with_context(what)?;
     model.compute = policy.compute;
     let (metadata, arrays) = load_state(dir).with_context(what)?;
-    let counts: Counts = serde_json::from_value(metadata).with_context(what)?;
+    let counts: Counters = serde_json::from_value(metadata).with_context(what)?;
     let mut critic = Critic::new(model, config)?;
     counts.restore(arrays, &mut critic.optimizer).with_context(what)?;
     Ok(critic)
