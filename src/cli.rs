@@ -28,6 +28,8 @@ pub struct Cli {
 pub enum Command {
     /// Train a model with GRPO or BuPO, as a recipe says
     Train(TrainArgs),
+    /// Train variants of a recipe, each with several seeds, and compare them in a table
+    Sweep(SweepArgs),
     /// Fine-tune a model on examples: conversations, prompts with completions, or text
     Sft(SftArgs),
     /// Show where a model's policy forms: entropies, changes and stages of every layer
@@ -69,6 +71,27 @@ pub struct TrainArgs {
     /// The run's folder [default: the recipe's, else runs/NAME; when resuming, the one the recipe lies in]
     #[arg(long)]
     pub dir: Option<PathBuf>,
+    /// Ends as after Ctrl-C once standard input does: how a sweep keeps its runs from outliving it
+    #[arg(long, hide = true)]
+    pub while_stdin: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  bupo sweep sweeps/table-1-methods.toml\n  bupo sweep sweeps/table-2-internal-steps.toml --jobs 2 --threads 16 --dir runs/table-2\nThe same command goes on where it was interrupted. The file's keys: docs/SWEEPS.md"
+)]
+pub struct SweepArgs {
+    /// A TOML file: a base recipe, variants or a grid, seeds
+    pub sweep: PathBuf,
+    /// The sweep's folder, one below it for each variant and seed [default: runs/NAME]
+    #[arg(long)]
+    pub dir: Option<PathBuf>,
+    /// Runs side by side; each gets its share of --threads
+    #[arg(long, default_value_t = 1)]
+    pub jobs: usize,
+    /// Change a key of the recipe in every variant, e.g. --set rl.steps=20
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
 }
 
 #[derive(Debug, Args)]

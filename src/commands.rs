@@ -10,6 +10,7 @@ pub mod report;
 pub mod score;
 pub mod serve;
 pub mod sft;
+pub mod sweep;
 pub mod train;
 pub mod verify;
 

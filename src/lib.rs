@@ -6,6 +6,7 @@
 //! |---|---|
 //! | [`cli`], [`commands`] | command line; one file a verb, wiring only |
 //! | [`report`], [`serve`] | pages to look at: one file from saved results; a local one that follows runs |
+//! | [`sweep`] | variants of a recipe with several seeds, in one table |
 //! | [`recipe`] | a run's whole configuration: load, check, resolve |
 //! | [`rl`] | advantages, surrogate loss, schedule, trainer |
 //! | [`evaluate`], [`analysis`] | Avg@K and Pass@K; entropy flow, stages, boundary layer |
@@ -32,6 +33,7 @@ pub mod rl;
 pub mod rollout;
 pub mod run;
 pub mod serve;
+pub mod sweep;
 pub mod tasks;
 pub mod text;
 pub mod verify;

@@ -33,6 +33,8 @@ fn run(cli: &Cli) -> Result<()> {
     match &cli.command {
         // A recipe may name its threads; `train` makes the pool itself.
         Command::Train(args) => commands::train::run(args, cli.threads),
+        // The runs compute, each in a process of its own.
+        Command::Sweep(args) => commands::sweep::run(args, cli.threads),
         Command::Sft(args) => start_threads(cli.threads).and_then(|()| commands::sft::run(args)),
         Command::Analyze(args) => start_threads(cli.threads).and_then(|()| commands::analyze::run(args)),
         Command::Score(args) => start_threads(cli.threads).and_then(|()| commands::score::run(args)),

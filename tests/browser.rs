@@ -350,3 +350,39 @@ fn the_live_page_follows_a_run() {
         browser.is_quiet().await;
     });
 }
+
+#[test]
+fn a_sweep_has_its_table_and_a_line_for_each_variant() {
+    with_browser(async |browser| {
+        let root = tempfile::tempdir().unwrap();
+        let (file, dir, page) = (root.path().join("s.toml"), root.path().join("sweep"), root.path().join("page.html"));
+        let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny.toml");
+        let variants = "[[variant]]\nname = \"bupo\"\n[[variant]]\nname = \"grpo\"\nset = [\"bupo.steps=0\"]\n";
+        fs::write(&file, format!("name = \"first\"\nbase = {:?}\nseeds = [1, 2]\n{variants}", text(&base))).unwrap();
+        ok(&["sweep", text(&file), "--dir", text(&dir)]);
+        ok(&["report", text(&dir), "--out", text(&page)]);
+        browser.client.goto(&format!("file://{}", text(&page))).await.unwrap();
+        let table = browser.js("return document.querySelector('#sweep-first table').textContent").await;
+        let result = json(&dir.join("sweep.json"));
+        for variant in result["variants"].as_array().unwrap() {
+            let after = variant["scores"][0]["after"]["mean"].as_f64().unwrap();
+            let cell = format!("{:.1} ±", 100.0 * after);
+            assert!(table.as_str().unwrap().contains(&cell), "{cell} is not in {table}");
+        }
+        let best = browser.js("return document.querySelectorAll('#sweep-first [data-best]').length").await;
+        assert!(best.as_u64() > Some(0), "{best}");
+        // A curve is the mean over the seeds of its variant.
+        let csv = browser.download("first-over-the-steps").await;
+        assert_eq!(csv[0], ["step", "bupo", "bupo low", "bupo high", "grpo", "grpo low", "grpo high"]);
+        let reward = |seed: usize| {
+            let metrics = rows(&dir.join(format!("grpo/seed-{seed}/metrics.jsonl")));
+            metrics[2]["reward_mean"].as_f64().unwrap()
+        };
+        assert!((csv[3][4].parse::<f64>().unwrap() - (reward(1) + reward(2)) / 2.0).abs() < 1e-12);
+        // One colour a variant in every chart of the runs.
+        browser.js("bupo.drawAll()").await;
+        let bad = "return [...document.querySelectorAll('[data-chart]')].filter(c => c.svg && !c.svg().startsWith('<svg')).map(c => c.dataset.chart)";
+        assert_eq!(browser.js(bad).await, json!([]));
+        browser.is_quiet().await;
+    });
+}

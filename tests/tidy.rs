@@ -26,12 +26,13 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "recipe",
         &["rl", "evaluate", "analysis", "rollout", "reward", "verify", "tasks", "text", "run", "policy", "model"],
     ),
+    ("sweep", &["recipe", "evaluate", "run"]),
     ("cli", &["verify", "analysis", "rl", "model", "text"]),
     (
         "commands",
         &[
-            "cli", "serve", "report", "hub", "recipe", "rl", "evaluate", "analysis", "rollout", "reward", "verify",
-            "tasks", "text", "run", "policy", "model", "compute",
+            "cli", "serve", "report", "hub", "sweep", "recipe", "rl", "evaluate", "analysis", "rollout", "reward",
+            "verify", "tasks", "text", "run", "policy", "model", "compute",
         ],
     ),
 ];

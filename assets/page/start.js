@@ -22,12 +22,13 @@
   /** Shows items; hands back `update`, which takes in rows that came since. */
   bupo.show_items = (to, items, source, before = []) => {
     bupo.forgetCharts(to.main);
+    const sweeps = bupo.sweepSections(items);
     const training = bupo.trainingSections(items);
     const probe = bupo.probeSections(items);
     const analyses = items.flatMap((i) => (i.kind === "analysis" ? [i] : (i.analyses ?? [])));
     const inside = bupo.analysisSections(analyses, source);
     // A run's own story comes before the look inside the model.
-    const sections = [...training.sections, ...bupo.evaluationSections(items), ...bupo.comparisonSections(items), ...probe.sections, ...inside, ...bupo.diffSections(items), ...bupo.sampleSections(items), ...bupo.completionsSections(items, source)];
+    const sections = [...sweeps, ...training.sections, ...bupo.evaluationSections(items), ...bupo.comparisonSections(items), ...probe.sections, ...inside, ...bupo.diffSections(items), ...bupo.sampleSections(items), ...bupo.completionsSections(items, source)];
     const broken = items.flatMap((i) => [...(i.analyses ?? []), ...(i.evaluations ?? [])]).filter((i) => i.error).map((i) => bupo.empty(`${i.path} cannot be read: ${i.error}`));
     to.main.replaceChildren(...before, ...broken, ...sections);
     if (!sections.length && !before.length) to.main.replaceChildren(bupo.empty("Nothing is chosen: pick something in the list."));

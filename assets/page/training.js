@@ -65,7 +65,7 @@
   };
   const linesOf = (runs, keys) => () => runs.flatMap((run) => keys.filter((k) => run.flat.some((row) => k in row)).map((key, j) => ({
     name: runs.length > 1 ? (keys.length > 1 ? `${run.label}, ${said(key, keys)}` : run.label) : said(key, keys), x: run.flat.map((r) => r.step), y: run.flat.map((r) => r[key] ?? null),
-    colour: runs.length > 1 ? run.colour : j, dashed: runs.length > 1 ? j : key === "entropy_policy" })));
+    colour: runs.length > 1 ? run.colour : j, dashed: runs.length > 1 ? j + (run.nth ?? 0) : key === "entropy_policy" })));
 
   /** Names for several runs, and their rows flattened. */
   bupo.nameRuns = (items) => {
@@ -73,7 +73,7 @@
     const short = bupo.shorten(runs.map((run) => run.path ?? run.name));
     runs.forEach((run, i) => {
       run.label = short[i];
-      run.colour = i;
+      run.colour = run.variant ?? i;
       run.flat = run.metrics.rows.map((row) => bupo.flatten(row));
     });
     return runs;
@@ -104,10 +104,12 @@
     const more = el("div", { class: "grid" });
     const moreBox = el("details", {}, el("summary", {}, "Everything else that was measured"), more);
     let shown = "";
-    const heads = () => head.replaceChildren(...runs.flatMap((run) => [runs.length > 1 ? el("h3", {}, run.label) : null, tiles(run),
+    // The states of many runs would push their curves off the page.
+    const folded = (parts) => (runs.length > 4 ? [el("details", {}, el("summary", {}, `How ${runs.length} runs stand`), parts)] : parts);
+    const heads = () => head.replaceChildren(...folded(runs.flatMap((run) => [runs.length > 1 ? el("h3", {}, run.label) : null, tiles(run),
       run.metrics.bad + (run.probe?.bad ?? 0) ? bupo.empty(`${run.metrics.bad + (run.probe?.bad ?? 0)} lines of this run's files cannot be read and are left out.`) : null,
       run.metrics.rows.length < run.metrics.total - run.metrics.bad ? el("p", { class: "note" }, `${run.metrics.rows.length} of ${run.metrics.total} steps are shown, evenly spread.`) : null,
-      run.metrics.rows.length ? null : bupo.empty("No step is finished yet.")].filter(Boolean)));
+      run.metrics.rows.length ? null : bupo.empty("No step is finished yet.")].filter(Boolean))));
     const layout = () => {
       const keys = [...new Set(runs.flatMap((r) => r.flat.flatMap((row) => Object.keys(row))))];
       if (keys.join() === shown) return false;

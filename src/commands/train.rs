@@ -5,6 +5,7 @@ mod evaluations;
 mod events;
 mod probe;
 mod setup;
+mod starts;
 pub mod state;
 mod summary;
 mod warm;
@@ -69,6 +70,9 @@ pub fn run(args: &TrainArgs, threads: Option<usize>) -> Result<()> {
         _ => {}
     }
     interrupt::install()?;
+    if args.while_stdin {
+        interrupt::when_stdin_ends();
+    }
     let mut run = Run::open(recipe, dir, checkpoints)?;
     match run.checkpoints.latest() {
         Some(step) => run.resume(step)?,
@@ -165,7 +169,7 @@ impl Run {
             self.recipe.seed,
             rayon::current_num_threads()
         ));
-        if !warm::warm_up(&self.recipe, &self.source, &self.prompts, &mut model)? {
+        if !starts::warm_up(&self.recipe, &self.source, &self.prompts, &mut model)? {
             say("interrupted during the warm-up: nothing was saved, start again");
             return Ok(false);
         }

@@ -23,13 +23,16 @@ pub struct RunSection {
     pub checkpoint_every: usize,
     /// Checkpoints kept, beside the first.
     pub keep_checkpoints: usize,
+    /// A folder of warmed-up models, for runs that begin alike to share; every run warms up by itself without it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub starts: Option<PathBuf>,
     /// Writes metrics, evaluations and the probe as TensorBoard's event files too (`tensorboard/` in the run's folder).
     pub tensorboard: bool,
 }
 
 impl Default for RunSection {
     fn default() -> Self {
-        RunSection { dir: None, checkpoint_every: 20, keep_checkpoints: 2, tensorboard: false }
+        RunSection { dir: None, checkpoint_every: 20, keep_checkpoints: 2, starts: None, tensorboard: false }
     }
 }
 

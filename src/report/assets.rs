@@ -23,7 +23,7 @@ macro_rules! script {
 }
 
 /// In the order they run: the chart library, then parts that each add to `bupo`, then `start.js`.
-pub const SCRIPTS: [Asset; 11] = [
+pub const SCRIPTS: [Asset; 12] = [
     script!("echarts.min.js", "echarts/echarts.min.js"),
     script!("core.js", "page/core.js"),
     script!("chart.js", "page/chart.js"),
@@ -33,6 +33,7 @@ pub const SCRIPTS: [Asset; 11] = [
     script!("probe.js", "page/probe.js"),
     script!("completions.js", "page/completions.js"),
     script!("tables.js", "page/tables.js"),
+    script!("sweeps.js", "page/sweeps.js"),
     script!("live.js", "page/live.js"),
     script!("start.js", "page/start.js"),
 ];

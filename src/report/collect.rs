@@ -32,6 +32,7 @@ impl Default for Limits {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Run,
+    Sweep,
     Analysis,
     Evaluation,
     Comparison,
@@ -43,6 +44,7 @@ impl Kind {
     pub fn name(self) -> &'static str {
         match self {
             Kind::Run => "run",
+            Kind::Sweep => "sweep",
             Kind::Analysis => "analysis",
             Kind::Evaluation => "evaluation",
             Kind::Comparison => "comparison",
@@ -53,8 +55,9 @@ impl Kind {
 }
 
 /// Kinds and the file that tells them, in a folder.
-const SIGNS: [(Kind, &str); 5] = [
+const SIGNS: [(Kind, &str); 6] = [
     (Kind::Run, "metrics.jsonl"),
+    (Kind::Sweep, "sweep.json"),
     (Kind::Analysis, "analysis.json"),
     (Kind::Evaluation, "evaluation.json"),
     (Kind::Comparison, "comparison.json"),
@@ -78,7 +81,7 @@ pub fn collect(place: &Place, paths: &[PathBuf], limits: Limits) -> Result<Vec<V
         let found = if path.is_dir() { find(place, path, 3) } else { vec![] };
         if path.is_dir() && found.is_empty() {
             bail!(
-                "{} holds nothing to show: expected a run, an analysis, an evaluation, a comparison or a diff",
+                "{} holds nothing to show: expected a run, a sweep, an analysis, an evaluation, a comparison or a diff",
                 path.display()
             );
         }
@@ -92,13 +95,16 @@ pub fn collect(place: &Place, paths: &[PathBuf], limits: Limits) -> Result<Vec<V
     Ok(items)
 }
 
-/// Folders at or below `dir` that are something; what lies inside a run belongs to it.
+/// Folders at or below `dir` that are something; what lies inside a run belongs to it. A sweep comes before its runs.
 pub fn find(place: &Place, dir: &Path, depth: usize) -> Vec<(PathBuf, Kind)> {
-    if let Some(kind) = kind_of_folder(place, dir) {
-        return vec![(dir.to_path_buf(), kind)];
-    }
-    let below = if depth == 0 { Vec::new() } else { place.folders(dir) };
-    below.iter().flat_map(|d| find(place, d, depth - 1)).collect()
+    let own = kind_of_folder(place, dir);
+    let below = match own {
+        Some(kind) if kind != Kind::Sweep => Vec::new(),
+        _ if depth == 0 => Vec::new(),
+        _ => place.folders(dir),
+    };
+    let own = own.map(|kind| (dir.to_path_buf(), kind));
+    own.into_iter().chain(below.iter().flat_map(|d| find(place, d, depth - 1))).collect()
 }
 
 fn from_file(place: &Place, path: &Path, limits: Limits) -> Result<Value> {
@@ -124,8 +130,9 @@ fn from_file(place: &Place, path: &Path, limits: Limits) -> Result<Value> {
         _ if holds("per_layer") && holds("embedding") => Kind::Diff,
         _ if holds("per_layer") => Kind::Analysis,
         _ if holds("avg_at_n") => Kind::Evaluation,
+        _ if holds("variants") && holds("sweep") => Kind::Sweep,
         _ => bail!(
-            "{} is none of what bupo writes: expected an analysis, evaluation, comparison or diff",
+            "{} is none of what bupo writes: expected a sweep, analysis, evaluation, comparison or diff",
             path.display()
         ),
     };
@@ -138,7 +145,7 @@ pub fn item(place: &Place, dir: &Path, kind: Kind, limits: Limits) -> Result<Val
         Kind::Run => run(place, dir, limits),
         Kind::Analysis => analysis(place, dir, limits),
         Kind::Samples => bail!("{} is a folder, samples are a file", dir.display()),
-        Kind::Evaluation | Kind::Comparison | Kind::Diff => {
+        Kind::Sweep | Kind::Evaluation | Kind::Comparison | Kind::Diff => {
             let value = place.json(&dir.join(format!("{}.json", kind.name())))?;
             Ok(whole(kind, dir, json!({(kind.name()): value})))
         }
@@ -193,12 +200,17 @@ fn run(place: &Place, dir: &Path, limits: Limits) -> Result<Value> {
     Ok(item)
 }
 
-/// Folders of a kind right below a run's, those named `...after` last.
+/// Folders of a kind right below a run's, those named `...after` last. The sets that were evaluated at one time stand in
+/// that time's folder.
 pub fn inner(place: &Place, dir: &Path, kind: Kind) -> Vec<PathBuf> {
     let mut below = place.folders(dir);
-    below.retain(|d| kind_of_folder(place, d) == Some(kind));
     below.sort_by_key(|d| d.file_name().is_some_and(|n| n.to_string_lossy().ends_with("after")));
-    below
+    let named_sets = |d: &PathBuf| d.file_name().is_some_and(|n| n.to_string_lossy().starts_with("evaluation-"));
+    let found = below.into_iter().flat_map(|d| match kind_of_folder(place, &d) {
+        None if kind == Kind::Evaluation && named_sets(&d) => place.folders(&d),
+        _ => vec![d],
+    });
+    found.filter(|d| kind_of_folder(place, d) == Some(kind)).collect()
 }
 
 /// What grows in a run: metrics from line `metrics` on, probes from line `probe` on, with recipe and manifest.

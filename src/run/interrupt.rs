@@ -16,6 +16,17 @@ pub fn install() -> Result<()> {
     ctrlc::set_handler(handler).context("cannot listen for Ctrl-C")
 }
 
+/// Asks this process to end once its standard input does: a child that nobody waits for any more saves and stops.
+pub fn when_stdin_ends() {
+    std::thread::spawn(|| {
+        let ended = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        if !REQUESTED.swap(true, Ordering::SeqCst) {
+            let how = ended.map_or_else(|e| format!("standard input is lost ({e})"), |_| "standard input ended".into());
+            eprintln!("{how}: finishing this step and saving");
+        }
+    });
+}
+
 /// True once someone asked the run to end.
 pub fn requested() -> bool {
     REQUESTED.load(Ordering::SeqCst)
