@@ -58,7 +58,9 @@ def measured(command):
 
 
 def agree(what, ours, theirs):
-    worst = max(abs(x - y) / max(abs(y), 1e-3) for x, y in zip(ours, theirs))
+    # Below 0.1 the difference itself counts: PyTorch's log_softmax of a nearly certain token carries the rounding of its logits,
+    # so that of 0.006893 nats (the same logits in f64; hidden size 1024, vocabulary 151,936) it makes 0.006884.
+    worst = max(abs(x - y) / max(abs(y), 0.1) for x, y in zip(ours, theirs))
     if worst > 1e-4:
         failures.append(f"{what}: relative difference {worst:.1e}")
 

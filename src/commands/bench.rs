@@ -1,7 +1,7 @@
 //! `bupo bench`: the heavy parts by themselves, timed; one line of JSON each, for scripts that compare.
 
 use super::open_model;
-use crate::cli::{BenchCommand, BenchRolloutArgs, BenchStepArgs, BenchUpdateArgs};
+use crate::cli::{BenchCommand, BenchOpenArgs, BenchRolloutArgs, BenchStepArgs, BenchUpdateArgs};
 use crate::compute::cpu::gemm::{Write, linear};
 use crate::model::{Compute, Keep, Model, Workspace, weights};
 use crate::policy::{InternalPolicy, LayerIndex};
@@ -15,10 +15,14 @@ use crate::rollout::sampler::Sampling;
 use crate::run::manifest::peak_memory_mib;
 use crate::tasks::seed::derive_seed;
 use anyhow::{Context, Result, ensure};
+#[cfg(target_os = "linux")]
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use rayon::prelude::*;
 use serde::Deserialize;
 use serde_json::json;
 use std::cell::RefCell;
+use std::fs::File;
+use std::io::Read;
 use std::time::Instant;
 
 pub fn run(command: &BenchCommand) -> Result<()> {
@@ -27,6 +31,7 @@ pub fn run(command: &BenchCommand) -> Result<()> {
         BenchCommand::Rollout(args) => bench_rollout(args),
         BenchCommand::Machine => bench_machine(),
         BenchCommand::Step(args) => bench_step(args),
+        BenchCommand::Open(args) => bench_open(args),
     }
 }
 
@@ -230,6 +235,56 @@ fn bench_step(args: &BenchStepArgs) -> Result<()> {
     let line = json!({
         "seconds": step, "rollout_seconds": warm(&mut rollouts), "update_seconds": warm(&mut updates),
         "tokens_per_step": tokens, "tokens_per_second": tokens as f64 / step, "peak_rss_mib": peak_memory_mib(),
+    });
+    println!("{line}");
+    Ok(())
+}
+
+/// Seconds to open a checkpoint, and to read its files' bytes and do nothing with them: the disk's part of it, or the
+/// page cache's.
+fn bench_open(args: &BenchOpenArgs) -> Result<()> {
+    const AT_ONCE: usize = 4 << 20;
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(&args.model).with_context(|| args.model.display().to_string())? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|e| e == "safetensors") {
+            files.push(path);
+        }
+    }
+    let forget = || -> Result<()> {
+        #[cfg(target_os = "linux")]
+        for path in files.iter().filter(|_| args.cold) {
+            let file = File::open(path)?;
+            // Pages that are not written yet would stay.
+            file.sync_all()?;
+            posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
+        }
+        Ok(())
+    };
+    let (mut opens, mut reads, mut bytes, mut buffer) = (Vec::new(), Vec::new(), 0, vec![0u8; AT_ONCE]);
+    for _ in 0..args.repeat.max(1) {
+        forget()?;
+        let start = Instant::now();
+        let model = Model::open(&args.model)?;
+        opens.push(start.elapsed().as_secs_f64());
+        drop(model);
+        forget()?;
+        let start = Instant::now();
+        bytes = 0;
+        for path in &files {
+            let mut file = File::open(path)?;
+            loop {
+                match file.read(&mut buffer)? {
+                    0 => break,
+                    n => bytes += n,
+                }
+            }
+        }
+        reads.push(start.elapsed().as_secs_f64());
+    }
+    let line = json!({
+        "bytes": bytes, "seconds": median(&mut opens), "read_seconds": median(&mut reads), "cold": args.cold,
+        "peak_rss_mib": peak_memory_mib(),
     });
     println!("{line}");
     Ok(())

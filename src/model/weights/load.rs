@@ -196,10 +196,9 @@ impl<'a> Tensors<'a> {
     where
         'a: 'o,
     {
-        let (shard, Stored { dtype, bytes, .. }) = self.get(name)?;
-        let bytes = bytes.chunks(PIECE * dtype.bitsize() / 8);
-        let outs = out.chunks_mut(PIECE).zip(bytes).enumerate();
-        Ok(outs.map(|(i, (out, bytes))| Piece { name, shard, start: i * PIECE, dtype, bytes, out }).collect())
+        let (shard, Stored { dtype, offset, .. }) = self.get(name)?;
+        let piece = |(i, out)| Piece { name, shard, start: i * PIECE, dtype, tensor: offset, out };
+        Ok(out.chunks_mut(PIECE).enumerate().map(piece).collect())
     }
 
     /// transformers 4 ignores a tied checkpoint's own unembedding and transformers 5 uses it, so it may not differ.
@@ -230,24 +229,43 @@ pub(super) struct Piece<'a, 'o> {
     /// First element's index in its tensor.
     start: usize,
     dtype: Dtype,
-    bytes: &'a [u8],
+    /// Where its tensor begins in the file.
+    tensor: u64,
     out: &'o mut [f32],
+}
+
+impl Piece<'_, '_> {
+    fn read(self, buffer: &mut Vec<u8>) -> Result<()> {
+        let size = self.dtype.bitsize() / 8;
+        let offset = self.tensor + (self.start * size) as u64;
+        if self.dtype == Dtype::F32 {
+            // Straight to where it belongs.
+            self.shard.read_at(bytemuck::cast_slice_mut(self.out), offset)?;
+            self.out.iter_mut().for_each(|x| *x = f32::from_bits(u32::from_le(x.to_bits())));
+        } else {
+            buffer.resize(self.out.len() * size, 0);
+            self.shard.read_at(buffer, offset)?;
+            decode(self.dtype, buffer, self.out);
+        }
+        // All at once first: a search that can stop anywhere is not vectorised.
+        if self.out.iter().fold(true, |finite, x| finite & x.is_finite()) {
+            return Ok(());
+        }
+        let at = self.out.iter().position(|x| !x.is_finite()).unwrap_or_default();
+        bail!(
+            "{} holds {} at element {} in {}: these weights are broken (a diverged run, or overflow in f16)",
+            self.name,
+            self.out[at],
+            self.start + at,
+            self.shard.path.display()
+        )
+    }
 }
 
 /// Reads pieces; fails on a value that is not finite.
 pub(super) fn convert(pieces: Vec<Piece>) -> Result<()> {
-    let failure = pieces.into_par_iter().find_map_first(|piece| {
-        decode(piece.dtype, piece.bytes, piece.out);
-        let at = piece.out.iter().position(|x| !x.is_finite())?;
-        Some(format!(
-            "{} holds {} at element {} in {}: these weights are broken (a diverged run, or overflow in f16)",
-            piece.name,
-            piece.out[at],
-            piece.start + at,
-            piece.shard.path.display()
-        ))
-    });
-    failure.map_or(Ok(()), |message| bail!(message))
+    let done = pieces.into_par_iter().map_init(Vec::new, |buffer, piece| piece.read(buffer));
+    done.find_map_first(Result::err).map_or(Ok(()), Err)
 }
 
 /// Converts exactly; `bytes` holds `out.len()` elements, of any alignment. The dtype was checked before.

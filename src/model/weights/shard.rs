@@ -10,6 +10,7 @@ use serde::de::{Deserialize, Deserializer, Error, IgnoredAny, MapAccess, Visitor
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 /// The format's own limit.
@@ -19,15 +20,17 @@ const LENGTH_BYTES: usize = size_of::<u64>();
 /// An open file whose header was checked: every tensor's bytes lie inside of it.
 pub(super) struct Shard {
     pub path: PathBuf,
+    file: File,
     map: Mmap,
     header: Header,
 }
 
-/// One tensor as stored; `bytes` holds exactly `shape` elements of `dtype`.
+/// One tensor as stored; `bytes` holds exactly `shape` elements of `dtype`, from byte `offset` of the file.
 pub(super) struct Stored<'a> {
     pub dtype: Dtype,
     pub shape: &'a [usize],
     pub bytes: &'a [u8],
+    pub offset: u64,
 }
 
 impl Shard {
@@ -40,7 +43,7 @@ impl Shard {
         let header = Header::parse(&map)
             .with_context(|| format!("{} is damaged or no safetensors file", path.display()))
             .context("cannot read the weights; download or write the file again")?;
-        Ok(Shard { path: path.to_path_buf(), map, header })
+        Ok(Shard { path: path.to_path_buf(), file, map, header })
     }
 
     pub fn names(&self) -> impl Iterator<Item = &str> {
@@ -51,7 +54,15 @@ impl Shard {
         let info = self.header.tensors.get(name)?;
         let (start, end) = info.data_offsets;
         let bytes = self.map.get(self.header.data_start..)?.get(start..end)?;
-        Some(Stored { dtype: info.dtype, shape: &info.shape, bytes })
+        let offset = (self.header.data_start + start) as u64;
+        Some(Stored { dtype: info.dtype, shape: &info.shape, bytes, offset })
+    }
+
+    /// Fills `bytes` from byte `offset` of the file on. Not through the map: its pages would stand in memory beside what is made
+    /// of them, and cost a fault each.
+    pub fn read_at(&self, bytes: &mut [u8], offset: u64) -> Result<()> {
+        let read = self.file.read_exact_at(bytes, offset);
+        read.with_context(|| format!("cannot read {} at byte {offset}", self.path.display()))
     }
 }
 

@@ -1,0 +1,107 @@
+//! Arguments of `bupo bench`.
+
+use super::{ComputeArgs, parse_aggregation};
+use crate::rl::Aggregation;
+use clap::{Args, Subcommand};
+use std::path::PathBuf;
+
+#[derive(Debug, Subcommand)]
+pub enum BenchCommand {
+    /// One clipped-surrogate update on a batch; prints one line of JSON
+    Update(BenchUpdateArgs),
+    /// Sampling random prompts to a fixed length; prints one line of JSON
+    Rollout(BenchRolloutArgs),
+    /// What this machine can do: matrix products in f32 and bf16, reading memory; prints one line of JSON
+    Machine,
+    /// Whole GRPO steps, rollout to optimizer, on random prompts; prints one line of JSON
+    Step(BenchStepArgs),
+    /// Opening a checkpoint, and reading its files' bytes for comparison; prints one line of JSON
+    Open(BenchOpenArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct BenchOpenArgs {
+    pub model: PathBuf,
+    #[arg(long, default_value_t = 3)]
+    pub repeat: usize,
+    /// Asks the system to forget the files before each time, so that the disk is read (Linux)
+    #[arg(long)]
+    pub cold: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct BenchUpdateArgs {
+    pub model: PathBuf,
+    /// JSON of input_ids, response_mask, advantages and old_log_probs, each [sequences][tokens]
+    #[arg(long)]
+    pub batch: PathBuf,
+    /// The internal layer policy to update; the final policy without it
+    #[arg(long)]
+    pub layer: Option<usize>,
+    #[arg(long, default_value_t = 1)]
+    pub repeat: usize,
+    /// Updates in each repetition
+    #[arg(long, default_value_t = 1)]
+    pub steps: usize,
+    #[arg(long, default_value_t = 1e-6)]
+    pub lr: f64,
+    #[arg(long, default_value = "token-mean", value_parser = parse_aggregation)]
+    pub aggregation: Aggregation,
+    /// Packed tokens of one forward and backward
+    #[arg(long, default_value_t = 2048)]
+    pub micro_batch_tokens: usize,
+    /// Keep only each layer's input and compute the layer again in the backward
+    #[arg(long)]
+    pub recompute: bool,
+    /// Writes the first gradient as safetensors
+    #[arg(long)]
+    pub grads: Option<PathBuf>,
+    #[command(flatten)]
+    pub numbers: ComputeArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct BenchRolloutArgs {
+    pub model: PathBuf,
+    /// Sequences
+    #[arg(long, default_value_t = 64)]
+    pub batch: usize,
+    /// Tokens of each prompt
+    #[arg(long, default_value_t = 32)]
+    pub prompt: usize,
+    /// New tokens of each sequence
+    #[arg(long, default_value_t = 128)]
+    pub new: usize,
+    #[arg(long, default_value_t = 3)]
+    pub repeat: usize,
+    #[command(flatten)]
+    pub numbers: ComputeArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct BenchStepArgs {
+    pub model: PathBuf,
+    #[arg(long, default_value_t = 8)]
+    pub prompts: usize,
+    /// Responses to each prompt
+    #[arg(long, default_value_t = 8)]
+    pub group: usize,
+    /// Tokens of each prompt
+    #[arg(long, default_value_t = 24)]
+    pub prompt: usize,
+    /// New tokens of each response
+    #[arg(long, default_value_t = 128)]
+    pub new: usize,
+    /// The internal layer policy to update; the final policy without it
+    #[arg(long)]
+    pub layer: Option<usize>,
+    #[arg(long, default_value_t = 5)]
+    pub steps: usize,
+    #[arg(long, default_value_t = 2048)]
+    pub micro_batch_tokens: usize,
+    /// Gives every response a copy of its prompt in the update, in place of one for the group
+    #[arg(long)]
+    pub unshared: bool,
+    #[command(flatten)]
+    pub numbers: ComputeArgs,
+}
