@@ -5,7 +5,8 @@ mod bench;
 pub use bench::{BenchCommand, BenchOpenArgs, BenchRolloutArgs, BenchStepArgs, BenchUpdateArgs};
 
 use crate::analysis::Lens;
-use crate::model::Compute;
+use crate::model::weights::SaveDtype;
+use crate::model::{Compute, Target};
 use crate::rl::{Aggregation, LrSchedule};
 use crate::text::PromptTemplate;
 use crate::verify::Rule;
@@ -50,6 +51,8 @@ pub enum Command {
     Compare(CompareArgs),
     /// Two checkpoints of one model: what moved, how far, and in which layer
     Diff(DiffArgs),
+    /// A LoRA adapter and its base as one model
+    Merge(MergeArgs),
     /// One page, in a file that needs nothing else, of analyses, runs, evaluations, comparisons, diffs and samples
     Report(ReportArgs),
     /// A local page that follows runs while they go
@@ -165,6 +168,8 @@ pub struct SftArgs {
     #[arg(long)]
     pub recompute: bool,
     #[command(flatten)]
+    pub adapter: LoraArgs,
+    #[command(flatten)]
     pub numbers: ComputeArgs,
     #[command(flatten)]
     pub prompt: PromptArgs,
@@ -190,6 +195,20 @@ pub struct ComputeArgs {
     /// What matrix products multiply in: f32, or bf16 (faster, about three digits)
     #[arg(long, default_value = "f32", value_parser = parse_compute)]
     pub compute: Compute,
+}
+
+/// A LoRA adapter in place of the weights, where a recipe does not say.
+#[derive(Clone, Debug, Args)]
+pub struct LoraArgs {
+    /// Trains a LoRA adapter of this rank, with the model's own weights frozen
+    #[arg(long, value_name = "RANK")]
+    pub lora: Option<usize>,
+    /// The adapter is multiplied by alpha / rank [default: twice the rank]
+    #[arg(long, value_name = "ALPHA", requires = "lora")]
+    pub lora_alpha: Option<f64>,
+    /// Linear layers that get an adapter: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj [default: all]
+    #[arg(long, value_name = "TARGETS", requires = "lora", value_delimiter = ',', value_parser = parse_target)]
+    pub lora_targets: Vec<Target>,
 }
 
 #[derive(Debug, Args)]
@@ -419,6 +438,22 @@ pub struct DiffArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "Example: bupo merge runs/x/checkpoints/step-000100 --out merged")]
+pub struct MergeArgs {
+    /// The adapter's folder: adapter_config.json and adapter_model.safetensors, as bupo and PEFT write them
+    pub adapter: PathBuf,
+    /// The model that it was trained on: a folder, or a name on the hub [default: the one that the adapter names]
+    #[arg(long, value_name = "MODEL")]
+    pub base: Option<PathBuf>,
+    /// The merged model's folder
+    #[arg(long)]
+    pub out: PathBuf,
+    /// What weights are written in: f32 (exact), or bf16 (half the size)
+    #[arg(long, default_value = "f32", value_parser = parse_dtype)]
+    pub dtype: SaveDtype,
+}
+
+#[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  bupo report runs/grpo-1 runs/bupo-1 --out page.html\n  bupo report analysis-a analysis-b samples.jsonl --out page.html"
 )]
@@ -469,6 +504,14 @@ fn parse_template(name: &str) -> Result<PromptTemplate, String> {
 }
 
 fn parse_aggregation(text: &str) -> Result<Aggregation, String> {
+    by_name(text)
+}
+
+fn parse_target(text: &str) -> Result<Target, String> {
+    by_name(text)
+}
+
+fn parse_dtype(text: &str) -> Result<SaveDtype, String> {
     by_name(text)
 }
 

@@ -1,11 +1,13 @@
 //! One file a verb: wiring, no maths.
 
+pub mod adapter;
 pub mod analyze;
 pub mod bench;
 pub mod compare;
 pub mod diff;
 pub mod evaluate;
 pub mod generate;
+pub mod merge;
 pub mod report;
 pub mod score;
 pub mod serve;
@@ -20,6 +22,7 @@ use crate::model::{Compute, Model};
 use crate::run::progress::say;
 use crate::tasks::dataset::Row;
 use crate::text::{ChatTemplate, PromptEncoder, PromptTemplate, Tokenizer};
+use adapter::{base_of_adapter, open_adapter};
 use anyhow::{Context, Result, bail, ensure};
 use std::path::Path;
 
@@ -46,11 +49,17 @@ pub fn open(dir: &Path, prompt: &PromptArgs, compute: Compute) -> Result<Opened>
     Ok(Opened { model, prompts })
 }
 
-/// A checkpoint's model, computing as asked where this machine can.
+/// A checkpoint's model, computing as asked where this machine can. The folder of an adapter opens its base, with the adapter beside
+/// the weights.
 pub fn open_model(dir: &Path, compute: Compute) -> Result<Model> {
-    let mut model = Model::open(dir)?;
-    compute_in(&mut model, compute);
-    Ok(model)
+    match base_of_adapter(dir)? {
+        Some(base) => open_adapter(dir, &base, compute),
+        None => {
+            let mut model = Model::open(dir)?;
+            compute_in(&mut model, compute);
+            Ok(model)
+        }
+    }
 }
 
 /// Sets what a model's products multiply in, and says so where this machine cannot.
@@ -68,10 +77,23 @@ pub fn asked_template(prompt: &PromptArgs) -> Option<PromptTemplate> {
     prompt.template.clone().or(plain).or(prompt.system.as_ref().map(chat))
 }
 
-/// The tokenizer and chat template of a checkpoint folder, with a template and a limit.
+/// The tokenizer and chat template of a checkpoint folder, with a template and a limit. An adapter's are its base's, unless it has its
+/// own.
 pub fn prompt_encoder(dir: &Path, template: PromptTemplate, max_prompt_tokens: usize) -> Result<PromptEncoder> {
-    let tokenizer = Tokenizer::from_dir(dir)?;
-    let chat = ChatTemplate::from_dir(dir, &tokenizer)?;
+    prompt_encoder_beside(dir, base_of_adapter(dir)?.as_deref(), template, max_prompt_tokens)
+}
+
+/// [`prompt_encoder`] of an adapter whose base is known.
+pub fn prompt_encoder_beside(
+    dir: &Path,
+    base: Option<&Path>,
+    template: PromptTemplate,
+    max_prompt_tokens: usize,
+) -> Result<PromptEncoder> {
+    let own = dir.join("tokenizer.json").is_file();
+    let of_tokenizer = base.filter(|_| !own).unwrap_or(dir);
+    let tokenizer = Tokenizer::from_dir_beside(of_tokenizer, base)?;
+    let chat = ChatTemplate::from_dir(of_tokenizer, &tokenizer)?;
     PromptEncoder::new(tokenizer, chat, template, max_prompt_tokens)
 }
 
@@ -118,7 +140,8 @@ pub fn response_tokens(row: &Row, prompts: Option<&PromptEncoder>, number: usize
 
 /// The encoder of a checkpoint folder if it has a tokenizer: token rows need none.
 pub fn optional_encoder(dir: &Path, prompt: &PromptArgs, limit: usize) -> Result<Option<PromptEncoder>> {
-    if !dir.join("tokenizer.json").is_file() {
+    let base = base_of_adapter(dir)?;
+    if !std::iter::once(dir).chain(base.as_deref()).any(|dir| dir.join("tokenizer.json").is_file()) {
         return Ok(None);
     }
     prompt_encoder(dir, asked_template(prompt).unwrap_or_default(), limit).map(Some)

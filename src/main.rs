@@ -43,6 +43,7 @@ fn run(cli: &Cli) -> Result<()> {
         Command::Verify(args) => start_threads(cli.threads).and_then(|()| commands::verify::run(args)),
         Command::Compare(args) => start_threads(cli.threads).and_then(|()| commands::compare::run(args)),
         Command::Diff(args) => start_threads(cli.threads).and_then(|()| commands::diff::run(args)),
+        Command::Merge(args) => start_threads(cli.threads).and_then(|()| commands::merge::run(args)),
         Command::Report(args) => commands::report::run(args),
         Command::Serve(args) => commands::serve::run(args),
         Command::Bench(command) => start_threads(cli.threads).and_then(|()| commands::bench::run(command)),

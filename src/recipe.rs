@@ -10,7 +10,7 @@ pub use sections::{
     RolloutSection, RunSection, SetSource, WarmupSection,
 };
 
-use crate::model::Compute;
+use crate::model::{Compute, LoraConfig};
 use crate::reward::RewardConfig;
 use crate::rl::{BupoConfig, CriticConfig, LossConfig, OptimizerConfig, PhaseConfig};
 use crate::text::PromptTemplate;
@@ -48,6 +48,9 @@ pub struct Recipe {
     pub loss: LossConfig,
     #[serde(default)]
     pub optimizer: OptimizerConfig,
+    /// Trains low-rank adapters beside the linear layers, with the model's own weights frozen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lora: Option<LoraConfig>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub critic: Option<CriticConfig>,
     #[serde(default)]

@@ -10,11 +10,12 @@ use bupo::compute::cpu::attention::{AttentionSaved, AttentionShape, attention, a
 use bupo::compute::cpu::embedding::{embed, embed_backward};
 use bupo::compute::cpu::gemm::{Compute, Write, linear, linear_backward_input, linear_backward_weight};
 use bupo::compute::cpu::head::{Head, HeadStats, RowGradients};
+use bupo::compute::cpu::low_rank::{LowRank, merge};
 use bupo::compute::cpu::norm::{add_rms_norm, rms_norm, rms_norm_backward};
 use bupo::compute::cpu::rope::{QkRope, RopeTable};
 use bupo::compute::cpu::swiglu::{swiglu, swiglu_backward};
 use bupo::model::config::Family;
-use bupo::model::{Keep, LayerIndex, Model, ModelConfig, ParamLayout, Tap, Trained, Workspace};
+use bupo::model::{Keep, LayerIndex, LoraConfig, Model, ModelConfig, ParamLayout, Tap, Target, Trained, Workspace};
 use bupo::policy::{InternalPolicy, Part, Pass, Targets};
 use std::convert::Infallible;
 use std::ops::Range;
@@ -79,6 +80,41 @@ fn linear_layer() {
     linear_backward_weight(Compute::F32, &c, &x, &mut dw, t, i, o);
     check("linear input", &x, &dx, |x| f(x, &w));
     check("linear weight", &w, &dw, |w| f(&x, w));
+}
+
+#[test]
+fn low_rank_path_of_a_fused_layer() {
+    // Three parts, of which the second has no adapter; a row stride that is not the width of a part.
+    let (t, i, o, r) = (6, 7, 11, 2);
+    let (x, a, c) = (noise(t * i, 1), noise(2 * r * i, 2), noise(t * o, 3));
+    let (b0, b2) = (noise(4 * r, 4), noise(5 * r, 5));
+    let path = |a: &[f32], b0: &[f32], b2: &[f32], run: &mut dyn FnMut(LowRank<'_>)| {
+        let b = vec![(b0, 0..4), (b2, 6..11)];
+        run(LowRank { compute: Compute::F32, inputs: i, outputs: o, rank: r, scale: 1.7, a, b })
+    };
+    let f = |x: &[f32], a: &[f32], b0: &[f32], b2: &[f32]| {
+        let mut y = vec![0.25; t * o];
+        path(a, b0, b2, &mut |path| path.forward(x, &mut y, t, &mut vec![]));
+        assert!(y.chunks(o).all(|row| row[4..6] == [0.25, 0.25]), "columns of no adapter");
+        weighted(&y, &c)
+    };
+    let (mut dx, mut da, mut db) = (vec![0.0; t * i], vec![0.0; 2 * r * i], vec![0.0; 9 * r]);
+    path(&a, &b0, &b2, &mut |path| {
+        path.backward_weight(&x, &c, (&mut da, &mut db), t, &mut vec![]);
+        path.backward_input(&c, &mut dx, t, &mut vec![]);
+    });
+    check("low-rank input", &x, &dx, |x| f(x, &a, &b0, &b2));
+    check("low-rank A", &a, &da, |a| f(&x, a, &b0, &b2));
+    check("low-rank first B", &b0, &db[..4 * r], |b| f(&x, &a, b, &b2));
+    check("low-rank last B", &b2, &db[4 * r..], |b| f(&x, &a, &b0, b));
+    // Beside a weight of zeros, the path is what it merges to.
+    let mut w = vec![0.0; o * i];
+    merge(&mut w[..4 * i], &a[..r * i], &b0, 1.7, (4, i, r));
+    merge(&mut w[6 * i..], &a[r * i..], &b2, 1.7, (5, i, r));
+    let (mut y, mut merged) = (vec![0.0; t * o], vec![0.0; t * o]);
+    path(&a, &b0, &b2, &mut |path| path.forward(&x, &mut y, t, &mut vec![]));
+    linear(Compute::F32, &x, &w, &mut merged, t, i, o, Write::Replace);
+    assert!(y.iter().zip(&merged).all(|(a, b)| (a - b).abs() < 1e-5));
 }
 
 #[test]
@@ -314,6 +350,75 @@ fn whole_decoder_for_every_kind_of_policy() {
                 });
             }
         }
+    }
+}
+
+/// A model with an adapter whose B are not zero, so that A has a gradient.
+fn adapted(family: Family, tied: bool, lora: &LoraConfig) -> Model {
+    let mut model = model(family, tied);
+    model.add_adapter(lora, "base", 3).unwrap();
+    let range = model.layout.trainable();
+    let values: Vec<f32> = noise(range.len(), 8).iter().map(|x| 0.4 * x).collect();
+    model.params[range].copy_from_slice(&values);
+    model
+}
+
+#[test]
+fn adapters_for_every_kind_of_policy() {
+    let (packing, targets) = batch();
+    let (cp, ce) = (noise(targets.len(), 6), noise(targets.len(), 7));
+    let all = LoraConfig { rank: 3, alpha: 4.0, ..LoraConfig::default() };
+    let some =
+        LoraConfig { targets: vec![Target::KProj, Target::UpProj], layers: Some("2-3".into()), rslora: true, ..all };
+    for (family, tied, lora) in
+        [(Family::Qwen3, true, &all), (Family::Qwen2, false, &some), (Family::Llama, true, &some)]
+    {
+        let model = adapted(family, tied, lora);
+        let trainable = model.layout.trainable();
+        for policy in ["final", "layer:2", "layer:3", "attn:2", "ffn:3", "normed:2"] {
+            let policy = InternalPolicy::parse(policy, 3).unwrap();
+            let trained = model.layout.trained_by(policy.tap());
+            let f = |model: &Model| {
+                let s = policy.score(model, &mut Workspace::new(model), &packing, &targets, 0.9);
+                weighted(&s.log_probs, &cp) + weighted(&s.entropy, &ce)
+            };
+            let mut by_mode = vec![];
+            for keep in [Keep::Activations, Keep::LayerInputs] {
+                let pass = Pass { temperature: 0.9, keep, whole: false, trained: &trained };
+                // No room for anything but the adapter's gradients.
+                let (mut ws, mut grads) = (Workspace::new(&model), vec![0f32; trainable.len()]);
+                let loss = constant(&cp, &ce);
+                policy.gradient(&model, &mut ws, &packing, &targets, pass, &mut grads, loss).unwrap();
+                by_mode.push(grads);
+            }
+            assert_eq!(by_mode[0], by_mode[1], "recomputing changes the gradient of {policy}");
+            for tensor in model.layout.trainable_tensors() {
+                let own = tensor.offset - trainable.start..tensor.range().end - trainable.start;
+                let name = format!("{family:?} {policy} {}", tensor.name);
+                if !trained.has(&tensor.range()) {
+                    assert!(by_mode[0][own].iter().all(|g| *g == 0.0), "{name} lies above");
+                    continue;
+                }
+                check(&name, &model.params[tensor.range()], &by_mode[0][own], |part| {
+                    let mut moved = model.clone();
+                    moved.params[tensor.range()].copy_from_slice(part);
+                    f(&moved)
+                });
+            }
+        }
+        // Off, it is the base; merged, it is what it was beside it.
+        let mut merged = model.clone();
+        let score =
+            |model: &Model| InternalPolicy::Final.score(model, &mut Workspace::new(model), &packing, &targets, 1.0);
+        let base = Model::new(model.config.clone(), model.params[..trainable.start].to_vec());
+        assert_eq!(merged.without_adapter(score), score(&base));
+        let beside = score(&model);
+        assert_ne!(beside, score(&base));
+        merged.merge_adapter();
+        assert_eq!(merged.layout.tensors, base.layout.tensors);
+        let worst =
+            beside.log_probs.iter().zip(score(&merged).log_probs).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(worst < 2e-5, "{family:?}: {worst}");
     }
 }
 

@@ -1,6 +1,6 @@
 //! Arguments of `bupo bench`.
 
-use super::{ComputeArgs, parse_aggregation};
+use super::{ComputeArgs, LoraArgs, parse_aggregation};
 use crate::rl::Aggregation;
 use clap::{Args, Subcommand};
 use std::path::PathBuf;
@@ -57,6 +57,8 @@ pub struct BenchUpdateArgs {
     #[arg(long)]
     pub grads: Option<PathBuf>,
     #[command(flatten)]
+    pub adapter: LoraArgs,
+    #[command(flatten)]
     pub numbers: ComputeArgs,
 }
 
@@ -102,6 +104,8 @@ pub struct BenchStepArgs {
     /// Gives every response a copy of its prompt in the update, in place of one for the group
     #[arg(long)]
     pub unshared: bool,
+    #[command(flatten)]
+    pub adapter: LoraArgs,
     #[command(flatten)]
     pub numbers: ComputeArgs,
 }

@@ -1,7 +1,8 @@
 //! `bupo bench`: the heavy parts by themselves, timed; one line of JSON each, for scripts that compare.
 
+use super::adapter::asked;
 use super::open_model;
-use crate::cli::{BenchCommand, BenchOpenArgs, BenchRolloutArgs, BenchStepArgs, BenchUpdateArgs};
+use crate::cli::{BenchCommand, BenchOpenArgs, BenchRolloutArgs, BenchStepArgs, BenchUpdateArgs, LoraArgs};
 use crate::compute::cpu::gemm::{Write, linear};
 use crate::model::{Compute, Keep, Model, Workspace, weights};
 use crate::policy::{InternalPolicy, LayerIndex};
@@ -23,6 +24,7 @@ use serde_json::json;
 use std::cell::RefCell;
 use std::fs::File;
 use std::io::Read;
+use std::path::Path;
 use std::time::Instant;
 
 pub fn run(command: &BenchCommand) -> Result<()> {
@@ -48,7 +50,7 @@ fn bench_update(args: &BenchUpdateArgs) -> Result<()> {
     let what = || format!("{} is no batch that can be read", args.batch.display());
     let bytes = crate::run::atomic::read(&args.batch)?;
     let batch: Batch = serde_json::from_slice(&bytes).with_context(what)?;
-    let mut model = open_model(&args.model, args.numbers.compute)?;
+    let mut model = open_with_adapter(&args.model, args.numbers.compute, &args.adapter)?;
     let policy = policy(args.layer, &model)?;
     let (groups, given) = groups(&batch, &model).with_context(what)?;
     let loss = LossConfig { aggregation: args.aggregation, ..LossConfig::default() };
@@ -73,7 +75,7 @@ fn bench_update(args: &BenchUpdateArgs) -> Result<()> {
             old.log_probs
         }
     };
-    let mut grads = vec![0f32; model.layout.len()];
+    let mut grads = vec![0f32; model.layout.trainable().len()];
     let before = Before { old: Some(&old), ..Before::default() };
     if let Some(path) = &args.grads {
         mini_batch_gradient(&model, &mut ws, &groups, all.clone(), &settings, before, &mut grads)?;
@@ -109,6 +111,15 @@ fn bench_update(args: &BenchUpdateArgs) -> Result<()> {
     });
     println!("{line}");
     Ok(())
+}
+
+/// A model, with a fresh adapter if one is asked for.
+fn open_with_adapter(dir: &Path, compute: Compute, adapter: &LoraArgs) -> Result<Model> {
+    let mut model = open_model(dir, compute)?;
+    if let Some(config) = asked(adapter) {
+        model.add_adapter(&config, &dir.to_string_lossy(), 1).context("--lora")?;
+    }
+    Ok(model)
 }
 
 /// Rows as groups of one response each, and their old log-probs if the batch gives them.
@@ -176,7 +187,7 @@ fn random_requests(model: &Model, prompts: usize, tokens: usize, samples: usize)
 }
 
 fn bench_step(args: &BenchStepArgs) -> Result<()> {
-    let mut model = open_model(&args.model, args.numbers.compute)?;
+    let mut model = open_with_adapter(&args.model, args.numbers.compute, &args.adapter)?;
     let policy = policy(args.layer, &model)?;
     let requests = random_requests(&model, args.prompts, args.prompt, args.group);
     let sampling = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, max_new_tokens: args.new };
@@ -195,7 +206,7 @@ fn bench_step(args: &BenchStepArgs) -> Result<()> {
         keep: Keep::Activations,
     };
     let (mut ws, mut optimizer) = (Workspace::new(&model), Optimizer::new(&model.layout));
-    let mut grads = vec![0f32; model.layout.len()];
+    let mut grads = vec![0f32; model.layout.trainable().len()];
     let (mut seconds, mut rollouts, mut updates) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..args.steps.max(1) {
         let start = Instant::now();
@@ -327,7 +338,7 @@ fn bench_machine() -> Result<()> {
 }
 
 /// Floating-point operations that an update needs: products of the linear layers below the policy and of the head, once
-/// forward and twice backward, and attention's two forward and four backward.
+/// forward and twice backward (once where the weights are frozen, beside an adapter), and attention's two forward and four backward.
 fn update_gflop(model: &Model, policy: InternalPolicy, groups: &[ResponseGroup]) -> f64 {
     let (c, depth) = (&model.config, policy.tap().layer().map_or(model.config.layers, LayerIndex::one_based));
     let weights = c.hidden_size * (c.qkv_dim() + c.q_dim() + 3 * c.intermediate_size);
@@ -343,7 +354,10 @@ fn update_gflop(model: &Model, policy: InternalPolicy, groups: &[ResponseGroup])
             pairs += rows * prompt + rows * (rows + 1) / 2;
         }
     }
-    let linear = 6 * depth * weights * tokens + 6 * c.vocab_size * c.hidden_size * targets;
+    let adapter = model.layout.adapter.as_ref();
+    let per_weight = if adapter.is_some() { 4 } else { 6 };
+    let beside = adapter.map_or(0, |a| a.layers[..depth].iter().map(|layer| layer.range().len()).sum());
+    let linear = per_weight * (depth * weights * tokens + c.vocab_size * c.hidden_size * targets) + 6 * beside * tokens;
     1e-9 * (linear + 12 * depth * c.q_dim() * pairs) as f64
 }
 

@@ -2,12 +2,14 @@
 
 mod data;
 
+use super::adapter::{self, asked, base_of_run, merge_first, open_adapter, opens_with};
 use super::evaluate::write_json;
 use super::train::state::{Counters, save_part};
-use super::{asked_template, open_model, prompt_encoder};
+use super::{asked_template, open_model, prompt_encoder, prompt_encoder_beside};
 use crate::cli::SftArgs;
 use crate::hub::checkpoint;
-use crate::model::{Keep, Model, Workspace};
+use crate::model::weights::is_adapter;
+use crate::model::{Keep, LoraConfig, Model, Workspace};
 use crate::rl::OptimizerConfig;
 use crate::rl::adamw::Optimizer;
 use crate::rl::supervised::{Example, SupervisedSettings, supervised_loss, supervised_step};
@@ -20,7 +22,7 @@ use crate::run::manifest::{Manifest, now};
 use crate::run::progress::{Progress, say};
 use crate::tasks::order::index_at;
 use crate::text::{PromptEncoder, PromptTemplate};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use data::{Counts, Data};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -44,6 +46,8 @@ struct Settings {
     micro_batch_tokens: usize,
     recompute: bool,
     compute: crate::model::Compute,
+    #[serde(default)]
+    lora: Option<LoraConfig>,
     counts: Counts,
 }
 
@@ -91,13 +95,35 @@ pub fn run(args: &SftArgs) -> Result<()> {
         Some(step) => checkpoints.path(step),
         None => checkpoint(&args.model)?,
     };
-    let mut model = open_model(&start, args.numbers.compute)?;
+    // The folder of the weights that an adapter lies beside, unless they are another adapter's, merged: those are kept with the run.
+    let kept = asked(&args.adapter).and_then(|_| checkpoint(&args.model).ok()).filter(|dir| !is_adapter(dir));
+    let base = match (last, asked(&args.adapter)) {
+        (Some(_), Some(_)) => Some(base_of_run(&args.out, kept.as_deref())?),
+        _ => None,
+    };
+    let mut model = match &base {
+        Some(base) => open_adapter(&start, base, args.numbers.compute)?,
+        None => open_model(&start, args.numbers.compute)?,
+    };
+    if last.is_none() {
+        merge_first(&start, &mut model);
+    }
     let context = model.config.max_position_embeddings;
     ensure!(args.max_length <= context, "--max-length {}: the model's context is {context} tokens", args.max_length);
     let template = asked_template(&args.prompt).unwrap_or_default();
-    let prompts = prompt_encoder(&start, template.clone(), context)?;
+    let prompts = match &base {
+        Some(base) => prompt_encoder_beside(&start, Some(base), template.clone(), context)?,
+        None => prompt_encoder(&start, template.clone(), context)?,
+    };
     let data = Data::read(args, &prompts)?;
     let settings = settings(args, &data, template, &model);
+    interrupt::install()?;
+    checkpoints.create()?;
+    let _lock = FolderLock::take(&args.out)?;
+    clean_leftovers(&args.out)?;
+    if let Some(lora) = settings.lora.as_ref().filter(|_| last.is_none()) {
+        adapter::begin(lora, kept.as_deref(), &args.out, prompts.tokenizer(), &mut model, args.seed)?;
+    }
     let (mut optimizer, mut step) = (Optimizer::new(&model.layout), 0);
     if let Some(last) = last {
         let what = || format!("the training state in {}", start.display());
@@ -107,10 +133,6 @@ pub fn run(args: &SftArgs) -> Result<()> {
         metadata.counters.restore(arrays, &mut optimizer).with_context(what)?;
         step = last;
     }
-    interrupt::install()?;
-    checkpoints.create()?;
-    let _lock = FolderLock::take(&args.out)?;
-    clean_leftovers(&args.out)?;
     write_json(&args.out.join("sft.json"), &settings)?;
     let manifest = args.out.join("manifest.json");
     let mut about = Manifest::new("sft", args.seed, rayon::current_num_threads());
@@ -140,6 +162,9 @@ fn check(args: &SftArgs) -> Result<()> {
     ensure!((0.0..1.0).contains(&args.eval_share), "--eval-share {}: expected a share from 0 up to 1", args.eval_share);
     for file in args.data.iter().chain(&args.eval_data) {
         ensure!(file.is_file(), "{}: there is no such file of examples", file.display());
+    }
+    if let Some(lora) = asked(&args.adapter) {
+        lora.check().map_err(|reason| anyhow!("--lora: {reason}"))?;
     }
     optimizer_config(args).check()
 }
@@ -171,6 +196,7 @@ fn settings(args: &SftArgs, data: &Data, prompt: PromptTemplate, model: &Model) 
         micro_batch_tokens: args.micro_batch_tokens,
         recompute: args.recompute,
         compute: model.compute,
+        lora: asked(&args.adapter),
         counts: data.counts.clone(),
     }
 }
@@ -211,7 +237,7 @@ impl Sft<'_> {
             (self.args.eval_every.unwrap_or(per_epoch), self.args.checkpoint_every.unwrap_or(per_epoch));
         let keep = if s.recompute { Keep::LayerInputs } else { Keep::Activations };
         let how = SupervisedSettings { micro_batch_tokens: s.micro_batch_tokens, keep };
-        let (mut ws, mut grads) = (Workspace::new(model), vec![0f32; model.layout.len()]);
+        let (mut ws, mut grads) = (Workspace::new(model), vec![0f32; model.layout.trainable().len()]);
         let mut metrics = JsonlWriter::open(&self.args.out.join("metrics.jsonl"))?;
         let mut eval_loss = None;
         if self.step == 0 && !self.data.held_out.is_empty() {
@@ -267,7 +293,7 @@ impl Sft<'_> {
         progress.finish();
         let held_out = eval_loss.map_or(String::new(), |l| format!(", held-out loss {l:.4} nats per token"));
         let path = self.checkpoints.path(self.step);
-        println!("{} steps{held_out}\nModel: {}   (opens with transformers)", self.step, path.display());
+        println!("{} steps{held_out}\nModel: {}   (opens with {})", self.step, path.display(), opens_with(&path));
         Ok(true)
     }
 

@@ -176,6 +176,7 @@ impl Run {
         let analysis = self.analyse(&model, "before")?;
         println!("{}\n{}\n", terminal::table(&analysis), terminal::summary(&analysis));
         self.choose_schedule(&model, &analysis)?;
+        setup::add_adapter(&self.recipe, &self.dir, &self.prompts, &mut model)?;
         let scales = lr_scales(&self.recipe.optimizer.group, &model.layout)?;
         let optimizer = Optimizer::with_scales(&model.layout, scales);
         // Beside the policy as it is after the warm-up.
@@ -242,7 +243,8 @@ impl Run {
         if self.step == 0 {
             events.scores(0, &before)?;
         }
-        let reference = match self.recipe.loss.kl_coef != 0.0 {
+        // A model with an adapter is its own reference.
+        let reference = match self.recipe.loss.kl_coef != 0.0 && self.recipe.lora.is_none() {
             true => Some(
                 open_model(&self.checkpoints.path(0), self.recipe.compute)
                     .context("the reference model of the KL penalty")?,

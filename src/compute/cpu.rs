@@ -10,6 +10,7 @@ pub mod embedding;
 pub mod gemm;
 pub mod gram;
 pub mod head;
+pub mod low_rank;
 pub mod norm;
 pub mod rope;
 mod shared;

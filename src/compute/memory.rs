@@ -40,9 +40,12 @@ unsafe impl GlobalAlloc for HugePages {
 fn advised(block: *mut u8, size: usize) -> *mut u8 {
     const PAGE: usize = 4096;
     if size >= LARGE && !block.is_null() {
-        let start = block.addr().next_multiple_of(PAGE);
-        let len = (block.addr() + size - start) / PAGE * PAGE;
-        // SAFETY: whole pages inside of this allocation; a kernel that knows nothing of huge pages refuses, which is fine.
+        // Every page that the block touches, the first and the last too: advice for a part would split the mapping, and a block in
+        // several parts is copied when it grows, where one that is whole is moved without a second copy of it.
+        let start = block.addr() / PAGE * PAGE;
+        let len = (block.addr() + size).next_multiple_of(PAGE) - start;
+        // SAFETY: the pages are mapped, for the block lies in them, and advice changes nothing that they hold; a kernel that knows
+        // nothing of huge pages refuses, which is fine.
         unsafe { libc::madvise(block.with_addr(start).cast(), len, libc::MADV_HUGEPAGE) };
     }
     block

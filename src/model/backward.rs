@@ -9,7 +9,6 @@ use super::{Model, Trained};
 use crate::compute::Packing;
 use crate::compute::cpu::attention::{AttentionSaved, attention_backward};
 use crate::compute::cpu::embedding::embed_backward;
-use crate::compute::cpu::gemm::{Write, linear_backward_input, linear_backward_weight};
 use crate::compute::cpu::norm::{rms_norm_again, rms_norm_backward};
 use crate::compute::cpu::swiglu::{swiglu, swiglu_backward};
 use std::ops::Range;
@@ -37,9 +36,11 @@ impl Tap {
     }
 }
 
-/// The gradients as a backward sees them: parts of the flat array, of trained tensors only.
-struct Grads<'a> {
+/// The gradients as a backward sees them: parts of an array laid out as [`ParamLayout::trainable`], of trained tensors only.
+pub(super) struct Grads<'a> {
     flat: &'a mut [f32],
+    /// The parameter that the array begins with.
+    from: usize,
     trained: &'a Trained,
     /// Takes what is computed of frozen norms on the way to their input's gradient.
     spare: Vec<f32>,
@@ -47,13 +48,13 @@ struct Grads<'a> {
 
 impl Grads<'_> {
     /// Where a tensor's gradient is added up; none if it is frozen.
-    fn of(&mut self, range: &Range<usize>) -> Option<&mut [f32]> {
-        self.trained.has(range).then(|| &mut self.flat[range.clone()])
+    pub fn of(&mut self, range: &Range<usize>) -> Option<&mut [f32]> {
+        self.trained.has(range).then(|| &mut self.flat[range.start - self.from..range.end - self.from])
     }
 
     fn norm(&mut self, range: &Range<usize>) -> &mut [f32] {
         if self.trained.has(range) {
-            return &mut self.flat[range.clone()];
+            return &mut self.flat[range.start - self.from..range.end - self.from];
         }
         resize(&mut self.spare, range.len());
         &mut self.spare
@@ -70,7 +71,7 @@ pub struct StateGradients<'a> {
 }
 
 impl Model {
-    /// Adds to `grads` (laid out as the parameters) the gradient of every parameter in `trained`, which lies below `tap`
+    /// Adds to `grads` (laid out as [`ParamLayout::trainable`]) the gradient of every parameter in `trained`, which lies below `tap`
     /// ([`ParamLayout::trained_by`]); below the lowest of them nothing is computed. The workspace holds the forward of the same
     /// batch to the same tap, with [`Keep::Activations`] or [`Keep::LayerInputs`]; it is spent.
     pub fn backward(
@@ -86,7 +87,8 @@ impl Model {
         let StateGradients { d_state, beside } = states;
         let top = tap.layer().or_else(|| LayerIndex::all(self.config.layers).next_back());
         let mut entry = tap.entry();
-        let mut grads = Grads { flat: grads, trained, spare: Vec::new() };
+        let from = self.layout.trainable().start;
+        let mut grads = Grads { flat: grads, from, trained, spare: Vec::new() };
         if matches!(tap, Tap::Final | Tap::Normed(_)) {
             let mut d_stream = std::mem::take(&mut ws.branch);
             resize(&mut d_stream, d_state.len());
@@ -135,7 +137,8 @@ impl Model {
         let (c, p) = (&self.config, &self.layout.layers[layer.index()]);
         let (t, d, f) = (packing.rows(), c.hidden_size, c.intermediate_size);
         let slot = ws.acts_slot(layer.index());
-        let Workspace { rope, streams, layers, normed, branch, qk, act, d_wide, d_inner, .. } = ws;
+        let Workspace { rope, streams, layers, normed, branch, qk, act, d_wide, d_inner, low_rank, .. } = ws;
+        let linears = self.linears(layer);
         let (x, a) = (&streams[layer.index()], &mut layers[slot]);
         for (buffer, len) in [(&mut *normed, t * d), (&mut *branch, t * d), (&mut *act, t * f)] {
             resize(buffer, len);
@@ -144,35 +147,22 @@ impl Model {
         if entry != Entry::Attention {
             // F = down(swiglu(gate_up(norm(M)))); dh is dF and, in a whole layer, also flows around it.
             swiglu(&a.gate_up, act, f);
-            if let Some(dw) = grads.of(&p.down) {
-                linear_backward_weight(self.compute, dh, act, dw, t, f, d);
-            }
-            linear_backward_input(self.compute, dh, self.param(&p.down), act, t, f, d, Write::Replace);
+            linears.down.backward_weight(act, dh, t, grads, low_rank);
+            linears.down.backward_input(dh, act, t, low_rank);
             swiglu_backward(&mut a.gate_up, act, f);
-            if let Some(dw) = grads.of(&p.gate_up) {
+            if linears.gate_up.is_trained(grads.trained) {
                 rms_norm_again(&a.mid, self.param(&p.ffn_norm), &a.inv_rms_ffn, normed);
-                linear_backward_weight(self.compute, &a.gate_up, normed, dw, t, d, 2 * f);
+                linears.gate_up.backward_weight(normed, &a.gate_up, t, grads, low_rank);
             }
-            linear_backward_input(
-                self.compute,
-                &a.gate_up,
-                self.param(&p.gate_up),
-                branch,
-                t,
-                d,
-                2 * f,
-                Write::Replace,
-            );
+            linears.gate_up.backward_input(&a.gate_up, branch, t, low_rank);
             let (w, dw) = (self.param(&p.ffn_norm), grads.norm(&p.ffn_norm));
             rms_norm_backward(&a.mid, w, &a.inv_rms_ffn, branch, dh, dw, entry == Entry::Layer);
         }
 
         // A = o(attention(rope(qkv(norm(x))))); dh is dA and, unless A alone is read, also flows around it.
         resize(d_inner, t * c.q_dim());
-        if let Some(dw) = grads.of(&p.o) {
-            linear_backward_weight(self.compute, dh, &a.attn, dw, t, c.q_dim(), d);
-        }
-        linear_backward_input(self.compute, dh, self.param(&p.o), d_inner, t, c.q_dim(), d, Write::Replace);
+        linears.o.backward_weight(&a.attn, dh, t, grads, low_rank);
+        linears.o.backward_input(dh, d_inner, t, low_rank);
         resize(qk, t * (c.q_dim() + c.kv_dim()));
         resize(d_wide, t * c.qkv_dim());
         let qk_rope = self.qk_rope(p, rope, packing.positions());
@@ -180,7 +170,7 @@ impl Model {
         let saved = AttentionSaved { qk, qkv: &a.qkv, out: &a.attn, lse: &a.lse };
         attention_backward(self.attention_shape(), packing, saved, d_inner, d_wide);
         let norms = p.q_norm.as_ref().zip(p.k_norm.as_ref()).filter(|(q, _)| grads.trained.has(q));
-        let norms = norms.map(|(q, k)| grads.flat[q.start..k.end].split_at_mut(q.len()));
+        let norms = norms.map(|(q, k)| grads.flat[q.start - grads.from..k.end - grads.from].split_at_mut(q.len()));
         qk_rope.backward(&a.qkv, d_wide, norms);
         if let Some(bias) = p.qkv_bias.as_ref().and_then(|range| grads.of(range)) {
             for row in d_wide.chunks_exact(c.qkv_dim()) {
@@ -189,11 +179,11 @@ impl Model {
                 }
             }
         }
-        if let Some(dw) = grads.of(&p.qkv) {
+        if linears.qkv.is_trained(grads.trained) {
             rms_norm_again(x, self.param(&p.attn_norm), &a.inv_rms_attn, normed);
-            linear_backward_weight(self.compute, d_wide, normed, dw, t, d, c.qkv_dim());
+            linears.qkv.backward_weight(normed, d_wide, t, grads, low_rank);
         }
-        linear_backward_input(self.compute, d_wide, self.param(&p.qkv), branch, t, d, c.qkv_dim(), Write::Replace);
+        linears.qkv.backward_input(d_wide, branch, t, low_rank);
         let (w, dw) = (self.param(&p.attn_norm), grads.norm(&p.attn_norm));
         rms_norm_backward(x, w, &a.inv_rms_attn, branch, dh, dw, entry != Entry::Attention);
     }

@@ -9,12 +9,11 @@ use super::{Model, params::LayerParams};
 use crate::compute::Packing;
 use crate::compute::cpu::attention::{AttentionShape, attention};
 use crate::compute::cpu::embedding::embed;
-use crate::compute::cpu::gemm::{PackedWeight, Write, linear};
+use crate::compute::cpu::gemm::{PackedWeight, Write};
 use crate::compute::cpu::norm::{add_rms_norm, rms_norm};
 use crate::compute::cpu::rope::{QkRope, RopeTable};
 use crate::compute::cpu::swiglu::swiglu;
 use rayon::prelude::*;
-use std::ops::Range;
 use std::sync::Arc;
 
 /// What a forward keeps for a backward.
@@ -96,6 +95,8 @@ pub struct Workspace {
     pub(super) act: Vec<f32>,
     pub(super) d_wide: Vec<f32>,
     pub(super) d_inner: Vec<f32>,
+    /// Between the two factors of an adapter.
+    pub(super) low_rank: Vec<f32>,
     /// The state of the tap at which the last forward stopped, `[T, d]`.
     state: Vec<f32>,
     /// Of the head's gradient, which works beside the decoder.
@@ -118,6 +119,7 @@ impl Workspace {
             act: Vec::new(),
             d_wide: Vec::new(),
             d_inner: Vec::new(),
+            low_rank: Vec::new(),
             state: Vec::new(),
             head: HeadScratch::default(),
             packed: None,
@@ -271,9 +273,10 @@ impl Model {
         let (c, p) = (&self.config, &self.layout.layers[layer.index()]);
         let (t, d, f) = (positions.len(), c.hidden_size, c.intermediate_size);
         let slot = ws.acts_slot(layer.index());
-        let Workspace { rope, layers, normed, branch, qk, act, state, packed, .. } = ws;
+        let Workspace { rope, layers, normed, branch, qk, act, low_rank, state, packed, .. } = ws;
         let a = &mut layers[slot];
         let packed = packed.as_ref().map(|p| &p.layers[layer.index()]);
+        let linears = self.linears(layer);
         for (buffer, len) in [
             (&mut *normed, t * d),
             (&mut *branch, t * d),
@@ -304,10 +307,10 @@ impl Model {
             return true;
         }
         let write = self.write_bias(p, &mut a.qkv);
-        self.linear(packed.map(|p| &p.qkv), normed, &p.qkv, &mut a.qkv, (t, d, c.qkv_dim()), write);
+        linears.qkv.forward(packed.map(|p| &p.qkv), normed, &mut a.qkv, t, write, low_rank);
         self.qk_rope(p, rope, positions).forward(&a.qkv, qk);
         attend.attend(layer.index(), self.attention_shape(), qk, &a.qkv, &mut a.attn, &mut a.lse);
-        self.linear(packed.map(|p| &p.o), &a.attn, &p.o, branch, (t, c.q_dim(), d), Write::Replace);
+        linears.o.forward(packed.map(|p| &p.o), &a.attn, branch, t, Write::Replace, low_rank);
         if reached(Tap::Attn(layer), branch) {
             return true;
         }
@@ -317,30 +320,14 @@ impl Model {
         if reached(Tap::ResidMid(layer), &a.mid) || reached(Tap::FfnIn(layer), normed) {
             return true;
         }
-        self.linear(packed.map(|p| &p.gate_up), normed, &p.gate_up, &mut a.gate_up, (t, d, 2 * f), Write::Replace);
+        linears.gate_up.forward(packed.map(|p| &p.gate_up), normed, &mut a.gate_up, t, Write::Replace, low_rank);
         swiglu(&a.gate_up, act, f);
-        self.linear(packed.map(|p| &p.down), act, &p.down, branch, (t, f, d), Write::Replace);
+        linears.down.forward(packed.map(|p| &p.down), act, branch, t, Write::Replace, low_rank);
         if reached(Tap::Ffn(layer), branch) {
             return true;
         }
         add(&a.mid, branch, post);
         reached(Tap::ResidPost(layer), post)
-    }
-
-    /// A linear layer `y = x W^T` of sizes (t, i, o), with the weight as it lies or as it was packed.
-    fn linear(
-        &self,
-        packed: Option<&PackedWeight>,
-        x: &[f32],
-        weight: &Range<usize>,
-        y: &mut [f32],
-        (t, i, o): (usize, usize, usize),
-        write: Write,
-    ) {
-        match packed {
-            Some(packed) => packed.linear(x, y, t, write),
-            None => linear(self.compute, x, self.param(weight), y, t, i, o, write),
-        }
     }
 
     /// Puts the bias into every row of qkv, if the family has one, and says how the product is to be written.

@@ -134,7 +134,7 @@ fn fill_normal(out: &mut [f32], std: f32, rng: &mut ChaCha8Rng) {
 }
 
 /// Uniform in [0, 1), a multiple of 2^-53.
-fn uniform(rng: &mut ChaCha8Rng) -> f64 {
+pub(super) fn uniform(rng: &mut ChaCha8Rng) -> f64 {
     (rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64
 }
 

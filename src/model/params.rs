@@ -3,9 +3,11 @@
 //! All parameters are one `[n]` array of f32, as are their gradients and the optimizer's moments, so that AdamW,
 //! clipping and checkpoints are one loop each. The order is chosen so that what a policy of depth `k` trains is a
 //! **prefix**: embedding, unembedding, layers `1..=k`, and only then the layers above and the final norm. q, k, v
-//! (and gate, up) are neighbours, so that their products are one GEMM each.
+//! (and gate, up) are neighbours, so that their products are one GEMM each. An adapter lies behind all that, and is then all that is
+//! trained: gradients are arrays of [`ParamLayout::trainable`] only.
 
 use super::ModelConfig;
+use super::lora::Adapter;
 use std::ops::Range;
 
 /// One named tensor of the flat array.
@@ -67,6 +69,8 @@ pub struct ParamLayout {
     pub final_norm: Range<usize>,
     /// Of a critic; none in a policy.
     pub value_head: Option<ValueHead>,
+    /// Low-rank adapters beside the linear layers ([`super::lora`]).
+    pub adapter: Option<Adapter>,
 }
 
 /// A linear layer from `LN_final(H^L)` to a number, under the names that transformers' `...ForTokenClassification` of one label has.
@@ -102,7 +106,18 @@ impl ParamLayout {
             weight: b.push("score.weight".into(), &[1, d]),
             bias: b.push("score.bias".into(), &[1]),
         });
-        ParamLayout { tensors: b.tensors, embed, unembed, layers, final_norm, value_head }
+        ParamLayout { tensors: b.tensors, embed, unembed, layers, final_norm, value_head, adapter: None }
+    }
+
+    /// The part of the flat array that can get a gradient, which is as long: the adapter where there is one, else all of it.
+    pub fn trainable(&self) -> Range<usize> {
+        self.adapter.as_ref().map_or(0..self.len(), |adapter| adapter.range.clone())
+    }
+
+    /// The tensors of [`ParamLayout::trainable`].
+    pub fn trainable_tensors(&self) -> &[TensorSpec] {
+        let from = self.trainable().start;
+        &self.tensors[self.tensors.partition_point(|tensor| tensor.offset < from)..]
     }
 
     /// Number of f32 in the flat array.

@@ -1,7 +1,9 @@
 //! Names for the places of a decoder where a hidden state can be read.
 
+use anyhow::{Context, Result, ensure};
 use std::fmt;
 use std::num::NonZeroU32;
+use std::ops::RangeInclusive;
 
 /// A layer of a particular model, counted from 1 as people and the paper count. Built once, range-checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -24,6 +26,23 @@ impl LayerIndex {
         }
         let number = u32::try_from(layer).ok().and_then(NonZeroU32::new);
         number.map(LayerIndex).ok_or(out_of_range)
+    }
+
+    /// Neighbouring layers as a person writes them, counted from 1: `"6"`, `"1-6"`, or `"7-"` (to the last). Messages leave out
+    /// what was read; the caller names it.
+    pub fn parse_some(text: &str, layers: usize) -> Result<RangeInclusive<LayerIndex>> {
+        let unreadable = || format!("expected a layer from 1 to {layers} (\"6\"), or some (\"1-6\", \"7-\")");
+        let number = |text: &str| text.trim().parse::<usize>().ok();
+        let ends = match text.split_once('-') {
+            None => number(text).map(|n| (n, n)),
+            Some((first, last)) if last.trim().is_empty() => number(first).map(|n| (n, layers)),
+            Some((first, last)) => number(first).zip(number(last)),
+        };
+        let (first, last) = ends.with_context(unreadable)?;
+        let at = |n: usize| LayerIndex::from_one_based(n, layers).with_context(unreadable);
+        let (first, last) = (at(first)?, at(last)?);
+        ensure!(first <= last, "the first layer lies above the last");
+        Ok(first..=last)
     }
 
     /// Every layer of a model, bottom up.

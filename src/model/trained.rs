@@ -56,16 +56,29 @@ impl Trained {
         }
         layers.find(|layer| {
             let p = &layout.layers[layer.index()];
-            let inside = p.attn_norm.start..p.down.end;
-            self.tensors.iter().any(|(range, trained)| *trained && inside.contains(&range.start))
+            let adapters = layout.adapter.as_ref().map(|adapter| adapter.layers[layer.index()].range());
+            let inside = [p.attn_norm.start..p.down.end, adapters.unwrap_or_default()];
+            let inside = |at: usize| inside.iter().any(|range| range.contains(&at));
+            self.tensors.iter().any(|(range, trained)| *trained && inside(range.start))
         })
     }
 }
 
 impl ParamLayout {
     /// What a policy reading `tap` trains: embedding, unembedding, the layers up to the tap (for an attention output without
-    /// that layer's FFN), and the final norm where it is read through it.
+    /// that layer's FFN), and the final norm where it is read through it. With an adapter, the adapters of these layers alone.
     pub fn trained_by(&self, tap: Tap) -> Trained {
+        if let Some(adapter) = &self.adapter {
+            let below = match tap {
+                Tap::Final => adapter.range.end,
+                Tap::ResidPost(l) | Tap::Normed(l) | Tap::Ffn(l) => adapter.layers[l.index()].ffn.end,
+                Tap::Attn(l) => adapter.layers[l.index()].attn.end,
+                other => unreachable!("no policy reads {other:?}"),
+            };
+            let trained = adapter.range.start..below;
+            let tensors = self.tensors.iter().map(|t| t.range());
+            return Trained { tensors: tensors.map(|range| (range.clone(), trained.contains(&range.start))).collect() };
+        }
         let below = match tap {
             Tap::Final => self.len(),
             Tap::ResidPost(l) | Tap::Normed(l) | Tap::Ffn(l) => self.layers[l.index()].down.end,

@@ -1,10 +1,12 @@
 //! Weights between HuggingFace's safetensors files and the flat parameter array.
 
+mod adapter;
 mod load;
 mod reader;
 mod save;
 mod shard;
 
+pub use adapter::{base_of, is_adapter, load_adapter, save_adapter};
 pub use load::load;
 pub use reader::TensorReader;
 pub use save::{SaveDtype, SaveOptions, save, save_tensors};

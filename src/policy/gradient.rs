@@ -31,8 +31,8 @@ pub enum Part {
 }
 
 impl InternalPolicy {
-    /// [`InternalPolicy::score`], and the gradient of a loss of these statistics, added to `grads` (laid out as the
-    /// parameters). Embedding, layers up to this policy's and the unembedding get one; everything above gets none (paper,
+    /// [`InternalPolicy::score`], and the gradient of a loss of these statistics, added to `grads` (laid out as
+    /// [`crate::model::ParamLayout::trainable`]). Embedding, layers up to this policy's and the unembedding get one; everything above gets none (paper,
     /// equations 14 and 15).
     ///
     /// `loss` is called for blocks of targets, in order (or once: [`Pass::whole`]), and returns its derivatives for each
@@ -91,8 +91,8 @@ impl InternalPolicy {
 
 /// The gradient of the unembedding, unless it is frozen.
 fn unembedding<'a>(model: &Model, trained: &Trained, grads: &'a mut [f32]) -> Option<&'a mut [f32]> {
-    let range = &model.layout.unembed;
-    trained.has(range).then(|| &mut grads[range.clone()])
+    let (range, from) = (&model.layout.unembed, model.layout.trainable().start);
+    trained.has(range).then(|| &mut grads[range.start - from..range.end - from])
 }
 
 /// The head's part of a gradient.

@@ -1,12 +1,13 @@
 //! Nonsense is refused before anything heavy starts: what can be seen from the recipe alone, its inputs, its model's config.
 
 use super::{EvaluateSection, Recipe, SetSource};
+use crate::model::weights::is_adapter;
 use crate::model::{LayerIndex, ModelConfig, ParamLayout};
 use crate::rl::Advantage;
 use crate::rl::groups::lr_scales;
 use crate::rl::schedule::check_lengths;
 use crate::rl::{PhaseConfig, Stop};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use std::collections::BTreeSet;
 
 impl Recipe {
@@ -96,6 +97,9 @@ impl Recipe {
         self.reward.check().context("[reward]")?;
         self.loss.check().context("[loss]")?;
         self.optimizer.check().context("[optimizer]")?;
+        if let Some(lora) = &self.lora {
+            lora.check().map_err(|reason| anyhow!("lora.{reason}"))?;
+        }
         match (&self.critic, self.rl.advantage) {
             (Some(critic), Advantage::Gae) => critic.check().context("[critic]")?,
             (None, Advantage::Gae) => bail!(
@@ -251,6 +255,10 @@ impl Recipe {
             dir.display(),
             self.name
         );
+        // An adapter's shape is its base's, which may have to be fetched: it is checked when the model is open.
+        if is_adapter(dir) {
+            return Ok(());
+        }
         self.check_against(&ModelConfig::from_dir(dir).context("model.path")?)
     }
 
@@ -273,7 +281,11 @@ impl Recipe {
         if let Err(error) = self.bupo.fixed_policy(config.layers) {
             bail!("bupo.{error:#} (recipe {})", self.name);
         }
-        let layout = ParamLayout::new(config);
+        let mut layout = ParamLayout::new(config);
+        if let Some(lora) = &self.lora {
+            let reason = |reason| anyhow!("lora.{reason:#} (recipe {})", self.name);
+            layout = layout.with_adapter(config, lora, "").map_err(reason)?;
+        }
         let scales = lr_scales(&self.optimizer.group, &layout).context("[[optimizer.group]]")?;
         let moving: Vec<bool> = scales.iter().map(|scale| *scale > 0.0).collect();
         // Where the boundary layer is not known yet, the first layer stands for it.
@@ -283,9 +295,13 @@ impl Recipe {
             let tap = phase.objective(config.layers, stand_in).with_context(what)?.policy.tap();
             ensure!(
                 phase.needs_boundary_layer() || !layout.trained_by(tap).and(&moving).is_empty(),
-                "{} optimizes {}, but [[optimizer.group]] freezes everything that it could train",
+                "{} optimizes {}, but {}",
                 what(),
-                phase.policy
+                phase.policy,
+                match self.lora {
+                    None => "[[optimizer.group]] freezes everything that it could train",
+                    Some(_) => "no adapter below it could learn: see lora.layers and [[optimizer.group]]",
+                }
             );
         }
         let (prompt, new) = (self.rollout.max_prompt_tokens, self.rollout.max_new_tokens);

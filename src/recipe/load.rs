@@ -7,11 +7,12 @@ use std::path::Path;
 use toml::{Table, Value};
 
 /// The recipes that ship inside the binary.
-const SHIPPED: [(&str, &str); 14] = [
+const SHIPPED: [(&str, &str); 15] = [
     ("arithmetic-bupo", include_str!("../../recipes/arithmetic-bupo.toml")),
     ("arithmetic-grpo", include_str!("../../recipes/arithmetic-grpo.toml")),
     ("arithmetic-dapo", include_str!("../../recipes/arithmetic-dapo.toml")),
     ("arithmetic-ppo", include_str!("../../recipes/arithmetic-ppo.toml")),
+    ("arithmetic-lora", include_str!("../../recipes/arithmetic-lora.toml")),
     ("modular-bupo", include_str!("../../recipes/modular-bupo.toml")),
     ("modular-grpo", include_str!("../../recipes/modular-grpo.toml")),
     ("qwen3-4b-bupo", include_str!("../../recipes/qwen3-4b-bupo.toml")),
@@ -90,13 +91,14 @@ fn shipped(name_or_path: &str) -> Option<&'static str> {
     SHIPPED.iter().find(|(shipped, _)| *shipped == name).map(|(_, text)| *text)
 }
 
-/// Dotted keys of whole recipes, sorted: a fresh model on arithmetic, with dynamic sampling, with a critic, and a checkpoint on files.
+/// Between them, recipes with every section: a fresh model on arithmetic, with dynamic sampling, with a critic, with adapters, and a
+/// checkpoint on files.
+const WHOLE: [&str; 5] = ["arithmetic-bupo", "arithmetic-dapo", "arithmetic-ppo", "arithmetic-lora", "qwen3-4b-bupo"];
+
+/// Dotted keys of whole recipes, sorted.
 fn known_keys() -> Vec<String> {
     let mut keys = Vec::new();
-    for (_, text) in SHIPPED
-        .iter()
-        .filter(|(name, _)| ["arithmetic-bupo", "arithmetic-dapo", "arithmetic-ppo", "qwen3-4b-bupo"].contains(name))
-    {
+    for (_, text) in SHIPPED.iter().filter(|(name, _)| WHOLE.contains(name)) {
         let whole = toml::from_str::<Recipe>(text).ok().and_then(|r| Table::try_from(r).ok());
         collect_keys(&whole.unwrap_or_default(), "", &mut keys);
     }

@@ -36,9 +36,10 @@ pub struct StepOutcome {
 }
 
 impl Optimizer {
-    /// Everything learns at the full rate.
+    /// Everything that can be trained learns at the full rate.
     pub fn new(layout: &ParamLayout) -> Optimizer {
-        Optimizer::with_scales(layout, vec![1.0; layout.tensors.len()])
+        let (all, trainable) = (layout.tensors.len(), layout.trainable_tensors().len());
+        Optimizer::with_scales(layout, [vec![0.0; all - trainable], vec![1.0; trainable]].concat())
     }
 
     /// With a factor on the learning rate of every tensor, `[tensors]` ([`super::groups::lr_scales`]).
@@ -54,7 +55,8 @@ impl Optimizer {
     }
 
     /// Clips the gradient by its norm (as `torch.nn.utils.clip_grad_norm_`) and updates the parameters in `trained`, none of
-    /// them frozen ([`Optimizer::trained`]). A gradient that is not finite changes nothing and is counted.
+    /// them frozen ([`Optimizer::trained`]); `grads` are laid out as [`ParamLayout::trainable`]. A gradient that is not finite
+    /// changes nothing and is counted.
     pub fn step(
         &mut self,
         model: &mut Model,
@@ -63,7 +65,9 @@ impl Optimizer {
         config: &OptimizerConfig,
         lr: f64,
     ) -> StepOutcome {
-        let squares: f64 = trained.runs().into_iter().map(|run| sum_of_squares(&grads[run])).sum();
+        let from = model.layout.trainable().start;
+        let of = |run: &Range<usize>| &grads[run.start - from..run.end - from];
+        let squares: f64 = trained.runs().iter().map(|run| sum_of_squares(of(run))).sum();
         let grad_norm = squares.sqrt();
         if !grad_norm.is_finite() {
             self.skipped += 1;
@@ -75,10 +79,10 @@ impl Optimizer {
         let (tensors, mut first, mut moments) = (model.layout.tensors.len(), 0, 0);
         while first < tensors {
             // Neighbours that share everything are one run of the kernel.
-            let of =
+            let fate =
                 |at: usize| (trained.tensor(at), self.lr_scales[at] > 0.0, self.lr_scales[at], self.tensor_steps[at]);
-            let (touched, kept, scale, count) = of(first);
-            let run = (first..tensors).take_while(|at| of(*at) == (touched, kept, scale, count)).count();
+            let (touched, kept, scale, count) = fate(first);
+            let run = (first..tensors).take_while(|at| fate(*at) == (touched, kept, scale, count)).count();
             let params: Range<usize> =
                 model.layout.tensors[first].offset..model.layout.tensors[first + run - 1].range().end;
             let own = moments..moments + if kept { params.len() } else { 0 };
@@ -94,7 +98,7 @@ impl Optimizer {
                     grad_scale: clip as f32,
                 };
                 let (m, v) = (&mut self.m[own.clone()], &mut self.v[own]);
-                adamw(&mut model.params[params.clone()], &grads[params], m, v, step);
+                adamw(&mut model.params[params.clone()], of(&params), m, v, step);
                 self.tensor_steps[first..first + run].fill(count + 1);
             }
             first += run;

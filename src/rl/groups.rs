@@ -2,8 +2,8 @@
 //!
 //! The paper compares BuPO with two of them (its table 11): layers up to `l` frozen, and a tenth of the learning rate above `l`.
 
-use crate::model::{LayerIndex, ParamLayout};
-use anyhow::{Context, Result, bail, ensure};
+use crate::model::{LayerIndex, ParamLayout, TensorSpec};
+use anyhow::{Result, anyhow, bail, ensure};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
@@ -28,43 +28,41 @@ impl GroupConfig {
         Ok(())
     }
 
-    /// Stretches of the flat array that the group covers.
-    fn ranges(&self, layout: &ParamLayout) -> Result<Range<usize>> {
-        match self.layers.as_str() {
-            "embedding" => return Ok(layout.embed.clone()),
-            "unembedding" => return Ok(layout.unembed.clone()),
-            "final_norm" => return Ok(layout.final_norm.clone()),
-            _ => {}
-        }
-        let layers = layout.layers.len();
-        let unreadable = || {
-            format!(
-                "group.layers = {:?}: expected a layer from 1 to {layers} (\"6\"), some (\"1-6\", \"7-\"), \"embedding\", \
-                 \"unembedding\" or \"final_norm\"",
-                self.layers
-            )
+    /// Stretches of the flat array that the group covers: weights, and adapters where there are any.
+    fn ranges(&self, layout: &ParamLayout) -> Result<[Range<usize>; 2]> {
+        let range = match self.layers.as_str() {
+            "embedding" => layout.embed.clone(),
+            "unembedding" => layout.unembed.clone(),
+            "final_norm" => layout.final_norm.clone(),
+            layers => {
+                let some = LayerIndex::parse_some(layers, layout.layers.len()).map_err(|reason| {
+                    anyhow!("group.layers = {layers:?}: {reason}, \"embedding\", \"unembedding\" or \"final_norm\"")
+                })?;
+                let (first, last) = (some.start().index(), some.end().index());
+                let adapters =
+                    layout.adapter.as_ref().map(|a| a.layers[first].range().start..a.layers[last].range().end);
+                return Ok([
+                    layout.layers[first].attn_norm.start..layout.layers[last].down.end,
+                    adapters.unwrap_or_default(),
+                ]);
+            }
         };
-        let number = |text: &str| text.trim().parse::<usize>().ok();
-        let ends = match self.layers.split_once('-') {
-            None => number(&self.layers).map(|n| (n, n)),
-            Some((first, last)) if last.trim().is_empty() => number(first).map(|n| (n, layers)),
-            Some((first, last)) => number(first).zip(number(last)),
-        };
-        let (first, last) = ends.with_context(unreadable)?;
-        let at = |n: usize| LayerIndex::from_one_based(n, layers).with_context(unreadable);
-        let (first, last) = (at(first)?, at(last)?);
-        ensure!(first <= last, "group.layers = {:?}: the first layer lies above the last", self.layers);
-        Ok(layout.layers[first.index()].attn_norm.start..layout.layers[last.index()].down.end)
+        Ok([range, 0..0])
     }
 }
 
-/// Factor on the learning rate of every tensor of the layout, `[tensors]`. Errors: a group outside of the model, a tensor in
-/// two groups, nothing left to train.
+/// Factor on the learning rate of every tensor of the layout, `[tensors]`; with an adapter, 0 for everything else. Errors: a
+/// group outside of the model, one without anything to train, a tensor in two groups, nothing left to train.
 pub fn lr_scales(groups: &[GroupConfig], layout: &ParamLayout) -> Result<Vec<f64>> {
     let mut scales: Vec<Option<f64>> = vec![None; layout.tensors.len()];
+    let trainable = layout.trainable();
     for group in groups {
-        let range = group.ranges(layout)?;
-        for (tensor, scale) in layout.tensors.iter().zip(&mut scales).filter(|(t, _)| range.contains(&t.offset)) {
+        let ranges = group.ranges(layout)?;
+        let inside = |offset: &usize| ranges.iter().any(|range| range.contains(offset)) && trainable.contains(offset);
+        let covered = layout.tensors.iter().zip(&mut scales).filter(|(t, _)| inside(&t.offset));
+        let mut count = 0;
+        for (tensor, scale) in covered {
+            count += 1;
             if scale.is_some() {
                 let tied =
                     if layout.embed == layout.unembed { " (this model ties embedding and unembedding)" } else { "" };
@@ -72,8 +70,14 @@ pub fn lr_scales(groups: &[GroupConfig], layout: &ParamLayout) -> Result<Vec<f64
             }
             *scale = Some(group.lr_scale);
         }
+        ensure!(
+            count > 0,
+            "group.layers = {:?}: with [lora] only adapters are trained, and there are none: drop the group, or see lora.layers",
+            group.layers
+        );
     }
-    let scales: Vec<f64> = scales.into_iter().map(|s| s.unwrap_or(1.0)).collect();
+    let frozen = |tensor: &TensorSpec| if trainable.contains(&tensor.offset) { 1.0 } else { 0.0 };
+    let scales: Vec<f64> = scales.iter().zip(&layout.tensors).map(|(s, t)| s.unwrap_or_else(|| frozen(t))).collect();
     ensure!(scales.iter().any(|s| *s > 0.0), "every group has lr_scale = 0: nothing is left to train");
     Ok(scales)
 }

@@ -7,7 +7,7 @@ use super::adamw::{Optimizer, StepOutcome};
 use super::optimizer::OptimizerConfig;
 use crate::compute::Packing;
 use crate::compute::cpu::head::{HeadStats, RowGradients};
-use crate::model::{Keep, Model, Trained, Workspace};
+use crate::model::{Keep, Model, Tap, Workspace};
 use crate::policy::{InternalPolicy, Pass, Targets};
 use crate::tasks::problem::Problem;
 use crate::text::prompt::PromptEncoder;
@@ -85,7 +85,7 @@ fn micro_batches(examples: &[Example], max_tokens: usize) -> Vec<(Packing, Targe
     batches
 }
 
-/// One supervised step. `grads` `[n]` is scratch.
+/// One supervised step. `grads`, as long as [`crate::model::ParamLayout::trainable`], is scratch.
 #[allow(clippy::too_many_arguments)]
 pub fn supervised_step(
     model: &mut Model,
@@ -101,7 +101,7 @@ pub fn supervised_step(
     ensure!(tokens > 0, "a supervised step without a token to imitate: raise the batch");
     grads.fill(0.0);
     let (mut loss, mut entropy) = (0f64, 0f64);
-    let trained = Trained::everything(&model.layout);
+    let trained = optimizer.trained(&model.layout, Tap::Final);
     for (packing, targets) in micro_batches(examples, settings.micro_batch_tokens) {
         let likelihood = |_, stats: &HeadStats| -> Result<RowGradients> {
             let d_log_probs = vec![-1.0 / tokens as f32; stats.log_probs.len()];

@@ -88,7 +88,8 @@ pub struct Trainer<'a> {
     pub optimizer: Optimizer,
     /// With `advantage = gae`, and only then.
     pub critic: Option<Critic>,
-    /// The frozen reference of the KL penalty; needed when `loss.kl_coef` is not 0.
+    /// The frozen reference of the KL penalty; needed when `loss.kl_coef` is not 0, but for a model with an adapter, which is its
+    /// own reference with the adapter off.
     pub reference: Option<Model>,
     pub prompts: &'a PromptEncoder,
     reward: Reward,
@@ -106,7 +107,7 @@ impl<'a> Trainer<'a> {
         prompts: &'a PromptEncoder,
     ) -> Result<Trainer<'a>> {
         ensure!(
-            settings.loss.kl_coef == 0.0 || reference.is_some(),
+            settings.loss.kl_coef == 0.0 || reference.is_some() || model.layout.adapter.is_some(),
             "kl_coef = {} needs a reference model",
             settings.loss.kl_coef
         );
@@ -115,7 +116,7 @@ impl<'a> Trainer<'a> {
             "a critic, its settings and rl.advantage = \"gae\" belong together"
         );
         // The critic's updates come before the policy's, through the same buffers.
-        let parameters = model.layout.len().max(critic.as_ref().map_or(0, |c| c.model.layout.len()));
+        let parameters = model.layout.trainable().len().max(critic.as_ref().map_or(0, |c| c.model.layout.len()));
         let (workspace, grads) = (Workspace::new(&model), vec![0f32; parameters]);
         let reward = Reward::new(&settings.reward, settings.sampling.max_new_tokens)?;
         Ok(Trainer { settings, model, optimizer, critic, reference, prompts, reward, workspace, grads })

@@ -189,7 +189,7 @@ pub fn mini_batch_gradient(
     Ok(total)
 }
 
-/// One optimizer step on a mini-batch. `grads` `[n]` is scratch.
+/// One optimizer step on a mini-batch. `grads`, as long as [`crate::model::ParamLayout::trainable`], is scratch.
 #[allow(clippy::too_many_arguments)]
 pub fn update(
     model: &mut Model,
@@ -203,7 +203,8 @@ pub fn update(
     lr: f64,
     grads: &mut [f32],
 ) -> Result<(Gradient, StepOutcome)> {
-    settings.trained.runs().into_iter().for_each(|run| grads[run].fill(0.0));
+    let from = model.layout.trainable().start;
+    settings.trained.runs().into_iter().for_each(|run| grads[run.start - from..run.end - from].fill(0.0));
     let gradient = mini_batch_gradient(model, ws, groups, range, settings, before, grads)?;
     let outcome = optimizer.step(model, grads, settings.trained, config, lr);
     Ok((gradient, outcome))

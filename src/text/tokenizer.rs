@@ -38,6 +38,11 @@ impl Tokenizer {
     /// The tokenizer of a checkpoint folder. What ends a response is looked for in `generation_config.json`, then
     /// `config.json`, then `tokenizer_config.json`, as the peers do; several ids may.
     pub fn from_dir(dir: &Path) -> Result<Tokenizer> {
+        Tokenizer::from_dir_beside(dir, None)
+    }
+
+    /// [`Tokenizer::from_dir`] of a folder that need not say what ends a response where another, `base`, does.
+    pub fn from_dir_beside(dir: &Path, base: Option<&Path>) -> Result<Tokenizer> {
         let path = dir.join("tokenizer.json");
         let bytes = fs::read(&path).with_context(|| format!("cannot read the tokenizer {}", path.display()))?;
         let inner = tokenizers::Tokenizer::from_bytes(&bytes)
@@ -48,9 +53,9 @@ impl Tokenizer {
             .filter_map(|key| Some((key.to_string(), token_text(config.get(*key)?)?)))
             .collect::<BTreeMap<_, _>>();
         let mut eos_ids = Vec::new();
-        for file in ["generation_config.json", "config.json"] {
+        let folders = std::iter::once(dir).chain(base);
+        for path in folders.flat_map(|dir| ["generation_config.json", "config.json"].map(|file| dir.join(file))) {
             if eos_ids.is_empty() {
-                let path = dir.join(file);
                 eos_ids = ids(read_json(&path)?.as_ref().and_then(|c| c.get("eos_token_id")), &path)?;
             }
         }

@@ -1,8 +1,10 @@
 //! From a recipe to what a run works with: model, prompts, problems, settings.
 
-use crate::commands::{compute_in, open_model, prompt_encoder};
+use crate::commands::adapter::{self, open_adapter};
+use crate::commands::{compute_in, open_model, prompt_encoder, prompt_encoder_beside};
 use crate::evaluate::run::distinct_ids;
 use crate::model::init::random_params;
+use crate::model::weights::is_adapter;
 use crate::model::{Model, ParamLayout};
 use crate::recipe::{Recipe, SetSource};
 use crate::reward::RewardConfig;
@@ -13,7 +15,7 @@ use crate::tasks::dataset::read_problems;
 use crate::tasks::order::index_at;
 use crate::tasks::{Problem, Split, TaskConfig};
 use crate::text::{PromptEncoder, Tokenizer};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use std::path::Path;
 
 /// Held-out problems are the same for every seed of a recipe, so that runs are compared on the same ones.
@@ -35,10 +37,21 @@ pub fn start(recipe: &Recipe, checkpoints: &Checkpoints) -> Result<Start> {
         })
     };
     if let Some(step) = checkpoints.latest() {
-        return open(&checkpoints.path(step));
+        let dir = checkpoints.path(step);
+        if recipe.lora.is_none() {
+            return open(&dir);
+        }
+        let run = checkpoints.dir().parent().unwrap_or(Path::new(""));
+        let base = adapter::base_of_run(run, weights_kept(recipe))?;
+        return Ok(Start {
+            model: open_adapter(&dir, &base, recipe.compute)?,
+            prompts: prompt_encoder_beside(&dir, Some(&base), recipe.prompt.clone(), limit)?,
+        });
     }
     if let Some(path) = &recipe.model.path {
-        return open(path).context("model.path");
+        let mut start = open(path).context("model.path")?;
+        adapter::merge_first(path, &mut start.model);
+        return Ok(start);
     }
     let init = recipe.model.init.as_ref().context("[model] needs a path or a table init")?;
     let tokenizer = Tokenizer::byte_level()?;
@@ -50,6 +63,18 @@ pub fn start(recipe: &Recipe, checkpoints: &Checkpoints) -> Result<Start> {
     let mut model = Model::new(config, params);
     compute_in(&mut model, recipe.compute);
     Ok(Start { model, prompts })
+}
+
+/// Puts the recipe's adapter, if it has one, beside the weights that the run begins with.
+pub fn add_adapter(recipe: &Recipe, run: &Path, prompts: &PromptEncoder, model: &mut Model) -> Result<()> {
+    let Some(lora) = &recipe.lora else { return Ok(()) };
+    adapter::begin(lora, weights_kept(recipe), run, prompts.tokenizer(), model, recipe.seed)
+        .map_err(|reason| anyhow!("lora.{reason:#}"))
+}
+
+/// The recipe's folder that holds the weights as the run begins with them, if any does.
+fn weights_kept(recipe: &Recipe) -> Option<&Path> {
+    recipe.model.path.as_deref().filter(|path| recipe.warmup.is_none() && !is_adapter(path))
 }
 
 /// Where training problems come from.

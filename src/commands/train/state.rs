@@ -1,4 +1,5 @@
-//! A run's checkpoint: the model as a HuggingFace folder, and beside it what training needs to go on bit for bit.
+//! A run's checkpoint: the model as a HuggingFace folder, or its adapter as PEFT's, and beside it what training needs to go on bit
+//! for bit.
 
 use crate::model::Model;
 use crate::model::weights::{self, SaveOptions};
@@ -134,7 +135,10 @@ pub fn save(
 /// A model and the state of its training.
 pub fn save_part(dir: &Path, model: &Model, optimizer: &Optimizer, metadata: &impl Serialize) -> Result<()> {
     let metadata = serde_json::to_value(metadata).context("the training state cannot be written as JSON")?;
-    weights::save(dir, &model.config, &model.layout, &model.params, &SaveOptions::default())?;
+    match model.layout.adapter {
+        Some(_) => weights::save_adapter(dir, model)?,
+        None => weights::save(dir, &model.config, &model.layout, &model.params, &SaveOptions::default())?,
+    }
     save_state(dir, &metadata, &[("m", &optimizer.m), ("v", &optimizer.v)])
 }
 

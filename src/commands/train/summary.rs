@@ -2,6 +2,7 @@
 
 use super::evaluations::SetScores;
 use crate::analysis::Analysis;
+use crate::commands::adapter::opens_with;
 use crate::evaluate::scores::Scores;
 use crate::rl::metrics::StepMetrics;
 use crate::rl::schedule::Schedule;
@@ -95,5 +96,5 @@ pub fn print(e: &Ending<'_>) {
     }
     println!("Optimized: {}. {:.0} s in all.", e.schedule.describe(), e.seconds);
     println!("Run folder: {}   (metrics.jsonl, completions.jsonl, evaluation-*, analysis-*)", e.dir.display());
-    println!("Model:      {}   (opens with transformers)", e.checkpoint.display());
+    println!("Model:      {}   (opens with {})", e.checkpoint.display(), opens_with(e.checkpoint));
 }

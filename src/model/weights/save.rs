@@ -133,12 +133,15 @@ fn as_value_model(config_json: &mut Value, config: &ModelConfig) {
     config_json["classifier_dropout"] = json!(0.0);
 }
 
-/// Writes values laid out as the parameters (a gradient, say) to one safetensors file, under the parameters' names.
+/// Writes values laid out as [`ParamLayout::trainable`] (a gradient, say) to one safetensors file, under the parameters' names.
 pub fn save_tensors(path: &Path, layout: &ParamLayout, values: &[f32]) -> Result<()> {
-    ensure!(values.len() == layout.len(), "{} values for {} parameters", values.len(), layout.len());
+    let trainable = layout.trainable();
+    ensure!(values.len() == trainable.len(), "{} values for {} parameters", values.len(), trainable.len());
     let name = path.file_name().and_then(|n| n.to_str());
     let name = name.with_context(|| format!("{} names no file that could be written", path.display()))?;
-    write_shard(path.parent().unwrap_or(Path::new("")), name, &layout.tensors, values, SaveDtype::F32)
+    let shifted = |spec: &TensorSpec| TensorSpec { offset: spec.offset - trainable.start, ..spec.clone() };
+    let specs: Vec<TensorSpec> = layout.trainable_tensors().iter().map(shifted).collect();
+    write_shard(path.parent().unwrap_or(Path::new("")), name, &specs, values, SaveDtype::F32)
 }
 
 /// Neighbouring tensors of the flat array, at most `max_shard_bytes` together.
@@ -157,7 +160,13 @@ fn split<'a>(tensors: &'a [TensorSpec], options: &SaveOptions) -> Vec<&'a [Tenso
     shards
 }
 
-fn write_shard(dir: &Path, name: &str, tensors: &[TensorSpec], params: &[f32], dtype: SaveDtype) -> Result<()> {
+pub(super) fn write_shard(
+    dir: &Path,
+    name: &str,
+    tensors: &[TensorSpec],
+    params: &[f32],
+    dtype: SaveDtype,
+) -> Result<()> {
     let header = header(tensors, dtype).with_context(|| format!("cannot describe the tensors of {name}"))?;
     write_whole(dir, name, |out| {
         out.write_all(&(header.len() as u64).to_le_bytes())?;
@@ -201,7 +210,7 @@ fn write_values(out: &mut dyn Write, values: &[f32], dtype: SaveDtype) -> std::i
     }
 }
 
-fn write_json(dir: &Path, name: &str, value: &Value) -> Result<()> {
+pub(super) fn write_json(dir: &Path, name: &str, value: &Value) -> Result<()> {
     let text = serde_json::to_string_pretty(value).with_context(|| format!("cannot write {name}"))?;
     write_whole(dir, name, |out| writeln!(out, "{text}"))
 }

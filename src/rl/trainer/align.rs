@@ -2,7 +2,7 @@
 
 use super::Trainer;
 use super::report::{agreement, with_index};
-use crate::model::Workspace;
+use crate::model::{Model, Workspace};
 use crate::policy::InternalPolicy;
 use crate::rl::batch::{Response, ResponseGroup};
 use crate::rl::correction::{CorrectionMode, RolloutRatios};
@@ -65,11 +65,16 @@ impl Trainer<'_> {
             let range = scored_from..groups.len();
             score_groups(&self.model, &mut self.workspace, groups, range, &settings, &mut old_beside);
         }
-        let reference = self.reference.as_ref().filter(|_| s.loss.kl_coef != 0.0).map(|model| {
+        let scored_by = |model: &Model| {
             let (mut workspace, mut out) = (Workspace::new(model), Scored::of(groups));
             score_groups(model, &mut workspace, groups, 0..groups.len(), &settings, &mut out);
             out.log_probs
-        });
+        };
+        let reference = match &self.reference {
+            _ if s.loss.kl_coef == 0.0 => None,
+            Some(model) => Some(scored_by(model)),
+            None => Some(self.model.without_adapter(scored_by)),
+        };
         let correction = &s.loss.rollout_correction;
         // In the internal phase the sampling policy is not the optimized one, and is scored beside it.
         let sampling = if phase.is_internal() {

@@ -1,0 +1,665 @@
+//! Adapters: against PEFT (fixtures: tools/golden/make_lora.py), as files, in rollouts, and through the binary: trained in two
+//! phases, stopped and resumed, moved, merged and compared.
+
+// Half of it serves the tests of pages.
+#[allow(dead_code)]
+mod common;
+
+use bupo::compute::Packing;
+use bupo::model::init::{InitConfig, random_params};
+use bupo::model::weights::{base_of, load_adapter, save_adapter};
+use bupo::model::{Compute, Keep, LoraConfig, Model, ParamLayout, Target, Workspace};
+use bupo::policy::{InternalPolicy, Targets};
+use bupo::rl::adamw::Optimizer;
+use bupo::rl::batch::{Response, ResponseGroup};
+use bupo::rl::update::{Before, LogProbs, UpdateSettings, mini_batch_gradient, update};
+use bupo::rl::{LossConfig, OptimizerConfig};
+use bupo::rollout::engine::{Engine, Request, generate};
+use bupo::rollout::sampler::Sampling;
+use common::{copy, json, ok, rows, text};
+use safetensors::SafeTensors;
+use serde_json::{Value, json};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The golden tests' ([`golden.rs`]): relative, of an element or, where that is larger, of its tensor's rms.
+const TOLERANCE: f64 = 1e-4;
+
+fn golden(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+}
+
+fn rms(x: &[f32]) -> f64 {
+    (x.iter().map(|x| (*x as f64).powi(2)).sum::<f64>() / x.len() as f64).sqrt()
+}
+
+fn agree(what: &str, ours: &[f32], theirs: &[f32]) {
+    assert_eq!(ours.len(), theirs.len(), "{what}: lengths");
+    let scale = rms(theirs);
+    for (i, (a, b)) in ours.iter().zip(theirs).enumerate() {
+        let bound = TOLERANCE * (b.abs() as f64).max(scale);
+        assert!(((a - b).abs() as f64) <= bound, "{what}[{i}]: ours {a}, PEFT's {b}");
+    }
+}
+
+/// A case of PEFT's: its base with its adapter beside it.
+struct Case {
+    name: &'static str,
+    model: Model,
+    meta: Value,
+    bytes: Vec<u8>,
+    groups: Vec<ResponseGroup>,
+}
+
+impl Case {
+    fn open(name: &'static str) -> Case {
+        let (base, dir) = (golden(name), golden("lora").join(name));
+        let mut model = Model::open(&base).unwrap();
+        load_adapter(&dir, &mut model).unwrap();
+        let bytes = fs::read(base.join("golden.safetensors")).unwrap();
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        let starts = json(&base.join("meta.json"))["response_starts"].clone();
+        let (advantages, mut from) = (floats(&tensors, "advantages").unwrap(), 0);
+        let mut group = |(s, start): (usize, &Value)| {
+            let view = tensors.tensor(&format!("input_ids.{s}")).unwrap();
+            let ids = view.data().chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap()) as u32);
+            let (ids, start) = (ids.collect::<Vec<u32>>(), start.as_u64().unwrap() as usize);
+            let n = ids.len() - start;
+            from += n;
+            let advantages = advantages[from - n..from].to_vec();
+            let response = Response { ids: ids[start..].to_vec(), advantages, ..Response::default() };
+            ResponseGroup { prompt: ids[..start].to_vec(), responses: vec![response] }
+        };
+        let groups = starts.as_array().unwrap().iter().enumerate().map(&mut group).collect();
+        let (meta, bytes) = (json(&dir.join("golden.json")), fs::read(dir.join("golden.safetensors")).unwrap());
+        Case { name, model, meta, bytes, groups }
+    }
+
+    fn find(&self, name: &str) -> Option<Vec<f32>> {
+        floats(&SafeTensors::deserialize(&self.bytes).unwrap(), name)
+    }
+
+    fn values(&self, name: &str) -> Vec<f32> {
+        self.find(name).unwrap_or_else(|| panic!("{} has no {name}", self.name))
+    }
+
+    fn number(&self, at: &str) -> f64 {
+        self.meta.pointer(at).and_then(Value::as_f64).unwrap()
+    }
+
+    fn by_group(&self, name: &str) -> LogProbs {
+        let mut values = self.values(name).into_iter();
+        self.groups.iter().map(|g| vec![values.by_ref().take(g.responses[0].ids.len()).collect()]).collect()
+    }
+
+    /// Every response's tokens under a policy.
+    fn log_probs(&self, model: &Model, policy: InternalPolicy) -> Vec<f32> {
+        let (mut packing, mut targets) = (Packing::new(), Targets::default());
+        for group in &self.groups {
+            let ids = [&group.prompt[..], &group.responses[0].ids].concat();
+            let rows = packing.push(&ids);
+            targets.push_response(&ids, rows.start, group.prompt.len());
+        }
+        let temperature = self.number("/temperature") as f32;
+        policy.score(model, &mut Workspace::new(model), &packing, &targets, temperature).log_probs
+    }
+}
+
+fn floats(tensors: &SafeTensors<'_>, name: &str) -> Option<Vec<f32>> {
+    let view = tensors.tensor(name).ok()?;
+    Some(view.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect())
+}
+
+#[test]
+fn log_probs_losses_gradients_and_updates_are_pefts() {
+    for name in ["qwen3", "qwen2"] {
+        let mut case = Case::open(name);
+        let (layers, trainable) = (case.model.config.layers, case.model.layout.trainable());
+        let start = case.model.params.clone();
+        for policy_name in ["final", "layer:2"] {
+            case.model.params.copy_from_slice(&start);
+            let policy = InternalPolicy::parse(policy_name, layers).unwrap();
+            let what = |of: &str| format!("{name} {policy_name} {of}");
+            let key = format!("log_probs.{policy_name}");
+            agree(&what("log-probs"), &case.log_probs(&case.model, policy), &case.values(&key));
+            let kl_coef = if policy_name == "final" { case.number("/kl_coef") } else { 0.0 };
+            let loss = LossConfig { kl_coef, dual_clip: Some(10.0), ..LossConfig::default() };
+            // The reference of the KL is the model with its adapter off.
+            let mut model = case.model.clone();
+            let reference = model.without_adapter(|base| case.log_probs(base, InternalPolicy::Final));
+            agree(&what("reference"), &reference, &case.values("ref"));
+            let (old, reference) = (case.by_group(&format!("old.{policy_name}")), case.by_group("ref"));
+            let before = Before { old: Some(&old), reference: Some(&reference), ..Before::default() };
+            let trained = case.model.layout.trained_by(policy.tap());
+            let settings = |micro_batch_tokens, keep| UpdateSettings {
+                policy,
+                beside: None,
+                trained: &trained,
+                temperature: case.number("/temperature") as f32,
+                loss: &loss,
+                max_new_tokens: 1,
+                micro_batch_tokens,
+                keep,
+            };
+            for (tokens, keep) in [(1000, Keep::Activations), (1, Keep::Activations), (20, Keep::LayerInputs)] {
+                let (mut ws, mut grads) = (Workspace::new(&case.model), vec![0f32; trainable.len()]);
+                let s = settings(tokens, keep);
+                let g = mini_batch_gradient(&case.model, &mut ws, &case.groups, 0..3, &s, before, &mut grads).unwrap();
+                let expected = case.number(&format!("/losses/{policy_name}"));
+                assert!((g.loss - expected).abs() <= TOLERANCE * expected.abs(), "{}: {}", what("loss"), g.loss);
+                let mut compared = 0;
+                for tensor in case.model.layout.trainable_tensors() {
+                    let ours = &grads[tensor.offset - trainable.start..][..tensor.len()];
+                    match case.find(&format!("grad.{policy_name}.{}", tensor.name)) {
+                        Some(theirs) => agree(&what(&tensor.name), ours, &theirs),
+                        // Above the policy, PyTorch has no gradient; exactly zero here.
+                        None => assert!(ours.iter().all(|g| *g == 0.0), "{}", what(&tensor.name)),
+                    }
+                    compared += usize::from(trained.has(&tensor.range()));
+                }
+                let with_gradient = case.model.layout.trainable_tensors().iter();
+                let with_gradient =
+                    with_gradient.filter(|t| case.find(&format!("grad.{policy_name}.{}", t.name)).is_some()).count();
+                assert_eq!(compared, with_gradient, "{}", what("tensors with a gradient"));
+            }
+
+            let number = |key: &str| case.number(&format!("/adamw/{key}"));
+            let config = OptimizerConfig {
+                beta1: number("beta1"),
+                beta2: number("beta2"),
+                eps: number("eps"),
+                weight_decay: number("weight_decay"),
+                grad_clip: number("grad_clip"),
+                ..OptimizerConfig::default()
+            };
+            let mut optimizer = Optimizer::new(&case.model.layout);
+            assert_eq!(optimizer.m.len(), trainable.len(), "moments of the adapter alone");
+            let (mut model, mut ws) = (case.model.clone(), Workspace::new(&case.model));
+            let mut grads = vec![0f32; trainable.len()];
+            for step in case.meta["adamw"]["steps"][policy_name].as_array().unwrap() {
+                let s = settings(30, Keep::Activations);
+                let (groups, opt, lr) = (&case.groups, &mut optimizer, number("lr"));
+                let (gradient, outcome) =
+                    update(&mut model, &mut ws, opt, groups, 0..3, &s, before, &config, lr, &mut grads).unwrap();
+                for (ours, key) in [(gradient.loss, "loss"), (outcome.grad_norm, "grad_norm")] {
+                    let theirs = step[key].as_f64().unwrap();
+                    assert!((ours - theirs).abs() <= TOLERANCE * theirs.abs(), "{}: {ours} {theirs}", what(key));
+                }
+            }
+            for tensor in case.model.layout.trainable_tensors() {
+                let ours = &model.params[tensor.range()];
+                let theirs = case.values(&format!("adamw.{policy_name}.{}", tensor.name));
+                let worst = ours.iter().zip(&theirs).map(|(a, b)| (a - b).abs() as f64).fold(0.0, f64::max);
+                assert!(worst <= TOLERANCE * rms(&theirs), "{}: {worst}", what(&tensor.name));
+                assert!(trained.has(&tensor.range()) || *ours == start[tensor.range()], "{} moved", what(&tensor.name));
+            }
+            assert_eq!(model.params[..trainable.start], start[..trainable.start], "{}", what("the base moved"));
+        }
+        case.model.params.copy_from_slice(&start);
+        case.model.merge_adapter();
+        let merged =
+            case.model.layout.tensors.iter().filter_map(|t| Some((t, case.find(&format!("merged.{}", t.name))?)));
+        let merged: Vec<_> = merged.collect();
+        assert_eq!(merged.len(), 2 * layers);
+        for (tensor, theirs) in merged {
+            agree(&tensor.name, &case.model.params[tensor.range()], &theirs);
+        }
+        agree("merged", &case.log_probs(&case.model, InternalPolicy::Final), &case.values("log_probs.final"));
+    }
+}
+
+fn small_model() -> Model {
+    let init = InitConfig { hidden_size: 32, layers: 3, heads: 4, kv_heads: 2, head_dim: 8, ..InitConfig::default() };
+    let config = init.model_config(60).unwrap();
+    let params = random_params(&config, &ParamLayout::new(&config), 0.2, 7);
+    Model::new(config, params)
+}
+
+/// With B away from zero.
+fn adapted(lora: &LoraConfig) -> Model {
+    let mut model = small_model();
+    model.add_adapter(lora, "somewhere", 9).unwrap();
+    let range = model.layout.trainable();
+    for (i, x) in model.params[range].iter_mut().enumerate() {
+        *x += ((i * 37 % 101) as f32 - 50.0) * 2e-3;
+    }
+    model
+}
+
+#[test]
+fn a_fresh_adapter_changes_nothing_and_begins_as_pefts_do() {
+    let (base, mut model) = (small_model(), small_model());
+    let lora = LoraConfig { rank: 8, ..LoraConfig::default() };
+    model.add_adapter(&lora, "somewhere", 9).unwrap();
+    assert_eq!(model.params[..base.params.len()], base.params);
+    for tensor in model.layout.trainable_tensors() {
+        let values = &model.params[tensor.range()];
+        if tensor.name.ends_with("lora_B.weight") {
+            assert!(values.iter().all(|x| *x == 0.0));
+            continue;
+        }
+        // Kaiming uniform with a = sqrt(5): sqrt(6 / (1 + 5)) / sqrt(in), whose standard deviation is bound / sqrt(3).
+        let bound = 1.0 / (tensor.shape[1] as f32).sqrt();
+        assert!(values.iter().all(|x| x.abs() <= bound));
+        assert!((rms(values) * 3f64.sqrt() / bound as f64 - 1.0).abs() < 0.15, "{}", tensor.name);
+    }
+    let mut again = small_model();
+    again.add_adapter(&lora, "somewhere", 9).unwrap();
+    assert_eq!(again.params, model.params);
+    again = small_model();
+    again.add_adapter(&lora, "somewhere", 10).unwrap();
+    assert_ne!(again.params, model.params);
+    let packing = Packing::single(&[3, 1, 4, 1, 5]);
+    let targets = Targets { rows: vec![0, 1, 2, 3], ids: vec![1, 4, 1, 5] };
+    let score = |m: &Model| InternalPolicy::Final.score(m, &mut Workspace::new(m), &packing, &targets, 1.0);
+    assert_eq!(score(&model), score(&base));
+    assert!(model.add_adapter(&lora, "somewhere", 9).unwrap_err().to_string().contains("merge it first"));
+}
+
+#[test]
+fn rollouts_see_the_adapter_as_training_does() {
+    for compute in [Compute::F32, Compute::Bf16] {
+        let mut model = adapted(&LoraConfig { rank: 4, ..LoraConfig::default() });
+        model.compute = compute.here();
+        let requests: Vec<Request> =
+            (0..40u32).map(|i| Request { prompt: vec![i, 7, 2 * i % 60], seeds: vec![i as u64] }).collect();
+        let sampling = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, max_new_tokens: 12 };
+        let engine = Engine { policy: InternalPolicy::Final, sampling, eos_ids: &[], slots: 40 };
+        let mut ws = Workspace::new(&model);
+        let completions = generate(&model, &mut ws, &engine, &requests, &mut |_| ()).unwrap();
+        let (mut worst, mut off) = (0f32, 0f32);
+        for (request, completion) in requests.iter().zip(completions.iter().flatten()) {
+            let ids = [&request.prompt[..], &completion.ids].concat();
+            let (mut packing, mut targets) = (Packing::new(), Targets::default());
+            let rows = packing.push(&ids);
+            targets.push_response(&ids, rows.start, request.prompt.len());
+            let mut score = |m: &Model| InternalPolicy::Final.score(m, &mut ws, &packing, &targets, 1.0).log_probs;
+            let difference =
+                |a: &[f32]| a.iter().zip(&completion.log_probs).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            worst = worst.max(difference(&score(&model)));
+            off = off.max(difference(&model.without_adapter(&mut score)));
+        }
+        // bf16 rounds attention's operands on other block borders while decoding.
+        let bound = if model.compute == Compute::F32 { 1e-5 } else { 5e-2 };
+        assert!(worst < bound && off > 10.0 * worst, "{compute:?}: {worst}, without the adapter {off}");
+    }
+}
+
+#[test]
+fn files_round_trip_bit_for_bit() {
+    let dir = tempfile::tempdir().unwrap();
+    let some = LoraConfig {
+        targets: vec![Target::QProj, Target::DownProj],
+        layers: Some("2-".into()),
+        ..LoraConfig::default()
+    };
+    for lora in [LoraConfig { rank: 3, alpha: 4.5, rslora: true, ..LoraConfig::default() }, some] {
+        let model = adapted(&lora);
+        save_adapter(dir.path(), &model).unwrap();
+        let mut again = small_model();
+        load_adapter(dir.path(), &mut again).unwrap();
+        assert_eq!(again.layout.tensors, model.layout.tensors);
+        assert!(again.params.iter().zip(&model.params).all(|(a, b)| a.to_bits() == b.to_bits()));
+        let (read, written) = (&again.layout.adapter.as_ref().unwrap().config, &lora);
+        assert_eq!((read.rank, read.scale(), &read.targets), (written.rank, written.scale(), &written.targets));
+    }
+    let config = json(&dir.path().join("adapter_config.json"));
+    assert_eq!(config["layers_to_transform"], json!([1, 2]));
+    assert_eq!(config["target_modules"], json!(["q_proj", "down_proj"]));
+    assert!(save_adapter(dir.path(), &small_model()).unwrap_err().to_string().contains("no adapter"));
+}
+
+/// An error with its causes.
+fn refused(dir: &Path) -> String {
+    format!("{:#}", load_adapter(dir, &mut small_model()).unwrap_err())
+}
+
+#[test]
+fn configurations_that_mean_something_else_are_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    save_adapter(dir.path(), &adapted(&LoraConfig { rank: 2, ..LoraConfig::default() })).unwrap();
+    let path = dir.path().join("adapter_config.json");
+    let good = json(&path);
+    let write = |key: &str, value: Value| {
+        let mut config = good.clone();
+        config[key] = value;
+        fs::write(&path, config.to_string()).unwrap();
+    };
+    for (key, value, expected) in [
+        ("peft_type", json!("IA3"), "\"LORA\""),
+        ("peft_type", json!(7), "\"LORA\""),
+        ("r", json!(0), "`r` is 0"),
+        ("r", json!(-4), "`r` is -4"),
+        ("r", json!(1e30), "`r` is"),
+        ("r", json!(9_000_000_000_000_000_000u64), "expected 1 to"),
+        ("r", json!(4), "shape [2, 32]"),
+        ("lora_alpha", json!("16"), "`lora_alpha`"),
+        ("lora_alpha", json!(1e300), "`lora_alpha`"),
+        ("use_dora", json!(true), "`use_dora` is true"),
+        ("fan_in_fan_out", json!(true), "fan_in_fan_out"),
+        ("modules_to_save", json!(["lm_head"]), "modules_to_save"),
+        ("rank_pattern", json!({"q_proj": 4}), "rank_pattern"),
+        ("alpha_pattern", json!({"q_proj": 4}), "alpha_pattern"),
+        ("layer_replication", json!([[0, 1]]), "layer_replication"),
+        ("something_new", json!(0.5), "`something_new` is 0.5"),
+        ("bias", json!("all"), "`bias`"),
+        ("init_lora_weights", json!("pissa"), "init_lora_weights"),
+        ("base_model_name_or_path", json!(""), "base_model_name_or_path"),
+        ("base_model_name_or_path", json!(null), "base_model_name_or_path"),
+    ] {
+        write(key, value);
+        assert!(refused(dir.path()).contains(expected), "{key}: {}", refused(dir.path()));
+    }
+    for (key, value) in
+        [("lora_dropout", json!(0.1)), ("something_new", json!(null)), ("init_lora_weights", json!("gaussian"))]
+    {
+        write(key, value);
+        load_adapter(dir.path(), &mut small_model()).unwrap();
+    }
+    for text in ["", "[]", "{", "null", "{\"r\": 1"] {
+        fs::write(&path, text).unwrap();
+        assert!(refused(dir.path()).contains("adapter_config.json"), "{}", refused(dir.path()));
+    }
+}
+
+#[test]
+fn tensors_that_do_not_fit_are_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = adapted(&LoraConfig { rank: 2, ..LoraConfig::default() });
+    save_adapter(dir.path(), &model).unwrap();
+    let path = dir.path().join("adapter_model.safetensors");
+    let good = fs::read(&path).unwrap();
+    // Names of the same length, so that nothing else of the file changes.
+    let renamed = |from: &str, to: &str| {
+        assert_eq!(from.len(), to.len());
+        let at = good.windows(from.len()).position(|w| w == from.as_bytes()).unwrap();
+        let mut bytes = good.clone();
+        bytes[at..at + to.len()].copy_from_slice(to.as_bytes());
+        fs::write(&path, bytes).unwrap();
+        refused(dir.path())
+    };
+    let q = "layers.0.self_attn.q_proj.lora_A";
+    for (to, expected) in [
+        ("layers.0.self_attn.x_proj.lora_A", "cannot be beside"),
+        ("layers.0.self_attn.q_proj.lora_C", "cannot be beside"),
+        ("layers.x.self_attn.q_proj.lora_A", "cannot be beside"),
+        ("layers.7.self_attn.q_proj.lora_A", "model.layers.0 to 2"),
+    ] {
+        assert!(renamed(q, to).contains(expected), "{}", renamed(q, to));
+    }
+    let mut broken = good.clone();
+    let end = broken.len() - 4;
+    broken[end..].copy_from_slice(&f32::NAN.to_le_bytes());
+    fs::write(&path, &broken).unwrap();
+    assert!(refused(dir.path()).contains("NaN"), "{}", refused(dir.path()));
+    for cut in [0, 7, 40, good.len() - 1] {
+        fs::write(&path, &good[..cut]).unwrap();
+        assert!(refused(dir.path()).contains("adapter_model.safetensors"));
+    }
+    fs::remove_file(&path).unwrap();
+    assert!(refused(dir.path()).contains("holds no adapter_model.safetensors"));
+    fs::write(dir.path().join("adapter_model.bin"), "").unwrap();
+    assert!(refused(dir.path()).contains("convert adapter_model.bin"));
+    // Another model's: one factor of another shape.
+    save_adapter(dir.path(), &model).unwrap();
+    let mut other = Model::open(&golden("qwen3")).unwrap();
+    assert!(load_adapter(dir.path(), &mut other).unwrap_err().to_string().contains("shape"));
+}
+
+#[test]
+fn a_base_may_be_named_as_seen_from_the_adapter() {
+    let dir = tempfile::tempdir().unwrap();
+    let (adapter, base) = (dir.path().join("a"), dir.path().join("base"));
+    fs::create_dir_all(&base).unwrap();
+    save_adapter(&adapter, &adapted(&LoraConfig::default())).unwrap();
+    let path = adapter.join("adapter_config.json");
+    let mut config = json(&path);
+    config["base_model_name_or_path"] = json!("../base");
+    fs::write(&path, config.to_string()).unwrap();
+    assert_eq!(base_of(&adapter).unwrap().canonicalize().unwrap(), base.canonicalize().unwrap());
+}
+
+/// A run of seconds: BuPO on the first layer for two steps, then two of the final policy, with a KL to the start.
+const LORA: &str =
+    "[lora]\nrank = 3\nalpha = 6.0\ntargets = [\"q_proj\", \"v_proj\", \"o_proj\", \"up_proj\", \"down_proj\"]\n";
+
+fn recipe(dir: &Path) -> PathBuf {
+    let path = dir.join("tiny-lora.toml");
+    let tiny = include_str!("fixtures/tiny.toml").replace("checkpoint_every = 2", "checkpoint_every = 1");
+    fs::write(&path, tiny + LORA).unwrap();
+    path
+}
+
+fn step(run: &Path, n: usize) -> PathBuf {
+    run.join(format!("checkpoints/step-{n:06}"))
+}
+
+fn failure(args: &[&str]) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_bupo")).args(args).output().unwrap();
+    assert!(!output.status.success(), "{args:?} succeeded");
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn adapter(run: &Path, n: usize) -> Model {
+    let mut model = Model::open(&run.join("base")).unwrap();
+    load_adapter(&step(run, n), &mut model).unwrap();
+    model
+}
+
+#[test]
+fn a_run_trains_adapters_alone_and_goes_on_to_the_same_bytes_wherever_its_folder_is() {
+    let root = tempfile::tempdir().unwrap();
+    let (recipe, run) = (recipe(root.path()), root.path().join("run"));
+    ok(&["train", text(&recipe), "--dir", text(&run)]);
+    let at: Vec<Model> = (0..=4).map(|n| adapter(&run, n)).collect();
+    let (layout, trainable) = (&at[0].layout, at[0].layout.trainable());
+    let b_is_zero = layout.trainable_tensors().iter().filter(|t| t.name.ends_with("lora_B.weight"));
+    assert!(
+        b_is_zero.clone().count() == 15 && b_is_zero.clone().all(|t| at[0].params[t.range()].iter().all(|x| *x == 0.0))
+    );
+    for n in 1..=4 {
+        for (i, layer) in layout.adapter.as_ref().unwrap().layers.iter().enumerate() {
+            let moved = at[n].params[layer.range()] != at[n - 1].params[layer.range()];
+            // The first two steps train layer 1's policy: adapters above it are the same to the bit.
+            assert_eq!(moved, n > 2 || i == 0, "step {n}, layer {}", i + 1);
+        }
+        assert_eq!(at[n].params[..trainable.start], at[0].params[..trainable.start]);
+    }
+    let state = fs::read(step(&run, 4).join("trainer_state.safetensors")).unwrap();
+    let state = SafeTensors::deserialize(&state).unwrap();
+    assert_eq!(floats(&state, "m").unwrap().len(), trainable.len());
+    for row in rows(&run.join("metrics.jsonl")) {
+        let difference = row["rollout_log_prob_difference"]["max"].as_f64().unwrap();
+        assert!(difference < 2e-5, "{difference}");
+        // The first mini-batch of the run meets the base itself.
+        assert!(row["kl_reference"].as_f64().is_none_or(|kl| kl.abs() < 1.0), "{row}");
+    }
+
+    // Stopped after step 1, moved, and resumed in the other phase's middle.
+    let moved = root.path().join("moved");
+    copy(&run, &moved);
+    for n in 2..=4 {
+        fs::remove_dir_all(step(&moved, n)).unwrap();
+    }
+    fs::rename(&run, root.path().join("gone")).unwrap();
+    let run = root.path().join("gone");
+    ok(&["train", text(&moved), "--resume"]);
+    for file in ["adapter_model.safetensors", "trainer_state.safetensors"] {
+        let read = |run: &Path| fs::read(step(run, 4).join(file)).unwrap();
+        assert!(read(&moved) == read(&run), "{file} differs after resuming");
+    }
+}
+
+#[test]
+fn every_verb_opens_an_adapter_and_merge_makes_one_model_of_it() {
+    let root = tempfile::tempdir().unwrap();
+    let (recipe, run) = (recipe(root.path()), root.path().join("run"));
+    ok(&["train", text(&recipe), "--dir", text(&run), "--set", "bupo.steps=0"]);
+    let (last, merged) = (step(&run, 4), root.path().join("merged"));
+    ok(&["merge", text(&last), "--out", text(&merged)]);
+    assert!(failure(&["merge", text(&last), "--out", text(&merged)]).contains("is there already"));
+    assert!(failure(&["merge", text(&merged), "--out", "x"]).contains("no adapter"));
+
+    let samples = root.path().join("samples.jsonl");
+    let plain = ["--plain", "{problem}"];
+    ok(&[&["generate", text(&last), "--prompt", "2+2=", "-n", "3", "--out", text(&samples)], &plain[..]].concat());
+    let scores = |model: &Path| {
+        let out = root.path().join("scores.jsonl");
+        ok(&[&["score", text(model), "--data", text(&samples), "--out", text(&out)], &plain[..]].concat());
+        let values = rows(&out).into_iter().flat_map(|row| row["log_probs"].as_array().unwrap().clone());
+        values.map(|x| x.as_f64().unwrap()).collect::<Vec<f64>>()
+    };
+    let (beside, one) = (scores(&last), scores(&merged));
+    let worst = beside.iter().zip(&one).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+    assert!(worst < 1e-5 && !beside.is_empty(), "{worst}");
+    let moved = beside.iter().zip(&scores(&run.join("base"))).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+    assert!(moved > 100.0 * worst, "{moved}");
+    let analysis = root.path().join("analysis");
+    ok(&[&["analyze", text(&last), "--data", text(&samples), "--out", text(&analysis)], &plain[..]].concat());
+
+    // From the start to the end: what an adapter moved, and only where it lies.
+    let diff = root.path().join("diff");
+    ok(&["diff", text(&step(&run, 0)), text(&last), "--out", text(&diff)]);
+    let diff = json(&diff.join("diff.json"));
+    for layer in diff["per_layer"].as_array().unwrap() {
+        for (name, change) in layer["tensors"].as_object().unwrap() {
+            let target = ["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"].iter().any(|t| name.contains(t));
+            assert_eq!(change["changed"].as_f64().unwrap() > 0.0, target, "{name}: {change}");
+        }
+    }
+    assert_eq!(diff["embedding"]["changed"].as_f64(), Some(0.0));
+
+    // Going on from an adapter: merged first, whether all of it is trained or an adapter of its own.
+    let more = root.path().join("more.toml");
+    let shape = include_str!("fixtures/tiny.toml");
+    let (before, after) = (shape.find("[model.init]").unwrap(), shape.find("[data.arithmetic]").unwrap());
+    let (warm, rollout) = (shape.find("[warmup]").unwrap(), shape.find("[rollout]").unwrap());
+    let model = format!("[model]\npath = {:?}\n", text(&last));
+    let whole = [&shape[..before], &model, &shape[after..warm], &shape[rollout..]].concat();
+    for (name, lora) in [("full", ""), ("lora", LORA)] {
+        fs::write(&more, format!("{whole}\n{lora}")).unwrap();
+        let run = root.path().join(name);
+        ok(&["train", text(&more), "--dir", text(&run), "--set", "rl.steps=1", "--set", "bupo.steps=0"]);
+        let base = if lora.is_empty() { step(&run, 0) } else { run.join("base") };
+        assert_eq!(Model::open(&base).unwrap().params, Model::open(&merged).unwrap().params, "{name}");
+    }
+}
+
+#[test]
+fn beside_a_critic_in_bf16_with_recompute_and_frozen_groups() {
+    let root = tempfile::tempdir().unwrap();
+    let (path, run) = (recipe(root.path()), root.path().join("run"));
+    let mut command = vec!["train", text(&path), "--dir", text(&run)];
+    for set in [
+        "compute=bf16",
+        "bupo.steps=0",
+        "rl.steps=2",
+        "rl.advantage=gae",
+        "rl.recompute=true",
+        "critic={ lr = 1e-3 }",
+        "phase=[{ policy = \"final\", beside = \"layer:2\", beta = 0.5 }]",
+        "optimizer.group=[{ layers = \"2\", lr_scale = 0.0 }]",
+    ] {
+        command.extend(["--set", set]);
+    }
+    ok(&command);
+    let (first, last) = (adapter(&run, 0), adapter(&run, 2));
+    for (i, layer) in first.layout.adapter.as_ref().unwrap().layers.iter().enumerate() {
+        assert_eq!(first.params[layer.range()] != last.params[layer.range()], i != 1, "layer {}", i + 1);
+    }
+    // The critic is a model of its own, whole.
+    let critic = |n: usize| Model::open_value_model(&step(&run, n).join("critic")).unwrap();
+    let p = &critic(0).layout.layers[2].down;
+    assert!(critic(0).params[p.clone()] != critic(2).params[p.clone()]);
+}
+
+#[test]
+fn supervised_fine_tuning_trains_an_adapter_and_goes_on_to_the_same_bytes() {
+    let root = tempfile::tempdir().unwrap();
+    let (model, data) = (root.path().join("model"), root.path().join("rows.jsonl"));
+    ok(&[
+        "train",
+        text(&recipe(root.path())),
+        "--dir",
+        text(&root.path().join("run")),
+        "--set",
+        "rl.steps=0",
+        "--set",
+        "bupo.steps=0",
+    ]);
+    copy(&root.path().join("run/base"), &model);
+    let lines = (0..12).map(|i| json!({"prompt": format!("{i}+1="), "completion": "\\boxed{7}"}).to_string() + "\n");
+    fs::write(&data, lines.collect::<String>()).unwrap();
+    let sft = |out: &Path, more: &[&str]| {
+        let base = [
+            "sft",
+            text(&model),
+            "--data",
+            text(&data),
+            "--out",
+            text(out),
+            "--plain",
+            "{problem}",
+            "--max-length",
+            "64",
+        ];
+        let fast =
+            ["--lr", "1e-2", "--checkpoint-every", "2", "--keep-checkpoints", "9", "--lora", "4", "--lora-targets"];
+        ok(&[&base[..], &fast, &["q_proj,down_proj"], more].concat())
+    };
+    let (whole, cut) = (root.path().join("whole"), root.path().join("cut"));
+    assert!(sft(&whole, &[]).contains("opens with PEFT"));
+    let metrics = rows(&whole.join("metrics.jsonl"));
+    let loss = |at: usize| metrics[at]["loss"].as_f64().unwrap();
+    assert!(metrics.len() == 6 && loss(5) < 0.9 * loss(0), "{metrics:?}");
+    let config = json(&step(&whole, 6).join("adapter_config.json"));
+    assert_eq!((&config["r"], &config["lora_alpha"]), (&json!(4), &json!(8)));
+    assert_eq!(
+        config["base_model_name_or_path"],
+        json!(text(&model)),
+        "the weights are where they were: no copy of them"
+    );
+    copy(&whole, &cut);
+    for n in [4, 6] {
+        fs::remove_dir_all(step(&cut, n)).unwrap();
+    }
+    sft(&cut, &["--resume"]);
+    for file in ["adapter_model.safetensors", "trainer_state.safetensors"] {
+        let read = |run: &Path| fs::read(step(run, 6).join(file)).unwrap();
+        assert!(read(&cut) == read(&whole), "{file} differs after resuming");
+    }
+    let all =
+        ["sft", text(&model), "--data", text(&data), "--out", text(&cut), "--plain", "{problem}", "--max-length", "64"];
+    let error = failure(&[&all[..], &["--lr", "1e-2", "--resume"]].concat());
+    assert!(error.contains("lora was"), "{error}");
+    let error = failure(&[&all[..], &["--lora", "4", "--lora-targets", "lm_head"]].concat());
+    assert!(error.contains("lm_head") && error.contains("q_proj"), "{error}");
+}
+
+#[test]
+fn settings_that_make_no_sense_are_refused_before_anything_runs() {
+    let root = tempfile::tempdir().unwrap();
+    let recipe = recipe(root.path());
+    let dir = root.path().join("run");
+    for (set, expected) in [
+        ("lora.rank=0", "lora.rank = 0"),
+        ("lora.alpha=-1.0", "lora.alpha = -1"),
+        ("lora.targets=[]", "lora.targets = []"),
+        ("lora.targets=[\"lm_head\"]", "lm_head"),
+        ("lora.targets=[\"q_proj\", \"q_proj\"]", "there twice"),
+        ("lora.layers=\"2-9\"", "from 1 to 3"),
+        ("lora.layers=\"2-3\"", "no adapter below it"),
+        ("lora.dropout=0.1", "dropout"),
+        ("optimizer.group=[{ layers = \"embedding\", lr_scale = 0.1 }]", "only adapters are trained"),
+        ("optimizer.group=[{ layers = \"1-3\", lr_scale = 0.0 }]", "nothing is left to train"),
+    ] {
+        let error = failure(&["train", text(&recipe), "--dir", text(&dir), "--set", set]);
+        assert!(error.contains(expected), "{set}: {error}");
+        assert!(!dir.exists(), "{set} left a folder");
+    }
+    let lost = root.path().join("lost");
+    save_adapter(&lost, &adapted(&LoraConfig::default())).unwrap();
+    let error = failure(&["generate", text(&lost), "--prompt", "x"]);
+    assert!(error.contains("somewhere") && error.contains("base_model_name_or_path"), "{error}");
+}
