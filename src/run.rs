@@ -10,4 +10,5 @@ pub mod lock;
 pub mod manifest;
 pub mod parquet;
 pub mod progress;
+pub mod reading;
 pub mod tensorboard;

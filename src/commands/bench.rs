@@ -14,16 +14,13 @@ use crate::rl::{LossConfig, OptimizerConfig};
 use crate::rollout::engine::{Engine, Request, generate};
 use crate::rollout::sampler::Sampling;
 use crate::run::manifest::peak_memory_mib;
+use crate::run::reading::{files_of, forget, read_through};
 use crate::tasks::seed::derive_seed;
 use anyhow::{Context, Result, ensure};
-#[cfg(target_os = "linux")]
-use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use rayon::prelude::*;
 use serde::Deserialize;
 use serde_json::json;
 use std::cell::RefCell;
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 use std::time::Instant;
 
@@ -255,41 +252,20 @@ fn bench_step(args: &BenchStepArgs) -> Result<()> {
 /// page cache's.
 fn bench_open(args: &BenchOpenArgs) -> Result<()> {
     const AT_ONCE: usize = 4 << 20;
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(&args.model).with_context(|| args.model.display().to_string())? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|e| e == "safetensors") {
-            files.push(path);
-        }
-    }
-    let forget = || -> Result<()> {
-        #[cfg(target_os = "linux")]
-        for path in files.iter().filter(|_| args.cold) {
-            let file = File::open(path)?;
-            // Pages that are not written yet would stay.
-            file.sync_all()?;
-            posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
-        }
-        Ok(())
-    };
+    let files = files_of(&args.model, "safetensors")?;
+    let forget_all = || files.iter().filter(|_| args.cold).try_for_each(|path| forget(path));
     let (mut opens, mut reads, mut bytes, mut buffer) = (Vec::new(), Vec::new(), 0, vec![0u8; AT_ONCE]);
     for _ in 0..args.repeat.max(1) {
-        forget()?;
+        forget_all()?;
         let start = Instant::now();
         let model = Model::open(&args.model)?;
         opens.push(start.elapsed().as_secs_f64());
         drop(model);
-        forget()?;
+        forget_all()?;
         let start = Instant::now();
         bytes = 0;
         for path in &files {
-            let mut file = File::open(path)?;
-            loop {
-                match file.read(&mut buffer)? {
-                    0 => break,
-                    n => bytes += n,
-                }
-            }
+            bytes += read_through(path, &mut buffer)?;
         }
         reads.push(start.elapsed().as_secs_f64());
     }
