@@ -189,11 +189,14 @@ fn check_name(key: &str, name: &str) -> Result<()> {
 mod tests {
     use super::*;
 
-    const SHIPPED: [(&str, &str, usize); 4] = [
+    const SHIPPED: [(&str, &str, usize); 7] = [
         ("first-look", include_str!("../sweeps/first-look.toml"), 3),
         ("table-1-methods", include_str!("../sweeps/table-1-methods.toml"), 15),
         ("table-2-internal-steps", include_str!("../sweeps/table-2-internal-steps.toml"), 12),
-        ("table-3-layers", include_str!("../sweeps/table-3-layers.toml"), 9),
+        ("table-3-layers", include_str!("../sweeps/table-3-layers.toml"), 12),
+        ("table-5-final-norm", include_str!("../sweeps/table-5-final-norm.toml"), 6),
+        ("table-10-modules", include_str!("../sweeps/table-10-modules.toml"), 9),
+        ("table-11-layer-aware", include_str!("../sweeps/table-11-layer-aware.toml"), 12),
     ];
 
     #[test]

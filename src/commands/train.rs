@@ -271,7 +271,7 @@ impl Run {
             self.step = step;
             progress.message(summary::line(&report.metrics));
             progress.inc(1);
-            summary::explain(&report.metrics);
+            summary::explain(&report.metrics, self.recipe.compute);
             history.push(report.metrics);
             let stop = interrupt::requested();
             if stop || step == steps || every > 0 && step % every == 0 {

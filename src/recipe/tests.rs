@@ -343,7 +343,7 @@ fn one_generated_task_and_a_reward_that_can_judge_it() {
 
 #[test]
 fn named_sets_are_checked_and_take_what_they_do_not_say_from_the_section() {
-    let recipe = Recipe::load("modular-grpo", &[]).unwrap();
+    let recipe = Recipe::load("brackets-grpo", &[]).unwrap();
     let (e, task) = (recipe.evaluate.as_ref().unwrap(), recipe.data.task().unwrap());
     let sets = e.sets(&recipe.data).unwrap();
     assert_eq!((sets[0].name.as_str(), sets[0].problems, sets[0].n), ("held-out", e.problems, e.n));
@@ -360,10 +360,10 @@ fn named_sets_are_checked_and_take_what_they_do_not_say_from_the_section() {
         ("{ name = \"a\", task = { poker = {} } }", "poker"),
     ] {
         let set = format!("evaluate.set=[{set}]");
-        let message = format!("{:#}", Recipe::load("modular-grpo", &[set]).unwrap_err());
+        let message = format!("{:#}", Recipe::load("brackets-grpo", &[set]).unwrap_err());
         assert!(message.contains(expected), "{message}\nexpected: {expected}");
     }
-    let both = Recipe::load("modular-grpo", &["evaluate.data=[\"x.jsonl\"]".into()]).unwrap_err();
+    let both = Recipe::load("brackets-grpo", &["evaluate.data=[\"x.jsonl\"]".into()]).unwrap_err();
     assert!(format!("{both:#}").contains("[[evaluate.set]] are both there"), "{both:#}");
     let files = error(SMALL, &["evaluate.set=[{ name = \"a\", level = 2 }]"]);
     assert!(files.contains("only a generated task"), "{files}");

@@ -42,7 +42,7 @@ const LEVELS: [Level; 4] = [
 const MODULUS: u32 = 11;
 
 /// What stands in a line: a variable by its number, or a constant.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 enum Term {
     Variable(usize),
     Constant(u64),
@@ -116,7 +116,7 @@ impl ModularConfig {
 
 impl Task for ModularConfig {
     const NAME: &'static str = "modular";
-    const REMEDY: &'static str = "raise modulus or steps";
+    const REMEDY: &'static str = "raise steps";
     type Draft = Draft;
 
     fn check(&self) -> Result<()> {
@@ -128,7 +128,9 @@ impl Task for ModularConfig {
 
     fn draft(&self, draws: &mut Draws) -> Option<Draft> {
         let (own, m) = (level(&LEVELS, self.level, Self::NAME).ok()?, self.modulus());
-        let first = draws.below(m);
+        // Products pull chains to 0: left as they fall, a third of the answers would be 0, and a model that always says so
+        // would be paid for it. Every residue is wanted equally often instead.
+        let (wanted, first) = (draws.below(m), draws.below(m));
         let mut lines = Vec::new();
         for at in 1..=draws.between(self.steps.unwrap_or(own.steps)) {
             let count = draws.between(self.operations.unwrap_or(own.operations));
@@ -142,13 +144,18 @@ impl Task for ModularConfig {
             if draws.below(2) == 0 {
                 (left, right) = (right, left);
             }
-            let mut operations = vec![(draws.pick(&['+', '-', '*']), right)];
+            let operator = draws.pick(&['+', '-', '*']);
+            if operator == '-' && left == right {
+                return None;
+            }
+            let mut operations = vec![(operator, right)];
             if count > 1 {
                 operations.push((draws.pick(&['+', '-']), last));
             }
             lines.push((left, operations));
         }
-        Some(Draft { first, lines })
+        let draft = Draft { first, lines };
+        (self.work(&draft, &mut |right| right).1 == wanted).then_some(draft)
     }
 
     /// Variables are named in order, so the question says all.

@@ -4,6 +4,7 @@ use super::evaluations::SetScores;
 use crate::analysis::Analysis;
 use crate::commands::adapter::opens_with;
 use crate::evaluate::scores::Scores;
+use crate::model::Compute;
 use crate::rl::metrics::StepMetrics;
 use crate::rl::schedule::Schedule;
 use crate::run::progress::say;
@@ -19,7 +20,7 @@ pub fn line(m: &StepMetrics) -> String {
 }
 
 /// Says in plain words what would otherwise be a riddle.
-pub fn explain(m: &StepMetrics) {
+pub fn explain(m: &StepMetrics, compute: Compute) {
     if m.rewards.frac_reward_zero_std >= 1.0 && m.rewards.groups > 0 {
         let why = if m.rewards.frac_all_rewarded >= 1.0 { "every response is right" } else { "all rewards are equal" };
         say(&format!("step {}: in every group {why}, so nothing can be learned from it (loss 0)", m.step));
@@ -37,7 +38,9 @@ pub fn explain(m: &StepMetrics) {
             m.step, m.rewards_missing
         ));
     }
-    if m.rollout_log_prob_difference.max > 1e-3 {
+    // A single token of thousands: in bf16, whose products have three digits, 1e-2 is ordinary.
+    let most = if compute == Compute::F32 { 1e-3 } else { 0.5 };
+    if m.rollout_log_prob_difference.max > most {
         let d = m.rollout_log_prob_difference;
         say(&format!("step {}: log-probs of sampling and training differ by up to {:.1e}", m.step, d.max));
     }

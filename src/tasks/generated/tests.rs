@@ -93,6 +93,21 @@ fn levels_are_harder_and_outside_of_them_is_nothing() {
     assert!(error.contains("no levels"), "{error}");
 }
 
+/// A constant answer is right once in `modulus` problems, and no more.
+#[test]
+fn answers_of_chains_are_spread_evenly() {
+    for (modulus, level) in [(3, 1), (7, 2), (11, 3)] {
+        let task = TaskConfig::Modular(ModularConfig { level, modulus: Some(modulus), ..Default::default() });
+        let n = 400 * u64::from(modulus);
+        let mut counts = std::collections::BTreeMap::new();
+        for i in 0..n {
+            *counts.entry(task.problem(Split::Train, 1, i).unwrap().gold).or_insert(0usize) += 1;
+        }
+        // Five standard deviations of a binomial around 400.
+        assert!(counts.len() == modulus as usize && counts.values().all(|c| (300..500).contains(c)), "{counts:?}");
+    }
+}
+
 /// What earlier versions made of the same arguments: a recipe's problems do not change under it.
 #[test]
 fn arithmetic_problems_are_the_same_in_every_version() {
