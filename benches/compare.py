@@ -34,7 +34,7 @@ ENV = os.environ | {"OMP_NUM_THREADS": a.threads}
 HERE = pathlib.Path(__file__).parent
 # A job's size by the model's name: what PyTorch survives in 24 GiB. `repeat`: updates timed within one process.
 FULL = dict(rows=16, length=256, repeat=3, layer=2, batch=64, new=128, samples=4)
-SIZES = {"0.6b": dict(rows=2, length=256, repeat=1, layer=6, batch=16, new=32, samples=1)}
+SIZES = {"0.6b": dict(rows=2, length=256, repeat=3, layer=6, batch=16, new=32, samples=1)}
 failures = []
 jobs = a.jobs.split(",")
 DTYPES = {"torch": "f32", "torch_bf16": "bf16"}
