@@ -5,7 +5,8 @@
 mod common;
 
 use axum::http::Method;
-use common::{Server, copy, json, ok, rows, runs, text};
+use common::pages::{Server, runs};
+use common::{copy, json, ok, rows, text};
 use fantoccini::actions::{InputSource, MouseActions, PointerAction};
 use fantoccini::wd::WebDriverCompatibleCommand;
 use fantoccini::{Client, ClientBuilder, Locator};

@@ -1,44 +1,16 @@
 //! Looking inside through the binary: several policies side by side, samples token by token, two checkpoints compared, and
 //! wrong input.
 
+mod common;
+
 use bupo::model::init::{InitConfig, random_params};
 use bupo::model::weights::{SaveOptions, save};
 use bupo::model::{Model, ParamLayout};
 use bupo::text::Tokenizer;
+use common::{fails, ok, rows, text};
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Output};
-
-fn bupo(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_bupo")).args(args).args(["--threads", "2"]).output().expect("the binary runs")
-}
-
-fn ok(args: &[&str]) -> String {
-    let output = bupo(args);
-    let (out, error) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "bupo {args:?}\n{out}\n{error}");
-    out.into_owned()
-}
-
-/// Fails with one clear error, exit code 1 and no panic.
-fn fails(args: &[&str], expected: &[&str]) {
-    let output = bupo(args);
-    let error = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(1), "bupo {args:?}: {error}");
-    assert!(error.contains("error:") && !error.contains("panicked"), "{error}");
-    for part in expected {
-        assert!(error.contains(part), "bupo {args:?}: {part:?} is not in: {error}");
-    }
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("a path in UTF-8")
-}
-
-fn rows(path: &Path) -> Vec<Value> {
-    fs::read_to_string(path).unwrap().lines().map(|l| serde_json::from_str(l).unwrap()).collect()
-}
 
 /// A random model of three layers that reads bytes.
 fn model(change: impl Fn(&mut InitConfig)) -> Model {

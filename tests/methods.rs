@@ -1,12 +1,15 @@
 //! Every method of training through the binary and through the library: a resumed run equals one never stopped, and the
 //! gradient does not depend on how a mini-batch is cut.
 
+mod common;
+
 use bupo::model::init::{InitConfig, random_params};
 use bupo::model::{Keep, Model, ParamLayout, Workspace};
 use bupo::policy::InternalPolicy;
 use bupo::rl::batch::{Response, ResponseGroup};
 use bupo::rl::update::{Before, LogProbs, PerToken, UpdateSettings, mini_batch_gradient};
 use bupo::rl::{Aggregation, LossConfig, LossKind};
+use common::{copy, metrics, rows};
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
@@ -65,21 +68,6 @@ fn train(recipe: &Path, dir: &Path, resume: bool) {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-fn rows(path: &Path) -> Vec<Value> {
-    fs::read_to_string(path).unwrap().lines().map(|l| serde_json::from_str(l).unwrap()).collect()
-}
-
-/// Metrics without the clock.
-fn metrics(dir: &Path) -> Vec<Value> {
-    let mut rows = rows(&dir.join("metrics.jsonl"));
-    for row in &mut rows {
-        for key in ["seconds", "rollout_tokens_per_second", "update_tokens_per_second"] {
-            row.as_object_mut().unwrap().remove(key);
-        }
-    }
-    rows
-}
-
 /// Keys of `more` win.
 fn merge(table: &mut Table, more: Table) {
     for (key, value) in more {
@@ -112,18 +100,6 @@ fn trains_and_resumes(name: &str, more: &str) -> Vec<Value> {
     assert_eq!(metrics(&whole), metrics(&resumed), "{name}");
     assert_eq!(rows(&whole.join("completions.jsonl")), rows(&resumed.join("completions.jsonl")), "{name}");
     metrics(&whole)
-}
-
-fn copy(from: &Path, to: &Path) {
-    if from.is_dir() {
-        fs::create_dir_all(to).unwrap();
-        for entry in fs::read_dir(from).unwrap() {
-            let entry = entry.unwrap();
-            copy(&entry.path(), &to.join(entry.file_name()));
-        }
-    } else {
-        fs::copy(from, to).unwrap();
-    }
 }
 
 fn number(row: &Value, key: &str) -> f64 {

@@ -1,12 +1,15 @@
 //! PPO's critic: against PyTorch (fixture: tools/golden/make_critic.py), against finite differences, cut into micro-batches in
 //! any way, and through the binary, stopped and resumed in the middle of its warm-up.
 
+mod common;
+
 use bupo::model::init::{InitConfig, random_params};
 use bupo::model::{Keep, Model, ParamLayout, Workspace};
 use bupo::rl::batch::{Response, ResponseGroup};
 use bupo::rl::critic::{Critic, CriticConfig, Expected, ValueLoss, ValueSettings};
 use bupo::rl::gae::estimate;
 use bupo::rl::{Aggregation, GroupConfig, OptimizerConfig};
+use common::{copy, metrics};
 use safetensors::SafeTensors;
 use serde_json::Value;
 use std::fs;
@@ -303,30 +306,6 @@ fn train(recipe: &Path, dir: &Path, more: &[&str]) {
     command.args(["train".as_ref(), recipe.as_os_str(), "--dir".as_ref(), dir.as_os_str()]);
     let output = command.args(more).output().expect("the binary runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-}
-
-fn metrics(dir: &Path) -> Vec<Value> {
-    let text = fs::read_to_string(dir.join("metrics.jsonl")).unwrap();
-    let timeless = |line: &str| {
-        let mut row: Value = serde_json::from_str(line).unwrap();
-        for key in ["seconds", "rollout_tokens_per_second", "update_tokens_per_second"] {
-            row.as_object_mut().unwrap().remove(key);
-        }
-        row
-    };
-    text.lines().map(timeless).collect()
-}
-
-fn copy(from: &Path, to: &Path) {
-    if from.is_dir() {
-        fs::create_dir_all(to).unwrap();
-        for entry in fs::read_dir(from).unwrap() {
-            let entry = entry.unwrap();
-            copy(&entry.path(), &to.join(entry.file_name()));
-        }
-    } else {
-        fs::copy(from, to).unwrap();
-    }
 }
 
 #[test]

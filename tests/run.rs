@@ -1,39 +1,15 @@
 //! The binary as a person uses it: a whole small run, its resumption, every verb on what it wrote, and bad input.
 
+mod common;
+
+use common::{bupo, copy, fails, ok, rows, text};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
 use std::sync::OnceLock;
 
 /// A run of seconds: BuPO on the first layer for two steps, then two steps of GRPO.
 const RECIPE: &str = include_str!("fixtures/tiny.toml");
-
-fn bupo(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_bupo")).args(args).args(["--threads", "2"]).output().expect("the binary runs")
-}
-
-fn ok(args: &[&str]) -> String {
-    let output = bupo(args);
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    assert!(output.status.success(), "bupo {args:?}\n{}\n{}", text(&output.stdout), text(&output.stderr));
-    text(&output.stdout)
-}
-
-/// Fails with one clear error, exit code 1 and no panic.
-fn fails(args: &[&str], expected: &[&str]) {
-    let output = bupo(args);
-    let error = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(1), "bupo {args:?}: {error}");
-    assert!(error.contains("error:") && !error.contains("panicked"), "{error}");
-    for part in expected {
-        assert!(error.contains(part), "bupo {args:?}: {part:?} is not in: {error}");
-    }
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("a path in UTF-8")
-}
 
 fn recipe(dir: &Path) -> PathBuf {
     let path = dir.join("tiny.toml");
@@ -55,23 +31,6 @@ fn run() -> &'static Path {
 
 fn model() -> PathBuf {
     run().join("checkpoints/step-000004")
-}
-
-fn rows(path: &Path) -> Vec<Value> {
-    fs::read_to_string(path).unwrap().lines().map(|l| serde_json::from_str(l).unwrap()).collect()
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.path().is_dir() {
-            copy(&entry.path(), &target);
-        } else {
-            fs::copy(entry.path(), target).unwrap();
-        }
-    }
 }
 
 /// Cuts a run back to its checkpoint of `step`, as a kill before the next one would leave it but for the later rows.

@@ -2,7 +2,8 @@
 
 mod common;
 
-use common::{Server, copy, json, ok, rows, runs, text};
+use common::pages::{Server, runs};
+use common::{copy, json, ok, rows, text};
 use serde_json::{Value, json};
 use std::fs;
 use std::io::{Read, Write};

@@ -1,9 +1,12 @@
 //! Generated tasks, supervised fine-tuning and sweeps, as a person uses them: through the binary.
 
+mod common;
+
+use common::{fails, json, rows, said, text};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -63,38 +66,10 @@ task = { countdown = { level = 1 } }
 responses = 2
 "#;
 
-fn bupo(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_bupo")).args(args).args(["--threads", "2"]).output().expect("the binary runs")
-}
-
+/// Succeeds; all that it printed.
 fn ok(args: &[&str]) -> String {
-    let output = bupo(args);
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    assert!(output.status.success(), "bupo {args:?}\n{}\n{}", text(&output.stdout), text(&output.stderr));
-    text(&output.stdout) + &text(&output.stderr)
-}
-
-/// Fails with one clear error, exit code 1 and no panic.
-fn fails(args: &[&str], expected: &[&str]) {
-    let output = bupo(args);
-    let error = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(1), "bupo {args:?}: {error}");
-    assert!(error.contains("error:") && !error.contains("panicked"), "{error}");
-    for part in expected {
-        assert!(error.contains(part), "bupo {args:?}: {part:?} is not in: {error}");
-    }
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("a path in UTF-8")
-}
-
-fn rows(path: &Path) -> Vec<Value> {
-    fs::read_to_string(path).unwrap().lines().map(|l| serde_json::from_str(l).unwrap()).collect()
-}
-
-fn json_of(path: &Path) -> Value {
-    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+    let (out, error) = said(args);
+    out + &error
 }
 
 /// The recipe's file, and one run of it: shared by all tests.
@@ -116,12 +91,12 @@ fn a_run_on_a_generated_task_evaluates_every_named_set() {
     for time in ["before", "after"] {
         let evaluation = dir.join(format!("evaluation-{time}"));
         for (set, problems, rule) in [("same", 4, "exact"), ("longer", 3, "exact"), ("other", 4, "countdown")] {
-            let result = json_of(&evaluation.join(set).join("evaluation.json"));
+            let result = json(&evaluation.join(set).join("evaluation.json"));
             assert_eq!((result["name"].as_str(), result["problems"].as_u64()), (Some(set), Some(problems)));
             // Another task is judged by its own rule.
             assert_eq!(result["reward_name"], rule);
         }
-        assert_eq!(json_of(&evaluation.join("summary.json")).as_array().unwrap().len(), 3);
+        assert_eq!(json(&evaluation.join("summary.json")).as_array().unwrap().len(), 3);
     }
     let longer = rows(&dir.join("evaluation-after/longer/problems.jsonl"));
     assert!(
@@ -288,7 +263,7 @@ fn a_sweep_runs_compares_and_goes_on_and_a_failing_run_stops_no_other() {
          [[variant]]\nname = \"broken\"\nset = [\"bupo={layer=9,steps=1}\"]\n",
     );
     fails(&["sweep", text(&file), "--dir", text(&dir), "--jobs", "2"], &["2 of 6 runs failed"]);
-    let result = json_of(&dir.join("sweep.json"));
+    let result = json(&dir.join("sweep.json"));
     assert_eq!((&result["sets"], &result["threads"]), (&json!(["longer", "other", "same"]), &json!(1)));
     let status = |variant: usize| {
         let runs = result["variants"][variant]["runs"].as_array().unwrap();
@@ -301,7 +276,7 @@ fn a_sweep_runs_compares_and_goes_on_and_a_failing_run_stops_no_other() {
     for (i, variant) in ["grpo", "rloo"].iter().enumerate() {
         let one = |seed: usize| {
             let path = dir.join(format!("{variant}/seed-{seed}/evaluation-after/same/evaluation.json"));
-            json_of(&path)["avg_at_n"]["mean"].as_f64().unwrap()
+            json(&path)["avg_at_n"]["mean"].as_f64().unwrap()
         };
         let scores = result["variants"][i]["scores"].as_array().unwrap().iter().find(|s| s["set"] == "same").unwrap();
         assert!((scores["after"]["mean"].as_f64().unwrap() - (one(1) + one(2)) / 2.0).abs() < 1e-12);
@@ -344,7 +319,7 @@ fn an_interrupted_sweep_saves_and_goes_on() {
     let pid = nix::unistd::Pid::from_raw(child.id() as i32);
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(130));
-    let result = json_of(&dir.join("sweep.json"));
+    let result = json(&dir.join("sweep.json"));
     let runs = result["variants"][0]["runs"].as_array().unwrap();
     assert!(runs.iter().all(|r| r["status"] == "pending" && r["error"].is_null()), "{runs:?}");
     let done = rows(&metrics).len();
@@ -420,7 +395,7 @@ fn a_killed_sweep_goes_on_to_what_it_would_have_been_and_its_runs_share_their_st
         assert_eq!(timeless(&cut, run), timeless(&whole, run), "{run}");
         assert!(weights(&cut.join(run)) == weights(&whole.join(run)), "{run}");
     }
-    assert_eq!(json_of(&cut.join("sweep.json")), json_of(&whole.join("sweep.json")));
+    assert_eq!(json(&cut.join("sweep.json")), json(&whole.join("sweep.json")));
     for file in ["sweep.md", "sweep.csv"] {
         assert_eq!(fs::read(cut.join(file)).unwrap(), fs::read(whole.join(file)).unwrap());
     }

@@ -1,18 +1,42 @@
-//! What the tests of pages share: one small run with token maps, made once a test program, and a server of it.
+//! What tests through the binary share: running it, and reading what it left.
+
+// Every test program uses some of it.
+#![allow(dead_code)]
+
+pub mod pages;
 
 use serde_json::Value;
 use std::fs;
-use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
+use std::path::Path;
+use std::process::{Command, Output};
 
-pub fn ok(args: &[&str]) -> String {
-    let output =
-        Command::new(env!("CARGO_BIN_EXE_bupo")).args(args).args(["--threads", "2"]).output().expect("the binary runs");
+pub fn bupo(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_bupo")).args(args).args(["--threads", "2"]).output().expect("the binary runs")
+}
+
+/// Succeeds; what it printed, standard output and standard error.
+pub fn said(args: &[&str]) -> (String, String) {
+    let output = bupo(args);
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    assert!(output.status.success(), "bupo {args:?}\n{}\n{}", text(&output.stdout), text(&output.stderr));
-    text(&output.stdout)
+    let (out, error) = (text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success(), "bupo {args:?}\n{out}\n{error}");
+    (out, error)
+}
+
+/// Succeeds; its standard output.
+pub fn ok(args: &[&str]) -> String {
+    said(args).0
+}
+
+/// Fails with one clear error, exit code 1 and no panic.
+pub fn fails(args: &[&str], expected: &[&str]) {
+    let output = bupo(args);
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "bupo {args:?}: {error}");
+    assert!(error.contains("error:") && !error.contains("panicked"), "{error}");
+    for part in expected {
+        assert!(error.contains(part), "bupo {args:?}: {part:?} is not in: {error}");
+    }
 }
 
 pub fn text(path: &Path) -> &str {
@@ -27,65 +51,26 @@ pub fn json(path: &Path) -> Value {
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
 }
 
+/// A file, or a folder with all that is in it.
 pub fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.path().is_dir() {
-            copy(&entry.path(), &target);
-        } else {
-            fs::copy(entry.path(), target).unwrap();
+    if from.is_dir() {
+        fs::create_dir_all(to).unwrap();
+        for entry in fs::read_dir(from).unwrap() {
+            let entry = entry.unwrap();
+            copy(&entry.path(), &to.join(entry.file_name()));
+        }
+    } else {
+        fs::copy(from, to).unwrap();
+    }
+}
+
+/// A run's metrics without the clock.
+pub fn metrics(dir: &Path) -> Vec<Value> {
+    let mut rows = rows(&dir.join("metrics.jsonl"));
+    for row in &mut rows {
+        for key in ["seconds", "rollout_tokens_per_second", "update_tokens_per_second"] {
+            row.as_object_mut().unwrap().remove(key);
         }
     }
-}
-
-/// A folder with `runs/tiny`, whose analysis after training has token maps of two samples.
-pub fn runs() -> &'static Path {
-    static RUNS: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
-    let (_, dir) = RUNS.get_or_init(|| {
-        let root = tempfile::tempdir().unwrap();
-        let recipe = root.path().join("tiny.toml");
-        fs::write(&recipe, include_str!("../fixtures/tiny.toml")).unwrap();
-        let runs = root.path().join("runs");
-        let run = runs.join("tiny");
-        ok(&["train", text(&recipe), "--dir", text(&run)]);
-        let samples = root.path().join("samples.jsonl");
-        let model = run.join("checkpoints/step-000004");
-        let plain = ["--plain", "{problem}"];
-        let generate = ["generate", text(&model), "--prompt", "2+2=", "-n", "2", "--max-new-tokens", "12"];
-        ok(&[&generate[..], &plain, &["--out", text(&samples)]].concat());
-        let after = run.join("analysis-after");
-        let analyze = ["analyze", text(&model), "--data", text(&samples), "--tokens", "2", "--out", text(&after)];
-        ok(&[&analyze[..], &plain].concat());
-        (root, runs)
-    });
-    dir
-}
-
-/// `bupo serve` on a free port; it ends with this value.
-pub struct Server {
-    child: Child,
-    pub port: u16,
-}
-
-impl Server {
-    pub fn of(dir: &Path) -> Server {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_bupo"))
-            .args(["serve", text(dir), "--port", "0"])
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("the binary runs");
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let port = line.split("127.0.0.1:").nth(1).and_then(|rest| rest.split('/').next()?.parse().ok());
-        Server { child, port: port.unwrap_or_else(|| panic!("no port in {line:?}")) }
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        drop(self.child.kill());
-        drop(self.child.wait());
-    }
+    rows
 }
