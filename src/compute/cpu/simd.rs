@@ -125,6 +125,16 @@ pub fn axpy(a: f32, x: &[f32], y: &mut [f32]) {
 mod tests {
     use super::*;
 
+    /// What the dispatch may choose is a feature of a dependency: without it a machine runs its loops one element at a time.
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn the_machines_vectors_are_used() {
+        use std::arch::is_x86_feature_detected as has;
+        if has!("avx2") && has!("fma") {
+            assert!(!matches!(Arch::new(), Arch::Scalar), "AVX2 is there, and the loops are scalar");
+        }
+    }
+
     #[test]
     fn exp_matches_f64_over_the_whole_normal_range() {
         let mut worst = 0f64;
