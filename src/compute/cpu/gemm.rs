@@ -1,6 +1,6 @@
 //! Matrix products: views with strides, split between threads over the output's rows and columns.
 //!
-//! On machines with AVX-512 the products are our own ([`blocked`], [`pack`], [`kernel`]): they convert to bf16 while
+//! On machines with AVX-512 or AVX2 the products are our own ([`blocked`], [`pack`], [`kernel`]): those in bf16 convert while
 //! packing, so that weights and activations stay f32 in memory. Elsewhere they are the `gemm` crate's, in f32.
 
 #[cfg(target_arch = "x86_64")]
@@ -29,7 +29,7 @@ impl Compute {
     /// What this machine will do when asked for it.
     pub fn here(self) -> Compute {
         #[cfg(target_arch = "x86_64")]
-        if self == Compute::Bf16 && blocked::supported(self) {
+        if self == Compute::Bf16 && kernel::Isa::here(self).is_some() {
             return self;
         }
         Compute::F32
@@ -200,14 +200,14 @@ impl Out {
             let (a_from, b_from) =
                 (a.data.as_ptr().add(rows.start * a.row_stride), b.data.as_ptr().add(cols.start * b.col_stride));
             #[cfg(target_arch = "x86_64")]
-            if k > 0 && blocked::supported(compute.here()) {
+            if let Some(isa) = kernel::Isa::here(compute.here()).filter(|_| k > 0) {
                 let view = |data, mat: &Mat<'_>| blocked::View {
                     data,
                     row_stride: mat.row_stride,
                     col_stride: mat.col_stride,
                 };
                 let (a, b) = (view(a_from, a), view(b_from, b));
-                return blocked::product(compute.here(), (m, n, k), a, b, c, self.row_stride, write == Write::Add);
+                return blocked::product(isa, (m, n, k), a, b, c, self.row_stride, write == Write::Add);
             }
             gemm::gemm(
                 m,
@@ -248,10 +248,10 @@ impl PackedWeight {
     pub fn new(compute: Compute, w: &[f32], o: usize, i: usize) -> Option<PackedWeight> {
         assert_eq!(w.len(), o * i, "a weight of [{o}, {i}]");
         #[cfg(target_arch = "x86_64")]
-        if blocked::supported(compute.here()) && o * i > 0 {
+        if let Some(isa) = kernel::Isa::here(compute.here()).filter(|_| o * i > 0) {
             let view = blocked::View { data: w.as_ptr(), row_stride: 1, col_stride: i };
-            // SAFETY: supported; the view is of W^T, `[i, o]`, whose size was checked above.
-            let columns = unsafe { blocked::PackedColumns::new(compute.here(), view, i, o) };
+            // SAFETY: the instructions are here; the view is of W^T, `[i, o]`, whose size was checked above.
+            let columns = unsafe { blocked::PackedColumns::new(isa, view, i, o) };
             return Some(PackedWeight { outputs: o, inputs: i, columns });
         }
         None

@@ -4,22 +4,30 @@
 //! added up over blocks of it, always in the same order, so that the result does not depend on how rows and columns
 //! were split between threads.
 
-use super::Compute;
-use super::kernel::{Block, MR, NR, block, block_unpacked};
+use super::kernel::{Block, Isa, block, block_unpacked};
 use super::pack::{Source, panel};
 use rayon::prelude::*;
 use std::cell::RefCell;
 
-/// Units of the inner dimension in a block: a panel of A takes 28 KiB, of B 64 KiB.
-const INNER: usize = 512;
-/// Rows of A packed at a time: 504 KiB at most, half of an L2 cache.
-const ROWS: usize = 18 * MR;
 /// Columns of B packed at a time: 4 MiB at most.
 const COLS: usize = 2048;
 /// Up to so many columns, packing A would cost more than it saves: attention's products with values, for one.
-const FEW_COLS: usize = 4 * NR;
-/// Columns that a task packs at a time where the whole of B is packed.
-const COLUMNS_A_TASK: usize = 8 * NR;
+const FEW_COLS: usize = 128;
+/// Columns that a task packs at a time where the whole of B is packed: a multiple of every block's.
+const COLUMNS_A_TASK: usize = 256;
+
+impl Isa {
+    /// Units of the inner dimension in a block. AVX-512: a panel of A takes 28 KiB, of B 64 KiB. AVX2: a panel of B takes
+    /// 16 KiB, so that it stays in the first cache beside the panels of A that pass it.
+    fn inner(self) -> usize {
+        if self == Isa::Avx2 { 256 } else { 512 }
+    }
+
+    /// Rows of A packed at a time: half of an L2 cache at most, 504 KiB of a large one, 252 KiB where AVX2 is all there is.
+    fn rows_a_time(self) -> usize {
+        if self == Isa::Avx2 { 42 * self.rows() } else { 18 * self.rows() }
+    }
+}
 
 /// A matrix by its first element and its strides, one of which is 1.
 #[derive(Clone, Copy)]
@@ -45,18 +53,9 @@ thread_local! {
     static PACKED: RefCell<[Vec<u32>; 2]> = const { RefCell::new([Vec::new(), Vec::new()]) };
 }
 
-/// True where this machine has the instructions.
-pub fn supported(compute: Compute) -> bool {
-    use std::arch::is_x86_feature_detected as has;
-    match compute {
-        Compute::F32 => has!("avx512f"),
-        Compute::Bf16 => has!("avx512f") && has!("avx512bf16") && has!("avx512bw") && has!("avx512vl"),
-    }
-}
-
 /// Lengths of the blocks of an inner dimension `k`: (first index, length), in order.
-fn inner_blocks(compute: Compute, k: usize) -> impl Iterator<Item = (usize, usize)> {
-    let widest = if compute == Compute::F32 { INNER } else { 2 * INNER };
+fn inner_blocks(isa: Isa, k: usize) -> impl Iterator<Item = (usize, usize)> {
+    let widest = if isa == Isa::Avx512Bf16 { 2 * isa.inner() } else { isa.inner() };
     // Even: a pair of bf16 never straddles two blocks.
     let inner = k.div_ceil(k.div_ceil(widest).max(1)).next_multiple_of(2).max(2);
     (0..k).step_by(inner).map(move |from| (from, inner.min(k - from)))
@@ -65,10 +64,10 @@ fn inner_blocks(compute: Compute, k: usize) -> impl Iterator<Item = (usize, usiz
 /// `C = A B`, or `C += A B` if `add`: A `[m, k]`, B `[k, n]`, C row-major, `[m, n]`, rows `c_stride` apart.
 ///
 /// # Safety
-/// [`supported`]; the views hold elements of their shapes; C may be written and nobody else touches it.
+/// [`Isa::is_here`]; the views hold elements of their shapes; C may be written and nobody else touches it.
 #[allow(clippy::too_many_arguments)]
 pub unsafe fn product(
-    compute: Compute,
+    isa: Isa,
     (m, n, k): (usize, usize, usize),
     a: View,
     b: View,
@@ -77,34 +76,34 @@ pub unsafe fn product(
     add: bool,
 ) {
     PACKED.with_borrow_mut(|[packed_a, packed_b]| {
-        for (k0, depth) in inner_blocks(compute, k) {
-            let units = compute.units(depth);
+        for (k0, depth) in inner_blocks(isa, k) {
+            let units = isa.units(depth);
             for n0 in (0..n).step_by(COLS) {
                 let cols = COLS.min(n - n0);
-                room(packed_b, cols.next_multiple_of(NR) * units);
+                room(packed_b, cols.next_multiple_of(isa.columns()) * units);
                 let b = View { data: b.at(k0, n0), ..b };
                 // SAFETY: columns n0.. and rows k0.. are B's, and C's block as the caller says; the buffer was sized above.
                 unsafe {
-                    pack_columns(compute, b, cols, depth, packed_b.as_mut_ptr());
+                    pack_columns(isa, b, cols, depth, packed_b.as_mut_ptr());
                     let a = View { data: a.at(0, k0), ..a };
                     let c = Block { c: c.add(n0), row_stride: c_stride, cols, add: add || k0 > 0 };
-                    against_panels(compute, (m, depth), a, packed_b.as_ptr(), packed_a, c);
+                    against_panels(isa, (m, depth), a, packed_b.as_ptr(), packed_a, c);
                 }
             }
         }
     });
 }
 
-/// Packs B `[depth, cols]` into panels of [`NR`] columns.
+/// Packs B `[depth, cols]` into panels of [`Isa::columns`].
 ///
 /// # Safety
 /// As [`product`]; the buffer holds the panels and a register more.
-unsafe fn pack_columns(compute: Compute, b: View, cols: usize, depth: usize, out: *mut u32) {
-    let units = compute.units(depth);
-    for j in (0..cols).step_by(NR) {
+unsafe fn pack_columns(isa: Isa, b: View, cols: usize, depth: usize, out: *mut u32) {
+    let units = isa.units(depth);
+    for j in (0..cols).step_by(isa.columns()) {
         let source = Source { data: b.at(0, j), width_stride: b.col_stride, inner_stride: b.row_stride };
         // SAFETY: by the caller's promise.
-        unsafe { panel(compute, source, NR.min(cols - j), depth, NR, out.add(j * units)) };
+        unsafe { panel(isa, source, isa.columns().min(cols - j), depth, isa.columns(), out.add(j * units)) };
     }
 }
 
@@ -113,32 +112,33 @@ unsafe fn pack_columns(compute: Compute, b: View, cols: usize, depth: usize, out
 /// # Safety
 /// As [`product`]; the panels hold `c.cols` columns of `depth` elements.
 unsafe fn against_panels(
-    compute: Compute,
+    isa: Isa,
     (m, depth): (usize, usize),
     a: View,
     b: *const u32,
     packed_a: &mut Vec<u32>,
     c: Block,
 ) {
-    let units = compute.units(depth);
-    if compute == Compute::F32 && c.cols <= FEW_COLS {
-        for rows in panels(m) {
-            for j in (0..c.cols).step_by(NR) {
+    let units = isa.units(depth);
+    if isa != Isa::Avx512Bf16 && c.cols <= FEW_COLS {
+        for rows in panels(isa, m) {
+            for j in (0..c.cols).step_by(isa.columns()) {
                 // SAFETY: the block lies in C, its rows in A; the panel of B is packed.
                 unsafe {
-                    let out = Block { c: c.c.add(rows.start * c.row_stride + j), cols: NR.min(c.cols - j), ..c };
+                    let out =
+                        Block { c: c.c.add(rows.start * c.row_stride + j), cols: isa.columns().min(c.cols - j), ..c };
                     let strides = (a.row_stride, a.col_stride);
-                    block_unpacked(rows.len(), depth, a.at(rows.start, 0), strides, b.add(j * units), out);
+                    block_unpacked(isa, rows.len(), depth, a.at(rows.start, 0), strides, b.add(j * units), out);
                 }
             }
         }
         return;
     }
-    let blocks = m.div_ceil(ROWS);
+    let blocks = m.div_ceil(isa.rows_a_time());
     for i in 0..blocks {
         let rows = m * i / blocks..m * (i + 1) / blocks;
         room(packed_a, rows.len() * units);
-        for panel_rows in panels(rows.len()) {
+        for panel_rows in panels(isa, rows.len()) {
             let source = Source {
                 data: a.at(rows.start + panel_rows.start, 0),
                 width_stride: a.row_stride,
@@ -148,20 +148,20 @@ unsafe fn against_panels(
             // SAFETY: rows and columns are A's; the buffer was sized above.
             unsafe {
                 let to = packed_a.as_mut_ptr().add(panel_rows.start * units);
-                panel(compute, source, width, depth, width, to);
+                panel(isa, source, width, depth, width, to);
             }
         }
-        for j in (0..c.cols).step_by(NR) {
-            for panel_rows in panels(rows.len()) {
+        for j in (0..c.cols).step_by(isa.columns()) {
+            for panel_rows in panels(isa, rows.len()) {
                 // SAFETY: the block lies in C; the panels are packed.
                 unsafe {
                     let out = Block {
                         c: c.c.add((rows.start + panel_rows.start) * c.row_stride + j),
-                        cols: NR.min(c.cols - j),
+                        cols: isa.columns().min(c.cols - j),
                         ..c
                     };
                     let pa = packed_a.as_ptr().add(panel_rows.start * units);
-                    block(compute, panel_rows.len(), units, pa, b.add(j * units), out);
+                    block(isa, panel_rows.len(), units, pa, b.add(j * units), out);
                 }
             }
         }
@@ -170,7 +170,7 @@ unsafe fn against_panels(
 
 /// The whole of B `[k, n]`, packed once for many products.
 pub struct PackedColumns {
-    compute: Compute,
+    isa: Isa,
     n: usize,
     /// One for each block of the inner dimension: its first index, its length, its panels.
     blocks: Vec<(usize, usize, Vec<u32>)>,
@@ -178,23 +178,23 @@ pub struct PackedColumns {
 
 impl PackedColumns {
     /// # Safety
-    /// [`supported`]; the view holds `[k, n]` elements.
-    pub unsafe fn new(compute: Compute, b: View, k: usize, n: usize) -> PackedColumns {
+    /// [`Isa::is_here`]; the view holds `[k, n]` elements.
+    pub unsafe fn new(isa: Isa, b: View, k: usize, n: usize) -> PackedColumns {
         let packed = |(k0, depth): (usize, usize)| {
-            let units = compute.units(depth);
-            let mut panels = vec![0u32; n.next_multiple_of(NR) * units];
+            let units = isa.units(depth);
+            let mut panels = vec![0u32; n.next_multiple_of(isa.columns()) * units];
             panels.par_chunks_mut(COLUMNS_A_TASK * units).enumerate().for_each(|(task, out)| {
                 let from = task * COLUMNS_A_TASK;
                 let view = View { data: b.at(k0, from), ..b };
-                // SAFETY: by the caller's promise. Panels of NR columns are whole registers: nothing is written beyond.
-                unsafe { pack_columns(compute, view, COLUMNS_A_TASK.min(n - from), depth, out.as_mut_ptr()) };
+                // SAFETY: by the caller's promise. Its panels are whole registers: nothing is written beyond.
+                unsafe { pack_columns(isa, view, COLUMNS_A_TASK.min(n - from), depth, out.as_mut_ptr()) };
             });
             (k0, depth, panels)
         };
-        PackedColumns { compute, n, blocks: inner_blocks(compute, k).map(packed).collect() }
+        PackedColumns { isa, n, blocks: inner_blocks(isa, k).map(packed).collect() }
     }
 
-    /// [`product`] for columns `from..from + cols`, `from` a multiple of [`NR`]; `c` is column `from` of C.
+    /// [`product`] for columns `from..from + cols`, `from` a multiple of [`Isa::columns`]; `c` is column `from` of C.
     ///
     /// # Safety
     /// As [`product`].
@@ -208,22 +208,26 @@ impl PackedColumns {
         c_stride: usize,
         add: bool,
     ) {
-        assert!(from.is_multiple_of(NR) && from + cols <= self.n, "columns {from}+{cols} of {}", self.n);
+        assert!(
+            from.is_multiple_of(self.isa.columns()) && from + cols <= self.n,
+            "columns {from}+{cols} of {}",
+            self.n
+        );
         PACKED.with_borrow_mut(|[packed_a, _]| {
             for (k0, depth, panels) in &self.blocks {
-                let b = panels[from * self.compute.units(*depth)..].as_ptr();
+                let b = panels[from * self.isa.units(*depth)..].as_ptr();
                 let a = View { data: a.at(0, *k0), ..a };
                 let c = Block { c, row_stride: c_stride, cols, add: add || *k0 > 0 };
                 // SAFETY: by the caller's promise.
-                unsafe { against_panels(self.compute, (m, *depth), a, b, packed_a, c) };
+                unsafe { against_panels(self.isa, (m, *depth), a, b, packed_a, c) };
             }
         });
     }
 }
 
-/// Rows in panels of at most [`MR`], as even as can be: no panel is so thin that its sums wait for each other.
-fn panels(rows: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
-    let n = rows.div_ceil(MR);
+/// Rows in panels of at most [`Isa::rows`], as even as can be: no panel is so thin that its sums wait for each other.
+fn panels(isa: Isa, rows: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
+    let n = rows.div_ceil(isa.rows());
     (0..n).map(move |i| rows * i / n..rows * (i + 1) / n)
 }
 
@@ -231,5 +235,48 @@ fn panels(rows: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
 fn room(buffer: &mut Vec<u32>, units: usize) {
     if buffer.len() < units + 16 {
         buffer.resize(units + 16, 0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compute::cpu::gemm::Compute;
+    use proptest::prelude::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+        /// Whatever this machine has, also what it would not choose. Small integers are exact in bf16 and their sums in f32.
+        #[test]
+        fn every_instruction_set_multiplies_alike(
+            (m, n, k) in (1usize..60, 1usize..300, 1usize..1200),
+            (a_by_rows, b_by_rows, add) in any::<(bool, bool, bool)>(),
+        ) {
+            let small = |i: usize| ((i * 2_654_435_761) >> 7) as f32 % 8.0 - 3.0;
+            let a: Vec<f32> = (0..m * k).map(small).collect();
+            let b: Vec<f32> = (0..k * n).map(|i| small(i + 77)).collect();
+            let view = |data: &[f32], rows: usize, cols: usize, by_rows: bool| match by_rows {
+                true => View { data: data.as_ptr(), row_stride: cols, col_stride: 1 },
+                false => View { data: data.as_ptr(), row_stride: 1, col_stride: rows },
+            };
+            let (va, vb) = (view(&a, m, k, a_by_rows), view(&b, k, n, b_by_rows));
+            let at = |data: &[f32], view: View, i: usize, j: usize| data[i * view.row_stride + j * view.col_stride];
+            // A column of C beyond the product, which must stay as it is.
+            let before: Vec<f32> = (0..m * (n + 1)).map(small).collect();
+            let mut expected = before.clone();
+            for i in 0..m {
+                for j in 0..n {
+                    let sum: f32 = (0..k).map(|l| at(&a, va, i, l) * at(&b, vb, l, j)).sum();
+                    expected[i * (n + 1) + j] = if add { before[i * (n + 1) + j] + sum } else { sum };
+                }
+            }
+            for isa in [Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16].into_iter().filter(|isa| isa.is_here()) {
+                let mut c = before.clone();
+                // SAFETY: the instructions are here; the views are of a and b, and c is borrowed mutably.
+                unsafe { product(isa, (m, n, k), va, vb, c.as_mut_ptr(), n + 1, add) };
+                prop_assert!(c == expected, "{isa:?}: [{m}, {k}] x [{k}, {n}]");
+            }
+            prop_assert!(Isa::here(Compute::F32) != Some(Isa::Avx2) || !Isa::Avx512.is_here());
+        }
     }
 }

@@ -1,0 +1,140 @@
+//! The kernel on AVX-512: the sums of a 14 x 32 block stay in 28 of the 32 registers. In bf16, `vdpbf16ps` multiplies the
+//! two numbers of a unit and adds both into an f32 sum.
+
+use super::{Block, by_rows};
+use std::arch::x86_64::*;
+
+/// Rows of a block, at most.
+pub const MR: usize = 14;
+/// Columns of a block: two registers.
+pub const NR: usize = 32;
+
+/// # Safety
+/// As [`super::block`], on AVX-512F.
+pub unsafe fn block(rows: usize, units: usize, a: *const u32, b: *const u32, out: Block) {
+    // SAFETY: by the caller's promise.
+    unsafe { by_rows!(rows, f32_block(units, a, b, out), 1 2 3 4 5 6 7 8 9 10 11 12 13 14) }
+}
+
+/// # Safety
+/// As [`super::block`], on AVX-512F and AVX512-BF16.
+pub unsafe fn block_bf16(rows: usize, units: usize, a: *const u32, b: *const u32, out: Block) {
+    // SAFETY: by the caller's promise.
+    unsafe { by_rows!(rows, bf16_block(units, a, b, out), 1 2 3 4 5 6 7 8 9 10 11 12 13 14) }
+}
+
+/// # Safety
+/// As [`super::block_unpacked`], on AVX-512F.
+pub unsafe fn block_unpacked(
+    rows: usize,
+    units: usize,
+    a: *const f32,
+    (row_stride, inner_stride): (usize, usize),
+    b: *const u32,
+    out: Block,
+) {
+    // SAFETY: by the caller's promise.
+    unsafe {
+        by_rows!(rows, f32_unpacked(units, a, row_stride, inner_stride, b, out), 1 2 3 4 5 6 7 8 9 10 11 12 13 14)
+    }
+}
+
+/// # Safety
+/// As [`block`], with R rows.
+#[target_feature(enable = "avx512f")]
+unsafe fn f32_block<const R: usize>(units: usize, a: *const u32, b: *const u32, out: Block) {
+    let (mut a, mut b) = (a.cast::<f32>(), b.cast::<f32>());
+    let mut sums = [[_mm512_setzero_ps(); 2]; R];
+    for _ in 0..units {
+        // SAFETY: within the panels, by the caller's promise.
+        unsafe {
+            let (b0, b1) = (_mm512_loadu_ps(b), _mm512_loadu_ps(b.add(16)));
+            for (r, sum) in sums.iter_mut().enumerate() {
+                let x = _mm512_set1_ps(*a.add(r));
+                sum[0] = _mm512_fmadd_ps(x, b0, sum[0]);
+                sum[1] = _mm512_fmadd_ps(x, b1, sum[1]);
+            }
+            a = a.add(R);
+            b = b.add(NR);
+        }
+    }
+    // SAFETY: by the caller's promise.
+    unsafe { store(sums, out) }
+}
+
+/// # Safety
+/// As [`block_unpacked`], with R rows.
+#[target_feature(enable = "avx512f")]
+unsafe fn f32_unpacked<const R: usize>(
+    units: usize,
+    a: *const f32,
+    row_stride: usize,
+    inner_stride: usize,
+    b: *const u32,
+    out: Block,
+) {
+    let (mut a, mut b) = (a, b.cast::<f32>());
+    let mut sums = [[_mm512_setzero_ps(); 2]; R];
+    for _ in 0..units {
+        // SAFETY: within A and the panel, by the caller's promise.
+        unsafe {
+            let (b0, b1) = (_mm512_loadu_ps(b), _mm512_loadu_ps(b.add(16)));
+            for (r, sum) in sums.iter_mut().enumerate() {
+                let x = _mm512_set1_ps(*a.add(r * row_stride));
+                sum[0] = _mm512_fmadd_ps(x, b0, sum[0]);
+                sum[1] = _mm512_fmadd_ps(x, b1, sum[1]);
+            }
+            // The last step may lead past the end, where nothing is read.
+            a = a.wrapping_add(inner_stride);
+            b = b.add(NR);
+        }
+    }
+    // SAFETY: by the caller's promise.
+    unsafe { store(sums, out) }
+}
+
+/// # Safety
+/// As [`block`], with R rows.
+#[target_feature(enable = "avx512f,avx512bf16")]
+unsafe fn bf16_block<const R: usize>(units: usize, a: *const u32, b: *const u32, out: Block) {
+    let (mut a, mut b) = (a.cast::<i32>(), b.cast::<i32>());
+    let mut sums = [[_mm512_setzero_ps(); 2]; R];
+    for _ in 0..units {
+        // SAFETY: within the panels, by the caller's promise; a register of 16 pairs is one of 32 bf16.
+        unsafe {
+            let b0: __m512bh = std::mem::transmute(_mm512_loadu_si512(b.cast()));
+            let b1: __m512bh = std::mem::transmute(_mm512_loadu_si512(b.add(16).cast()));
+            for (r, sum) in sums.iter_mut().enumerate() {
+                let x: __m512bh = std::mem::transmute(_mm512_set1_epi32(*a.add(r)));
+                sum[0] = _mm512_dpbf16_ps(sum[0], x, b0);
+                sum[1] = _mm512_dpbf16_ps(sum[1], x, b1);
+            }
+            a = a.add(R);
+            b = b.add(NR);
+        }
+    }
+    // SAFETY: by the caller's promise.
+    unsafe { store(sums, out) }
+}
+
+/// # Safety
+/// AVX-512F; the block of R rows may be written.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn store<const R: usize>(sums: [[__m512; 2]; R], out: Block) {
+    let mask = |cols: usize| ((1u32 << cols.min(16)) - 1) as __mmask16;
+    let (m0, m1) = (mask(out.cols), mask(out.cols.saturating_sub(16)));
+    for (r, sum) in sums.iter().enumerate() {
+        // SAFETY: masked to the block's columns.
+        unsafe {
+            let c = out.c.add(r * out.row_stride);
+            let (mut s0, mut s1) = (sum[0], sum[1]);
+            if out.add {
+                s0 = _mm512_add_ps(s0, _mm512_maskz_loadu_ps(m0, c));
+                s1 = _mm512_add_ps(s1, _mm512_maskz_loadu_ps(m1, c.wrapping_add(16)));
+            }
+            _mm512_mask_storeu_ps(c, m0, s0);
+            _mm512_mask_storeu_ps(c.wrapping_add(16), m1, s1);
+        }
+    }
+}

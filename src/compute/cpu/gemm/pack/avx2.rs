@@ -1,0 +1,74 @@
+//! Packing on AVX2: blocks of 8 x 8 units transposed in registers.
+
+use super::Source;
+use std::arch::x86_64::*;
+
+/// A mask of the first `n` lanes.
+#[target_feature(enable = "avx2")]
+fn lanes(n: usize) -> __m256i {
+    _mm256_cmpgt_epi32(_mm256_set1_epi32(n.min(8) as i32), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7))
+}
+
+/// # Safety
+/// As [`super::panel`].
+#[target_feature(enable = "avx2")]
+pub unsafe fn copy(source: Source, width: usize, k: usize, step: usize, out: *mut u32) {
+    for from in (0..step).step_by(8) {
+        let mask = lanes(width.saturating_sub(from));
+        for i in 0..k {
+            // SAFETY: masked to the source's elements; the destination by the caller's promise.
+            unsafe {
+                let row = source.data.wrapping_add(i * source.inner_stride + from);
+                _mm256_storeu_ps(out.add(i * step + from).cast(), _mm256_maskload_ps(row, mask));
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As [`super::panel`].
+#[target_feature(enable = "avx2")]
+pub unsafe fn transpose(source: Source, width: usize, k: usize, step: usize, out: *mut u32) {
+    for from in (0..step).step_by(8) {
+        let rows = width.saturating_sub(from).min(8);
+        for k0 in (0..k).step_by(8) {
+            let mask = lanes(k - k0);
+            let mut x = [_mm256_setzero_ps(); 8];
+            for (r, x) in x.iter_mut().enumerate().take(rows) {
+                // SAFETY: masked to the source's elements; the destination by the caller's promise.
+                unsafe { *x = _mm256_maskload_ps(source.data.add((from + r) * source.width_stride + k0), mask) };
+            }
+            let x = transposed(x);
+            for (i, x) in x.iter().enumerate().take(k - k0) {
+                // SAFETY: the destination by the caller's promise.
+                unsafe { _mm256_storeu_ps(out.add((k0 + i) * step + from).cast(), *x) };
+            }
+        }
+    }
+}
+
+/// The transpose of 8 x 8 units.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn transposed(x: [__m256; 8]) -> [__m256; 8] {
+    let mut t = [_mm256_setzero_ps(); 8];
+    // Pairs of rows, then of pairs, within the 128-bit lanes; then lanes against each other.
+    for i in 0..4 {
+        t[2 * i] = _mm256_unpacklo_ps(x[2 * i], x[2 * i + 1]);
+        t[2 * i + 1] = _mm256_unpackhi_ps(x[2 * i], x[2 * i + 1]);
+    }
+    let mut u = [_mm256_setzero_ps(); 8];
+    for i in 0..2 {
+        // Column j of rows 4i to 4i + 3, for both 128-bit lanes.
+        u[4 * i] = _mm256_shuffle_ps::<0x44>(t[4 * i], t[4 * i + 2]);
+        u[4 * i + 1] = _mm256_shuffle_ps::<0xee>(t[4 * i], t[4 * i + 2]);
+        u[4 * i + 2] = _mm256_shuffle_ps::<0x44>(t[4 * i + 1], t[4 * i + 3]);
+        u[4 * i + 3] = _mm256_shuffle_ps::<0xee>(t[4 * i + 1], t[4 * i + 3]);
+    }
+    let mut out = [_mm256_setzero_ps(); 8];
+    for i in 0..4 {
+        out[i] = _mm256_permute2f128_ps::<0x20>(u[i], u[4 + i]);
+        out[4 + i] = _mm256_permute2f128_ps::<0x31>(u[i], u[4 + i]);
+    }
+    out
+}

@@ -1,0 +1,130 @@
+//! Packing on AVX-512: blocks of 16 x 16 units transposed in registers.
+
+use super::Source;
+use std::arch::x86_64::*;
+
+#[target_feature(enable = "avx512f")]
+fn lanes(n: usize) -> __mmask16 {
+    ((1u32 << n.min(16)) - 1) as __mmask16
+}
+
+/// # Safety
+/// As [`super::panel`].
+#[target_feature(enable = "avx512f")]
+pub unsafe fn copy(source: Source, width: usize, k: usize, step: usize, out: *mut u32) {
+    for from in (0..step).step_by(16) {
+        let mask = lanes(width.saturating_sub(from));
+        for i in 0..k {
+            // SAFETY: masked to the source's elements; the destination by the caller's promise.
+            unsafe {
+                let row = source.data.wrapping_add(i * source.inner_stride + from);
+                _mm512_storeu_ps(out.add(i * step + from).cast(), _mm512_maskz_loadu_ps(mask, row));
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As [`super::panel`].
+#[target_feature(enable = "avx512f,avx512bf16,avx512bw,avx512vl")]
+pub unsafe fn copy_bf16(source: Source, width: usize, k: usize, step: usize, out: *mut u32) {
+    for from in (0..step).step_by(16) {
+        let mask = lanes(width.saturating_sub(from));
+        for i in 0..k.div_ceil(2) {
+            // SAFETY: masked to the source's elements; the destination by the caller's promise.
+            unsafe {
+                let row = source.data.wrapping_add(2 * i * source.inner_stride + from);
+                let even = _mm512_maskz_loadu_ps(mask, row);
+                let mask = if 2 * i + 1 < k { mask } else { 0 };
+                let odd = _mm512_maskz_loadu_ps(mask, row.wrapping_add(source.inner_stride));
+                let widen = |x: __m512| -> __m512i {
+                    _mm512_cvtepu16_epi32(std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(x)))
+                };
+                let pairs = _mm512_or_si512(widen(even), _mm512_slli_epi32::<16>(widen(odd)));
+                _mm512_storeu_si512(out.add(i * step + from).cast(), pairs);
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As [`super::panel`].
+#[target_feature(enable = "avx512f")]
+pub unsafe fn transpose(source: Source, width: usize, k: usize, step: usize, out: *mut u32) {
+    for from in (0..step).step_by(16) {
+        let rows = width.saturating_sub(from).min(16);
+        for k0 in (0..k).step_by(16) {
+            let mask = lanes(k - k0);
+            let mut x = [_mm512_setzero_si512(); 16];
+            for (r, x) in x.iter_mut().enumerate().take(rows) {
+                // SAFETY: masked to the source's elements; the destination by the caller's promise.
+                unsafe {
+                    let at = source.data.add((from + r) * source.width_stride + k0);
+                    *x = _mm512_castps_si512(_mm512_maskz_loadu_ps(mask, at));
+                }
+            }
+            let x = transposed(x);
+            for (i, x) in x.iter().enumerate().take(k - k0) {
+                // SAFETY: the destination by the caller's promise.
+                unsafe { _mm512_storeu_si512(out.add((k0 + i) * step + from).cast(), *x) };
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As [`super::panel`].
+#[target_feature(enable = "avx512f,avx512bf16,avx512bw")]
+pub unsafe fn transpose_bf16(source: Source, width: usize, k: usize, step: usize, out: *mut u32) {
+    for from in (0..step).step_by(16) {
+        let rows = width.saturating_sub(from).min(16);
+        for k0 in (0..k).step_by(32) {
+            let (m0, m1) = (lanes(k - k0), lanes((k - k0).saturating_sub(16)));
+            let mut x = [_mm512_setzero_si512(); 16];
+            for (r, x) in x.iter_mut().enumerate().take(rows) {
+                // SAFETY: masked to the source's elements; the destination by the caller's promise.
+                unsafe {
+                    let at = source.data.add((from + r) * source.width_stride + k0);
+                    let (lo, hi) = (_mm512_maskz_loadu_ps(m0, at), _mm512_maskz_loadu_ps(m1, at.wrapping_add(16)));
+                    *x = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(hi, lo));
+                }
+            }
+            let x = transposed(x);
+            for (i, x) in x.iter().enumerate().take((k - k0).div_ceil(2)) {
+                // SAFETY: the destination by the caller's promise.
+                unsafe { _mm512_storeu_si512(out.add((k0 / 2 + i) * step + from).cast(), *x) };
+            }
+        }
+    }
+}
+
+/// The transpose of 16 x 16 units.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn transposed(x: [__m512i; 16]) -> [__m512i; 16] {
+    let mut t = [_mm512_setzero_si512(); 16];
+    // Pairs of rows, then of pairs, within the 128-bit lanes; then lanes against each other.
+    for i in 0..8 {
+        t[2 * i] = _mm512_unpacklo_epi32(x[2 * i], x[2 * i + 1]);
+        t[2 * i + 1] = _mm512_unpackhi_epi32(x[2 * i], x[2 * i + 1]);
+    }
+    let mut u = [_mm512_setzero_si512(); 16];
+    for i in 0..4 {
+        u[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
+        u[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
+        u[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
+        u[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
+    }
+    let mut out = [_mm512_setzero_si512(); 16];
+    for i in 0..4 {
+        // Column i of each 128-bit lane: lanes of rows 0-3, 4-7, 8-11, 12-15.
+        let (a, b, c, d) = (u[i], u[4 + i], u[8 + i], u[12 + i]);
+        let (ab0, ab1) = (_mm512_shuffle_i32x4::<0x88>(a, b), _mm512_shuffle_i32x4::<0xdd>(a, b));
+        let (cd0, cd1) = (_mm512_shuffle_i32x4::<0x88>(c, d), _mm512_shuffle_i32x4::<0xdd>(c, d));
+        out[i] = _mm512_shuffle_i32x4::<0x88>(ab0, cd0);
+        out[4 + i] = _mm512_shuffle_i32x4::<0x88>(ab1, cd1);
+        out[8 + i] = _mm512_shuffle_i32x4::<0xdd>(ab0, cd0);
+        out[12 + i] = _mm512_shuffle_i32x4::<0xdd>(ab1, cd1);
+    }
+    out
+}
