@@ -49,10 +49,21 @@ impl Recipe {
                 "warmup.stop_at = {}: expected an accuracy above 0, up to 1",
                 w.stop_at.unwrap_or(0.0)
             );
+            if let Some(task) = &w.task {
+                task.check().with_context(|| format!("[warmup.task.{}]", task.name()))?;
+                let rule = self.reward.verdict_rule();
+                ensure!(
+                    rule.is_none_or(|rule| task.rules().contains(&rule)),
+                    "[warmup.task.{}] cannot be judged by reward.rule = {:?}, with which the warm-up is probed: expected a task \
+                     that is judged as the run's is",
+                    task.name(),
+                    rule.map_or("", |rule| rule.name())
+                );
+            }
             ensure!(
-                self.data.task().is_some(),
-                "[warmup] imitates worked solutions, which only generated problems have: use [data.arithmetic] or another task, \
-                 or drop [warmup]"
+                w.task.is_some() || self.data.task().is_some(),
+                "[warmup] imitates worked solutions, which only generated problems have: name a task in [warmup.task.TASK], use \
+                 [data.arithmetic] or another task, or drop [warmup]"
             );
         }
         let r = &self.rollout;

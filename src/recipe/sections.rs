@@ -102,6 +102,10 @@ pub struct WarmupSection {
     pub probe_problems: usize,
     /// Share of steps that the worked solutions get wrong: the model then errs as often as its teacher.
     pub slips: f64,
+    /// A task of its own, `[warmup.task.TASK]`: a model that knows more than the run's rewards ask for, as a pretrained one does.
+    /// Without it, the run's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub task: Option<TaskConfig>,
 }
 
 impl Default for WarmupSection {
@@ -115,6 +119,7 @@ impl Default for WarmupSection {
             check_every: 25,
             probe_problems: 128,
             slips: 0.0,
+            task: None,
         }
     }
 }

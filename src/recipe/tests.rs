@@ -335,6 +335,14 @@ fn one_generated_task_and_a_reward_that_can_judge_it() {
         ("[data.countdown]", "reward.rule = \"boxed\" cannot judge [data.countdown]: expected \"countdown\""),
         ("[data.brackets]\noperations = [1, 3]", "operations = [1, 3]: expected the fewest and the most, from 2 to 16"),
         ("[data.chains]", "unknown key data.chains"),
+        (
+            "[data.lists]\n[reward]\nrule = \"list\"\n[warmup.task.lists]\nlevel = 9",
+            "[warmup.task.lists]: level = 9: expected 1 to 4",
+        ),
+        (
+            "[data.lists]\n[reward]\nrule = \"list\"\n[warmup.task.brackets]",
+            "[warmup.task.brackets] cannot be judged by reward.rule = \"list\"",
+        ),
     ] {
         let message = error(&format!("{small}{more}"), &[]);
         assert!(message.contains(expected), "{message}\nexpected: {expected}");

@@ -23,6 +23,8 @@ const PROBES_FROM: u64 = 1 << 41;
 /// Trains until `stop_at` or `max_steps`. False if it was interrupted.
 pub fn warm_up(recipe: &Recipe, source: &Source, prompts: &PromptEncoder, model: &mut Model) -> Result<bool> {
     let Some(w) = &recipe.warmup else { return Ok(true) };
+    let own = w.task.clone().map(Source::Task);
+    let source = own.as_ref().unwrap_or(source);
     let config = OptimizerConfig { warmup_steps: w.lr_warmup_steps, ..OptimizerConfig::default() };
     let mut optimizer = Optimizer::new(&model.layout);
     let (mut ws, mut grads) = (Workspace::new(model), vec![0f32; model.layout.len()]);
