@@ -532,6 +532,7 @@ fn frozen_parameters_get_nothing_and_change_nothing_for_the_others() {
         for frozen in [
             vec![layout.embed.clone(), layer(1)],
             vec![layer(2)],
+            vec![layout.embed.clone(), layer(1), layer(2)],
             vec![layout.unembed.clone(), layout.final_norm.clone()],
             vec![layout.embed.clone(), layer(1), layer(2), layer(3)],
         ] {

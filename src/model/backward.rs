@@ -73,7 +73,8 @@ pub struct StateGradients<'a> {
 impl Model {
     /// Adds to `grads` (laid out as [`ParamLayout::trainable`]) the gradient of every parameter in `trained`, which lies below `tap`
     /// ([`ParamLayout::trained_by`]); below the lowest of them nothing is computed. The workspace holds the forward of the same
-    /// batch to the same tap, with [`Keep::Activations`] or [`Keep::LayerInputs`]; it is spent.
+    /// batch to the same tap, with [`Keep::Activations`] or [`Keep::LayerInputs`], for as much ([`Model::forward_for`]) or for
+    /// everything; it is spent.
     pub fn backward(
         &self,
         ws: &mut Workspace,
@@ -99,6 +100,7 @@ impl Model {
             ws.branch = std::mem::replace(d_state, d_stream);
         }
         let Some((top, floor)) = top.zip(trained.floor(&self.layout)) else { return };
+        assert!(ws.keeps(floor.index()), "the forward kept less than this backward goes down to");
         for layer in LayerIndex::all(top.one_based()).rev().take_while(|layer| *layer >= floor) {
             if let Some((_, d_beside)) = beside.filter(|(at, _)| *at == layer) {
                 d_state.iter_mut().zip(d_beside).for_each(|(sum, d)| *sum += d);

@@ -5,7 +5,7 @@
 
 use super::packed::PackedModel;
 use super::taps::{LayerIndex, Tap};
-use super::{Model, params::LayerParams};
+use super::{Model, Trained, params::LayerParams};
 use crate::compute::Packing;
 use crate::compute::cpu::attention::{AttentionShape, attention};
 use crate::compute::cpu::embedding::embed;
@@ -85,6 +85,8 @@ pub struct HeadScratch {
 pub struct Workspace {
     pub(super) rope: RopeTable,
     pub(super) keep: Keep,
+    /// Index of the lowest layer for which anything is kept.
+    kept_from: usize,
     /// `H^0..H^L` where they are kept; two that take turns where not.
     pub(super) streams: Vec<Vec<f32>>,
     pub(super) layers: Vec<LayerActs>,
@@ -110,6 +112,7 @@ impl Workspace {
         Workspace {
             rope: model.rope_table(),
             keep: Keep::Nothing,
+            kept_from: 0,
             streams: Vec::new(),
             layers: Vec::new(),
             inv_rms_final: Vec::new(),
@@ -154,16 +157,23 @@ impl Workspace {
 
     /// `H^l` `[T, d]` of the last forward, which kept something for a backward and came as far.
     pub fn stream(&self, layer: LayerIndex) -> &[f32] {
-        assert!(self.keep != Keep::Nothing, "the forward kept no streams");
+        assert!(self.keeps(layer.one_based()), "the forward did not keep the stream of layer {}", layer.one_based());
         &self.streams[layer.one_based()]
     }
 
-    pub(super) fn stream_slot(&self, layer: usize) -> usize {
-        if self.keep == Keep::Nothing { layer % 2 } else { layer }
+    /// Whether the last forward kept `H^layer`, and what a backward reads of the layer above it.
+    pub(super) fn keeps(&self, layer: usize) -> bool {
+        self.keep != Keep::Nothing && layer >= self.kept_from
     }
 
+    /// Where `H^layer` is. What is not kept takes turns in two slots; they are below all that are.
+    pub(super) fn stream_slot(&self, layer: usize) -> usize {
+        if self.keeps(layer) { layer } else { layer % 2 }
+    }
+
+    /// What is not kept is overwritten by the next layer.
     pub(super) fn acts_slot(&self, layer: usize) -> usize {
-        if self.keep == Keep::Activations { layer } else { 0 }
+        if self.keep == Keep::Activations { layer.max(self.kept_from).min(self.layers.len() - 1) } else { 0 }
     }
 }
 
@@ -194,6 +204,24 @@ impl Model {
     /// Runs the decoder on a packed batch until `until` is known, and no further: a policy of depth k costs k layers.
     /// Its state `[T, d]` is then in [`Workspace::state`].
     pub fn forward(&self, ws: &mut Workspace, packing: &Packing, until: Tap, keep: Keep) {
+        ws.kept_from = 0;
+        self.forward_with(ws, packing.ids(), packing.positions(), &mut &*packing, until, keep, &mut |_, _| ());
+    }
+
+    /// [`Model::forward`] for a backward to what is in `trained`: of the layers below the lowest of them nothing is kept, but for
+    /// the stream of `beside`, which a loss reads.
+    pub fn forward_for(
+        &self,
+        ws: &mut Workspace,
+        packing: &Packing,
+        until: Tap,
+        keep: Keep,
+        trained: &Trained,
+        beside: Option<LayerIndex>,
+    ) {
+        let top = until.layer().map_or(self.config.layers, LayerIndex::one_based);
+        let floor = trained.floor(&self.layout).map_or(top, LayerIndex::index);
+        ws.kept_from = beside.map_or(floor, |beside| floor.min(beside.one_based()));
         self.forward_with(ws, packing.ids(), packing.positions(), &mut &*packing, until, keep, &mut |_, _| ());
     }
 
@@ -347,4 +375,44 @@ fn add(a: &[f32], b: &[f32], sum: &mut [f32]) {
             *sum = a + b;
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::init::{InitConfig, random_params};
+    use crate::model::params::ParamLayout;
+
+    #[test]
+    fn nothing_is_kept_of_layers_below_all_that_is_trained() {
+        let init = InitConfig { layers: 5, ..InitConfig::default() };
+        let config = init.model_config(40).unwrap();
+        let layout = ParamLayout::new(&config);
+        let model = Model::new(config.clone(), random_params(&config, &layout, 0.1, 3));
+        let packing = Packing::single(&[3, 1, 4, 1, 5]);
+        let trained_from = |at: usize| -> Trained {
+            let flags: Vec<bool> = layout.tensors.iter().map(|t| t.offset >= at).collect();
+            layout.trained_by(Tap::Final).and(&flags)
+        };
+        let fourth = trained_from(layout.layers[3].attn_norm.start);
+        let kept = |keep: Keep, trained: &Trained, beside: Option<usize>| {
+            let mut ws = Workspace::new(&model);
+            let beside = beside.map(|l| LayerIndex::from_one_based(l, 5).unwrap());
+            model.forward_for(&mut ws, &packing, Tap::Final, keep, trained, beside);
+            assert_eq!(ws.state(), {
+                let mut whole = Workspace::new(&model);
+                model.forward(&mut whole, &packing, Tap::Final, Keep::Activations);
+                whole.state().to_vec()
+            });
+            let streams = ws.streams.iter().filter(|s| !s.is_empty()).count();
+            (streams, ws.layers.iter().filter(|a| !a.qkv.is_empty()).count())
+        };
+        // H^0..H^5 and five layers; H^3 to H^5 and two layers, beside the two streams that take turns below.
+        assert_eq!(kept(Keep::Activations, &Trained::everything(&layout), None), (6, 5));
+        assert_eq!(kept(Keep::Activations, &fourth, None), (5, 2));
+        assert_eq!(kept(Keep::LayerInputs, &fourth, None), (5, 1));
+        assert_eq!(kept(Keep::Activations, &fourth, Some(2)), (6, 3));
+        // The final norm alone: its input.
+        assert_eq!(kept(Keep::Activations, &trained_from(layout.final_norm.start), None), (3, 1));
+    }
 }

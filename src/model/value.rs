@@ -58,7 +58,7 @@ impl Model {
         loss: impl FnOnce(&[f32]) -> Vec<f32>,
     ) -> Result<Vec<f32>> {
         let head = self.value_head()?;
-        self.forward(ws, packing, Tap::Final, keep);
+        self.forward_for(ws, packing, Tap::Final, keep, trained, None);
         let w = self.param(&head.weight);
         let values = values(ws.state(), rows, w, self.params[head.bias.start]);
         let d_values = loss(&values);

@@ -66,7 +66,7 @@ impl InternalPolicy {
         grads: &mut [f32],
         mut loss: impl FnMut(Part, Range<usize>, &HeadStats) -> Result<RowGradients, E>,
     ) -> Result<(HeadStats, Option<HeadStats>), E> {
-        model.forward(ws, packing, self.tap(), pass.keep);
+        model.forward_for(ws, packing, self.tap(), pass.keep, pass.trained, beside);
         // Kept from call to call: fresh buffers of this size would cost a page fault for every page.
         let mut scratch = std::mem::take(&mut ws.head);
         let HeadScratch { d_state, d_beside, .. } = &mut scratch;
