@@ -193,6 +193,34 @@ fn the_guard_ends_the_internal_phase_early_and_a_resumed_run_remembers() {
 }
 
 #[test]
+fn a_guard_ends_its_phase_of_a_list_and_the_next_begins() {
+    let root = tempfile::tempdir().unwrap();
+    let (dir, recipe) = (root.path().join("ladder"), recipe(root.path()));
+    let phases = "phase=[{policy=\"layer:1\", steps=3, stop=\"guard\", guard={patience=2}}, {policy=\"layer:2\", steps=1}, \
+                  {policy=\"final\"}]";
+    let mut args = vec!["train", text(&recipe), "--dir", text(&dir)];
+    ["rl.lr=0.03", "rl.steps=5", "bupo.steps=0", "probe.every=1", phases]
+        .iter()
+        .for_each(|s| args.extend(["--set", s]));
+    ok(&args);
+    let metrics = rows(&dir.join("metrics.jsonl"));
+    let phases: Vec<_> = metrics.iter().map(|m| (m["policy"].as_str().unwrap(), m["phase_end"].as_str())).collect();
+    // Worse from the first step on, and patience for one: the later phases keep their lengths and begin earlier.
+    let last = ("final", None);
+    let expected = [("layer:1", None), ("layer:1", Some("guard")), ("layer:2", Some("steps")), last, last];
+    assert_eq!(phases, expected);
+    // Between the first phase and the second, and before any.
+    for from in [2, 0] {
+        let again = root.path().join(format!("from-{from}"));
+        copy(&dir, &again);
+        forget_after(&again, from, &[2, 4, 5]);
+        ok(&["train", text(&again), "--resume"]);
+        let model = "checkpoints/step-000005/model.safetensors";
+        assert!(fs::read(again.join(model)).unwrap() == fs::read(dir.join(model)).unwrap(), "from {from}");
+    }
+}
+
+#[test]
 fn the_probe_looks_at_the_users_own_texts_and_the_guard_at_the_divergence() {
     let root = tempfile::tempdir().unwrap();
     let at = |name: &str| root.path().join(name);
