@@ -351,12 +351,13 @@ fn one_generated_task_and_a_reward_that_can_judge_it() {
 
 #[test]
 fn named_sets_are_checked_and_take_what_they_do_not_say_from_the_section() {
-    let recipe = Recipe::load("brackets-grpo", &[]).unwrap();
+    let two = "evaluate.set=[{ name = \"held-out\" }, { name = \"longer\", problems = 7, task = { brackets = {} } }]";
+    let recipe = Recipe::load("brackets-grpo", &[two.into()]).unwrap();
     let (e, task) = (recipe.evaluate.as_ref().unwrap(), recipe.data.task().unwrap());
     let sets = e.sets(&recipe.data).unwrap();
     assert_eq!((sets[0].name.as_str(), sets[0].problems, sets[0].n), ("held-out", e.problems, e.n));
     assert_eq!(sets[0].source, SetSource::Task(Some(task.clone())));
-    assert_eq!((sets[1].problems, &sets[1].k), (100, &e.k));
+    assert_eq!((sets[1].problems, &sets[1].k), (7, &e.k));
     assert_ne!(sets[1].source, sets[0].source);
     for (set, expected) in [
         ("{ name = \"a/b\" }", "name = \"a/b\""),
