@@ -252,7 +252,7 @@ mod tests {
             (m, n, k) in (1usize..60, 1usize..300, 1usize..1200),
             (a_by_rows, b_by_rows, add) in any::<(bool, bool, bool)>(),
         ) {
-            let small = |i: usize| ((i * 2_654_435_761) >> 7) as f32 % 8.0 - 3.0;
+            let small = |i: usize| (((i * 2_654_435_761) >> 7) % 8) as f32 - 3.0;
             let a: Vec<f32> = (0..m * k).map(small).collect();
             let b: Vec<f32> = (0..k * n).map(|i| small(i + 77)).collect();
             let view = |data: &[f32], rows: usize, cols: usize, by_rows: bool| match by_rows {
