@@ -7,6 +7,7 @@ use crate::rl::Advantage;
 use crate::rl::groups::lr_scales;
 use crate::rl::schedule::check_lengths;
 use crate::rl::{PhaseConfig, Stop};
+use crate::tasks::TaskConfig;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use std::collections::BTreeSet;
 
@@ -50,15 +51,7 @@ impl Recipe {
                 w.stop_at.unwrap_or(0.0)
             );
             if let Some(task) = &w.task {
-                task.check().with_context(|| format!("[warmup.task.{}]", task.name()))?;
-                let rule = self.reward.verdict_rule();
-                ensure!(
-                    rule.is_none_or(|rule| task.rules().contains(&rule)),
-                    "[warmup.task.{}] cannot be judged by reward.rule = {:?}, with which the warm-up is probed: expected a task \
-                     that is judged as the run's is",
-                    task.name(),
-                    rule.map_or("", |rule| rule.name())
-                );
+                self.check_task(task, "warmup.task")?;
             }
             ensure!(
                 w.task.is_some() || self.data.task().is_some(),
@@ -205,12 +198,16 @@ impl Recipe {
             "[data] needs either train = [\"FILE\", ...] or one table [data.TASK], such as [data.arithmetic], and not both{}",
             if names.is_empty() { String::new() } else { format!(": it has data.{}", names.join(" and data.")) }
         );
-        let Some(task) = self.data.task() else { return Ok(()) };
-        task.check().with_context(|| format!("[data.{}]", task.name()))?;
+        self.data.task().map_or(Ok(()), |task| self.check_task(&task, "data"))
+    }
+
+    /// A task that the run's reward judges, `[SECTION.TASK]`: its keys are within their bounds, and the reward can judge it.
+    fn check_task(&self, task: &TaskConfig, section: &str) -> Result<()> {
+        task.check().with_context(|| format!("[{section}.{}]", task.name()))?;
         let Some(rule) = self.reward.verdict_rule() else { return Ok(()) };
         ensure!(
             task.rules().contains(&rule),
-            "reward.rule = {:?} cannot judge [data.{}]: expected {}",
+            "reward.rule = {:?} cannot judge [{section}.{}]: expected {}",
             rule.name(),
             task.name(),
             task.rules().iter().map(|r| format!("{:?}", r.name())).collect::<Vec<_>>().join(", ")

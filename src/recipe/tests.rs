@@ -341,7 +341,7 @@ fn one_generated_task_and_a_reward_that_can_judge_it() {
         ),
         (
             "[data.lists]\n[reward]\nrule = \"list\"\n[warmup.task.brackets]",
-            "[warmup.task.brackets] cannot be judged by reward.rule = \"list\"",
+            "reward.rule = \"list\" cannot judge [warmup.task.brackets]: expected \"exact\"",
         ),
     ] {
         let message = error(&format!("{small}{more}"), &[]);
