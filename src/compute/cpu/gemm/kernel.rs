@@ -9,6 +9,7 @@ mod avx512;
 
 use super::Compute;
 use std::arch::is_x86_feature_detected as has;
+use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
 
 /// The instructions that a product is made of, which decide its number format and the shape of its blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +77,24 @@ macro_rules! by_rows {
     };
 }
 use by_rows;
+
+/// From so many units on, a block's sums take longer than its lines of C do to come from memory.
+const LONG: usize = 128;
+
+/// Asks for a block's lines of C before its sums are made: its rows lie far apart, so nothing else foresees them.
+#[inline(always)]
+fn fetch<const ROWS: usize, const COLUMNS: usize>(units: usize, out: Block) {
+    if units < LONG {
+        return;
+    }
+    for row in 0..ROWS {
+        let row = out.c.wrapping_add(row * out.row_stride);
+        for line in [0, COLUMNS / 2, COLUMNS - 1] {
+            // SAFETY: a prefetch of any address reads nothing; every x86-64 has it.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(line).cast()) };
+        }
+    }
+}
 
 /// `C (+)= A B` for one panel of each: a `[units][rows]`, b `[units][columns]`, rows 1 to [`Isa::rows`].
 ///

@@ -1,6 +1,6 @@
 //! The kernel on AVX2: the sums of a 6 x 16 block stay in 12 of the 16 registers.
 
-use super::{Block, by_rows};
+use super::{Block, by_rows, fetch};
 use std::arch::x86_64::*;
 
 /// Rows of a block, at most.
@@ -47,6 +47,7 @@ macro_rules! step {
 unsafe fn f32_packed<const R: usize>(units: usize, a: *const f32, b: *const f32, out: Block) {
     let (mut a, mut b) = (a, b);
     let mut sums = [[_mm256_setzero_ps(); 2]; R];
+    fetch::<R, NR>(units, out);
     // SAFETY: within the panels, by the caller's promise.
     unsafe {
         for _ in 0..units / 4 {
@@ -79,6 +80,7 @@ unsafe fn f32_unpacked<const R: usize>(
 ) {
     let (mut a, mut b) = (a, b);
     let mut sums = [[_mm256_setzero_ps(); 2]; R];
+    fetch::<R, NR>(units, out);
     // SAFETY: within A and the panel, by the caller's promise.
     unsafe {
         for _ in 0..units {
@@ -94,7 +96,7 @@ unsafe fn f32_unpacked<const R: usize>(
 /// # Safety
 /// AVX2; the block of R rows may be written.
 #[inline]
-#[target_feature(enable = "avx2")]
+#[target_feature(enable = "avx2,fma")]
 unsafe fn store<const R: usize>(sums: [[__m256; 2]; R], out: Block) {
     for (r, sum) in sums.iter().enumerate() {
         // SAFETY: within the block's columns.

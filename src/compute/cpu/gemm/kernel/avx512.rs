@@ -1,7 +1,7 @@
 //! The kernel on AVX-512: the sums of a 14 x 32 block stay in 28 of the 32 registers. In bf16, `vdpbf16ps` multiplies the
 //! two numbers of a unit and adds both into an f32 sum.
 
-use super::{Block, by_rows};
+use super::{Block, by_rows, fetch};
 use std::arch::x86_64::*;
 
 /// Rows of a block, at most.
@@ -45,6 +45,7 @@ pub unsafe fn block_unpacked(
 unsafe fn f32_block<const R: usize>(units: usize, a: *const u32, b: *const u32, out: Block) {
     let (mut a, mut b) = (a.cast::<f32>(), b.cast::<f32>());
     let mut sums = [[_mm512_setzero_ps(); 2]; R];
+    fetch::<R, NR>(units, out);
     for _ in 0..units {
         // SAFETY: within the panels, by the caller's promise.
         unsafe {
@@ -75,6 +76,7 @@ unsafe fn f32_unpacked<const R: usize>(
 ) {
     let (mut a, mut b) = (a, b.cast::<f32>());
     let mut sums = [[_mm512_setzero_ps(); 2]; R];
+    fetch::<R, NR>(units, out);
     for _ in 0..units {
         // SAFETY: within A and the panel, by the caller's promise.
         unsafe {
@@ -99,6 +101,7 @@ unsafe fn f32_unpacked<const R: usize>(
 unsafe fn bf16_block<const R: usize>(units: usize, a: *const u32, b: *const u32, out: Block) {
     let (mut a, mut b) = (a.cast::<i32>(), b.cast::<i32>());
     let mut sums = [[_mm512_setzero_ps(); 2]; R];
+    fetch::<R, NR>(units, out);
     for _ in 0..units {
         // SAFETY: within the panels, by the caller's promise; a register of 16 pairs is one of 32 bf16.
         unsafe {

@@ -19,6 +19,8 @@ pub unsafe fn copy(source: Source, width: usize, k: usize, step: usize, out: *mu
             // SAFETY: masked to the source's elements; the destination by the caller's promise.
             unsafe {
                 let row = source.data.wrapping_add(i * source.inner_stride + from);
+                // The rows lie far apart, so nothing else foresees them.
+                _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(8 * source.inner_stride).cast());
                 _mm256_storeu_ps(out.add(i * step + from).cast(), _mm256_maskload_ps(row, mask));
             }
         }
@@ -36,7 +38,11 @@ pub unsafe fn transpose(source: Source, width: usize, k: usize, step: usize, out
             let mut x = [_mm256_setzero_ps(); 8];
             for (r, x) in x.iter_mut().enumerate().take(rows) {
                 // SAFETY: masked to the source's elements; the destination by the caller's promise.
-                unsafe { *x = _mm256_maskload_ps(source.data.add((from + r) * source.width_stride + k0), mask) };
+                unsafe {
+                    let row = source.data.add((from + r) * source.width_stride + k0);
+                    _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(64).cast());
+                    *x = _mm256_maskload_ps(row, mask);
+                }
             }
             let x = transposed(x);
             for (i, x) in x.iter().enumerate().take(k - k0) {
