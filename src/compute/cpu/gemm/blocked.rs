@@ -4,10 +4,11 @@
 //! added up over blocks of it, always in the same order, so that the result does not depend on how rows and columns
 //! were split between threads.
 
-use super::kernel::{Block, Isa, block, block_unpacked};
+use super::kernel::{Block, Isa, LINE, block, block_unpacked};
 use super::pack::{Source, panel};
 use rayon::prelude::*;
 use std::cell::RefCell;
+use std::ptr;
 
 /// Columns of B packed at a time: 4 MiB at most.
 const COLS: usize = 2048;
@@ -86,7 +87,7 @@ pub unsafe fn product(
                 unsafe {
                     pack_columns(isa, b, cols, depth, packed_b.as_mut_ptr());
                     let a = View { data: a.at(0, k0), ..a };
-                    let c = Block { c: c.add(n0), row_stride: c_stride, cols, add: add || k0 > 0 };
+                    let c = Block { c: c.add(n0), row_stride: c_stride, cols, add: add || k0 > 0, ahead: ptr::null() };
                     against_panels(isa, (m, depth), a, packed_b.as_ptr(), packed_a, c);
                 }
             }
@@ -151,13 +152,17 @@ unsafe fn against_panels(
                 panel(isa, source, width, depth, width, to);
             }
         }
+        // A pass over the panels of A asks for a part of the next panel of B, which may have to come from memory.
+        let asked = isa.lines_ahead(units) * LINE;
+        let passes = (isa.columns() * units).div_ceil(asked.max(1));
         for j in (0..c.cols).step_by(isa.columns()) {
-            for panel_rows in panels(isa, rows.len()) {
+            for (pass, panel_rows) in panels(isa, rows.len()).enumerate() {
                 // SAFETY: the block lies in C; the panels are packed.
                 unsafe {
                     let out = Block {
                         c: c.c.add((rows.start + panel_rows.start) * c.row_stride + j),
                         cols: isa.columns().min(c.cols - j),
+                        ahead: b.wrapping_add((j + isa.columns()) * units + pass % passes * asked),
                         ..c
                     };
                     let pa = packed_a.as_ptr().add(panel_rows.start * units);
@@ -217,7 +222,7 @@ impl PackedColumns {
             for (k0, depth, panels) in &self.blocks {
                 let b = panels[from * self.isa.units(*depth)..].as_ptr();
                 let a = View { data: a.at(0, *k0), ..a };
-                let c = Block { c, row_stride: c_stride, cols, add: add || *k0 > 0 };
+                let c = Block { c, row_stride: c_stride, cols, add: add || *k0 > 0, ahead: ptr::null() };
                 // SAFETY: by the caller's promise.
                 unsafe { against_panels(self.isa, (m, *depth), a, b, packed_a, c) };
             }

@@ -50,6 +50,11 @@ impl Isa {
         if self == Isa::Avx2 { avx2::NR } else { avx512::NR }
     }
 
+    /// Lines of the cache that a block of so many units asks for ahead of their use.
+    pub fn lines_ahead(self, units: usize) -> usize {
+        if self == Isa::Avx2 { units / avx2::UNROLLED } else { units }
+    }
+
     /// Units of `k` inner elements.
     pub fn units(self, k: usize) -> usize {
         if self == Isa::Avx512Bf16 { k.div_ceil(2) } else { k }
@@ -65,6 +70,8 @@ pub struct Block {
     pub cols: usize,
     /// Add to what is there, or replace it.
     pub add: bool,
+    /// A part of the panel of B that comes next, to be asked for meanwhile: [`Isa::lines_ahead`] of the cache.
+    pub ahead: *const u32,
 }
 
 /// Calls a function of a constant number of rows.
@@ -78,6 +85,8 @@ macro_rules! by_rows {
 }
 use by_rows;
 
+/// Elements of a line of the cache.
+pub const LINE: usize = 16;
 /// From so many units on, a block's sums take longer than its lines of C do to come from memory.
 const LONG: usize = 128;
 

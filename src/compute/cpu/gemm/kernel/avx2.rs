@@ -1,12 +1,14 @@
 //! The kernel on AVX2: the sums of a 6 x 16 block stay in 12 of the 16 registers.
 
-use super::{Block, by_rows, fetch};
+use super::{Block, LINE, by_rows, fetch};
 use std::arch::x86_64::*;
 
 /// Rows of a block, at most.
 pub const MR: usize = 6;
 /// Columns of a block: two registers.
 pub const NR: usize = 16;
+/// Steps between two requests for lines ahead.
+pub const UNROLLED: usize = 4;
 
 /// # Safety
 /// As [`super::block`], on AVX2 with FMA.
@@ -50,7 +52,8 @@ unsafe fn f32_packed<const R: usize>(units: usize, a: *const f32, b: *const f32,
     fetch::<R, NR>(units, out);
     // SAFETY: within the panels, by the caller's promise.
     unsafe {
-        for _ in 0..units / 4 {
+        for i in 0..units / UNROLLED {
+            _mm_prefetch::<_MM_HINT_T1>(out.ahead.wrapping_add(i * LINE).cast());
             step!(sums, a, 1, b);
             step!(sums, a.add(R), 1, b.add(NR));
             step!(sums, a.add(2 * R), 1, b.add(2 * NR));
@@ -58,7 +61,7 @@ unsafe fn f32_packed<const R: usize>(units: usize, a: *const f32, b: *const f32,
             a = a.add(4 * R);
             b = b.add(4 * NR);
         }
-        for _ in 0..units % 4 {
+        for _ in 0..units % UNROLLED {
             step!(sums, a, 1, b);
             a = a.add(R);
             b = b.add(NR);
