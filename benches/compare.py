@@ -1,7 +1,7 @@
 """Ours and PyTorch side by side, in turns, in one run; a Markdown table of medians and ratios.
 
     python benches/compare.py --peers DIR --models small=DIR medium=DIR 0.6b=DIR [--runs 5] [--dtypes f32,bf16]
-        [--jobs update,update-layer,rollout,analysis,step]
+        [--computes f32,bf16] [--jobs update,update-layer,rollout,analysis,step]
 
 DIR of --peers holds analyze_torch.py, update_torch.py, generate_hf.py and grpo_trl.py (plain PyTorch + transformers
 programs and TRL; see docs/PERFORMANCE.md for what each does) and this script's Python has torch, transformers and trl. All
@@ -26,6 +26,7 @@ ap.add_argument("--models", nargs="+", required=True, metavar="NAME=DIR")
 ap.add_argument("--runs", type=int, default=5)
 ap.add_argument("--jobs", default="update,update-layer,rollout,analysis,step")
 ap.add_argument("--dtypes", default="f32,bf16", help="what the peers run in")
+ap.add_argument("--computes", default="f32,bf16", help="what ours multiplies in; f32 must be among them, whose values are compared")
 ap.add_argument("--results", type=pathlib.Path, help="JSON lines of every measurement; those already there join the medians")
 ap.add_argument("--bupo", default="target/release/bupo")
 ap.add_argument("--threads", default="2")
@@ -114,7 +115,7 @@ with tempfile.TemporaryDirectory() as scratch:
         rows, length, repeat, samples = size["rows"], size["length"], str(size["repeat"]), size["samples"]
         ids = write_update(data, vocab, rows, length)
         write_samples(tokens, ids[:samples])
-        ours = lambda *verb: {c: [a.bupo, *verb, "--compute", c, "--threads", a.threads] for c in ("f32", "bf16")}
+        ours = lambda *verb: {c: [a.bupo, *verb, "--compute", c, "--threads", a.threads] for c in a.computes.split(",")}
         peer = lambda script, *rest: [sys.executable, a.peers / script, *rest]
         theirs = lambda f32, bf16: {n: c for n, c in [("torch", f32), ("torch_bf16", bf16)] if DTYPES[n] in a.dtypes}
         recompute = ["--recompute"] if name == "0.6b" else []
