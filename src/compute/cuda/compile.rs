@@ -50,7 +50,7 @@ pub fn options(source: &Source, capability: Capability) -> Vec<String> {
     std::iter::once(architecture).chain(fixed).chain(defines).collect()
 }
 
-/// Compiles for a device of `capability`; takes 0.1 s and more.
+/// Compiles for a device of `capability`; takes from 0.1 s to seconds.
 pub fn compile(nvrtc: &Nvrtc, source: &Source, capability: Capability) -> Result<Compiled, CompileError> {
     let with_end = |text: &str| CString::new(text).map_err(|_| CompileError::Nul { name: source.name.to_string() });
     let refused = |reason, log| CompileError::Refused {

@@ -95,17 +95,20 @@ pub enum DeviceError {
     OldGpu(DeviceInfo),
     #[error("NVIDIA's driver is of CUDA {got}: expected {DRIVER_AT_LEAST} or later; install a newer driver")]
     OldDriver { got: Version },
-    #[error("NVIDIA's driver could not {what}: {reason}; does `nvidia-smi` work?")]
-    Driver { what: String, reason: String },
+    #[error("NVIDIA's driver could not {what}: {reason}; {next}")]
+    Driver { what: String, reason: String, next: String },
 }
 
-/// What failed, in words, with the driver's name for the reason.
-fn failed(what: impl fmt::Display) -> impl Fn(DriverError) -> DeviceError {
+/// What failed, in words, with the driver's name for the reason, and what to look at.
+fn failed(what: impl fmt::Display, next: impl fmt::Display) -> impl Fn(DriverError) -> DeviceError {
     move |error| {
         let said = error.error_string().map(|text| format!(" ({})", text.to_string_lossy())).unwrap_or_default();
-        DeviceError::Driver { what: what.to_string(), reason: format!("{:?}{said}", error.0) }
+        let reason = format!("{:?}{said}", error.0);
+        DeviceError::Driver { what: what.to_string(), reason, next: next.to_string() }
     }
 }
+
+const WORKS: &str = "does `nvidia-smi` work?";
 
 /// A GPU as the driver describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -132,7 +135,7 @@ impl Driver {
         let mut number = 0;
         // SAFETY: the library is there, as was just seen, and the place lives through the call.
         let asked = unsafe { sys::cuDriverGetVersion(&mut number) };
-        asked.result().map_err(failed("give its version"))?;
+        asked.result().map_err(failed("give its version", WORKS))?;
         // 13000 is 13.0, 12080 is 12.8.
         let number = u32::try_from(number).unwrap_or(0);
         let version = Version { major: number / 1000, minor: number % 1000 / 10 };
@@ -141,9 +144,9 @@ impl Driver {
         }
         match result::init() {
             Err(DriverError(CUresult::CUDA_ERROR_NO_DEVICE)) => return Err(DeviceError::NoGpu),
-            started => started.map_err(failed("start"))?,
+            started => started.map_err(failed("start", WORKS))?,
         }
-        let count = result::device::get_count().map_err(failed("count its GPUs"))?;
+        let count = result::device::get_count().map_err(failed("count its GPUs", WORKS))?;
         match usize::try_from(count) {
             Ok(count) if count > 0 => Ok(Driver { version, count }),
             _ => Err(DeviceError::NoGpu),
@@ -153,7 +156,7 @@ impl Driver {
     /// Describes a GPU by its number, one that cannot be used too.
     pub fn describe(&self, index: usize) -> Result<DeviceInfo, DeviceError> {
         let number = self.number(index)?;
-        let failed = || failed(format!("describe cuda:{index}"));
+        let failed = || failed(format!("describe cuda:{index}"), WORKS);
         let device = result::device::get(number).map_err(failed())?;
         // SAFETY: the driver gave this device.
         let attribute = |asked| unsafe { result::device::get_attribute(device, asked) };
@@ -173,7 +176,8 @@ impl Driver {
     /// Opens a GPU by its number. Its primary context is made if the process has none yet, which takes up to seconds.
     pub fn device(&self, index: usize) -> Result<Device, DeviceError> {
         let info = usable(self.describe(index)?)?;
-        let context = CudaContext::new(index).map_err(failed(format!("open cuda:{index}")))?;
+        let next = "is another process using all of it, or alone? `nvidia-smi` shows them";
+        let context = CudaContext::new(index).map_err(failed(format!("open cuda:{index}"), next))?;
         Ok(Device { info, driver: self.version, context })
     }
 
@@ -212,8 +216,10 @@ pub struct Device {
 impl Device {
     /// Loads a kernel's code, which must be of this device's capability; its functions are found by name in what is returned.
     pub fn load(&self, kernel: &Kernel) -> Result<Arc<CudaModule>, DeviceError> {
+        let (index, capability, driver) = (self.info.index, self.info.capability, self.driver);
+        let next = format!("was it compiled for {capability}, by an NVRTC of CUDA {} or older?", driver.major);
         let loaded = self.context.load_module(Ptx::from_binary(kernel.cubin.clone()));
-        loaded.map_err(failed(format!("load a kernel on cuda:{}", self.info.index)))
+        loaded.map_err(failed(format!("load a kernel on cuda:{index}"), next))
     }
 }
 

@@ -80,7 +80,10 @@ impl CudaLibrary {
         match (address(opened), address(theirs)) {
             (Ok(a), Ok(b)) if a == b => Ok(()),
             (Err(reason), _) | (_, Err(reason)) => Err(spelled_out(&reason)),
-            _ => Err("the system's loader finds another one first".to_string()),
+            _ => {
+                Err("the system's loader finds another one first (in LD_LIBRARY_PATH?), which would be used"
+                    .to_string())
+            }
         }
     }
 }
@@ -97,7 +100,7 @@ impl fmt::Display for CudaLibrary {
 
 /// A library that is not here or cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{library} was not found: looked for {} {places}{}; {}", names.join(", "), also(.unusable), .library.next_step())]
+#[error("{library} {}: looked for {} {places}{}; {}", came_to(.unusable), .names.join(", "), also(.unusable), .library.next_step())]
 pub struct MissingLibrary {
     pub library: CudaLibrary,
     pub names: Vec<String>,
@@ -105,6 +108,10 @@ pub struct MissingLibrary {
     pub places: String,
     /// Files that were there, each with why it is no use.
     pub unusable: Vec<String>,
+}
+
+fn came_to(unusable: &[String]) -> &'static str {
+    if unusable.is_empty() { "was not found" } else { "cannot be used" }
 }
 
 fn also(unusable: &[String]) -> String {
@@ -168,20 +175,22 @@ pub fn open(library: CudaLibrary, search: &Search, newest: u32) -> Result<Opened
         .flat_map(|folder| names.iter().map(move |name| folder.join(name)))
         .filter(|file| file.is_file());
     let by_loader = names.iter().map(PathBuf::from).filter(|_| search.loader);
-    for path in in_folders.chain(by_loader) {
+    for (path, named) in in_folders.map(|file| (file, true)).chain(by_loader.map(|name| (name, false))) {
         // SAFETY: the user or the system names these as CUDA's libraries, whose initialisers ask nothing of the process.
-        match unsafe { Library::new(&path) } {
-            Ok(opened) => match library.as_cudarc_sees_it(&opened) {
-                // Not closed again: functions of it are kept, here and in cudarc, and its threads may run.
-                Ok(()) => return Ok(Opened { library: Box::leak(Box::new(opened)), path }),
-                Err(reason) => unusable.push(format!("{}: {reason}", path.display())),
-            },
+        let opened = unsafe { Library::new(&path) }.map_err(|reason| spelled_out(&reason));
+        match opened.and_then(|opened| library.as_cudarc_sees_it(&opened).map(|()| opened)) {
+            // Not closed again: functions of it are kept, here and in cudarc, and its threads may run.
+            Ok(opened) => return Ok(Opened { library: Box::leak(Box::new(opened)), path }),
             Err(reason) => {
-                let (reason, name) = (spelled_out(&reason), path.display().to_string());
+                let name = path.display().to_string();
                 // A name that the loader does not know is no file that could be of use.
-                if !reason.starts_with(&format!("{name}: cannot open shared object file")) {
+                if named || !reason.starts_with(&format!("{name}: cannot open shared object file")) {
                     let reason = reason.strip_prefix(&format!("{name}: ")).unwrap_or(&reason);
                     unusable.push(format!("{name}: {reason}"));
+                }
+                // What a folder names is used or an error, never quietly another one.
+                if named {
+                    break;
                 }
             }
         }
@@ -226,11 +235,13 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_no_library_is_said_to_be_there() {
+    fn a_file_that_is_no_library_is_said_to_be_there_and_ends_the_search() {
         let site = tempfile::tempdir().unwrap();
         let folder = site.path().join("nvidia/cu13/lib");
         std::fs::create_dir_all(&folder).unwrap();
-        std::fs::write(folder.join("libnvrtc.so.13"), "no library").unwrap();
+        for name in ["libnvrtc.so.13", "libnvrtc.so.12"] {
+            std::fs::write(folder.join(name), "no library").unwrap();
+        }
         let error = open(CudaLibrary::Nvrtc, &Search::only(site.path().as_os_str()), NEWEST_MAJOR).unwrap_err();
         assert_eq!(error.unusable.len(), 1, "{error}");
         assert!(error.to_string().contains(&folder.join("libnvrtc.so.13").display().to_string()), "{error}");

@@ -115,9 +115,9 @@ impl Nvrtc {
         let texts: Vec<*const c_char> = headers.iter().map(|(_, text)| text.as_ptr()).collect();
         let options: Vec<*const c_char> = options.iter().map(|option| option.as_ptr()).collect();
         let (count, mut program) = (names.len() as c_int, ptr::null_mut());
+        let (names, texts) = (names.as_ptr(), texts.as_ptr());
         // SAFETY: all strings end in NUL and live through the call, as many of them as `count` says.
-        let created =
-            unsafe { (self.create)(&mut program, text.as_ptr(), name.as_ptr(), count, texts.as_ptr(), names.as_ptr()) };
+        let created = unsafe { (self.create)(&mut program, text.as_ptr(), name.as_ptr(), count, texts, names) };
         self.checked(created)?;
         // SAFETY: the program was created above; the options end in NUL and live through the call.
         let compiled = unsafe { (self.compile)(program, options.len() as c_int, options.as_ptr()) };
