@@ -7,6 +7,8 @@ pub mod compare;
 pub mod diff;
 pub mod evaluate;
 pub mod generate;
+#[cfg(feature = "cuda")]
+pub mod kernel_folder;
 pub mod merge;
 pub mod report;
 pub mod score;

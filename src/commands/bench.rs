@@ -1,5 +1,8 @@
 //! `bupo bench`: the heavy parts by themselves, timed; one line of JSON each, for scripts that compare.
 
+#[cfg(feature = "cuda")]
+mod cuda;
+
 use super::adapter::asked;
 use super::open_model;
 use crate::cli::{BenchCommand, BenchOpenArgs, BenchRolloutArgs, BenchStepArgs, BenchUpdateArgs, LoraArgs};
@@ -277,7 +280,8 @@ fn bench_open(args: &BenchOpenArgs) -> Result<()> {
     Ok(())
 }
 
-/// The most that the product does, over sizes that a decoder has, and the rate at which all threads together read memory.
+/// The most that the product does, over sizes that a decoder has, and the rate at which all threads together read memory; with the
+/// feature `cuda` also what CUDA offers, of which nothing is timed.
 fn bench_machine() -> Result<()> {
     let best = |seconds: &dyn Fn() -> f64| (0..7).map(|_| seconds()).fold(f64::INFINITY, f64::min);
     let gflops = |compute: Compute| {
@@ -309,6 +313,12 @@ fn bench_machine() -> Result<()> {
         "bf16_is": if Compute::Bf16.here() == Compute::Bf16 { "AVX512-BF16" } else { "f32: this machine has no AVX512-BF16" },
         "memory_read_gb_per_second": memory.len() as f64 * 8e-9 / read,
     });
+    #[cfg(feature = "cuda")]
+    let line = {
+        let mut line = line;
+        line["cuda"] = cuda::offers(&crate::compute::cuda::libraries::Search::from_env());
+        line
+    };
     println!("{line}");
     Ok(())
 }

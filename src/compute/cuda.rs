@@ -1,0 +1,46 @@
+//! What an NVIDIA GPU needs before it can compute: its libraries, the device, its kernels. The feature `cuda`.
+//!
+//! Nothing of CUDA is linked: [`libraries`] finds it when the program runs and says what is missing, [`device`] opens a GPU,
+//! [`compile`] makes a kernel's source into code for it through [`nvrtc`], and [`cache`] keeps that code between runs.
+//! No operation runs there yet (docs/CUDA.md).
+
+pub mod cache;
+pub mod compile;
+pub mod device;
+pub mod libraries;
+pub mod nvrtc;
+
+use std::fmt;
+
+/// A version of CUDA, as the driver and the compiler give theirs: 13.0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Version {
+    pub major: u32,
+    pub minor: u32,
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.major, self.minor)
+    }
+}
+
+/// What a device can do, as NVIDIA numbers it: 8.0 is an A100, 9.0 an H100, 10.0 a B200.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Capability {
+    pub major: u32,
+    pub minor: u32,
+}
+
+impl Capability {
+    /// The architecture that the compiler makes code for: `sm_90` for 9.0.
+    pub fn architecture(self) -> String {
+        format!("sm_{}{}", self.major, self.minor)
+    }
+}
+
+impl fmt::Display for Capability {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.major, self.minor)
+    }
+}

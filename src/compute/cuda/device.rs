@@ -1,0 +1,317 @@
+//! Which device computes: what was asked for, what is there, and what can be used.
+
+use super::cache::Kernel;
+use super::libraries::{CudaLibrary, MissingLibrary, NEWEST_MAJOR, Search, open};
+use super::{Capability, Version};
+use cudarc::driver::result::{self, DriverError};
+use cudarc::driver::sys::{self, CUdevice_attribute, CUresult};
+use cudarc::driver::{CudaContext, CudaModule};
+use cudarc::nvrtc::Ptx;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+/// Ampere: the first with bf16 in its matrix units.
+pub const CAPABILITY_AT_LEAST: Capability = Capability { major: 8, minor: 0 };
+
+/// Older drivers lack functions that `cudarc` asks for, over which it would panic.
+pub const DRIVER_AT_LEAST: Version = Version { major: 12, minor: 0 };
+
+/// A device as it is asked for: `cpu`, `cuda` (the first), `cuda:1`, or `auto`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum DeviceChoice {
+    #[default]
+    Cpu,
+    /// By CUDA's number, which `CUDA_VISIBLE_DEVICES` has a say in.
+    Cuda(usize),
+    /// The first GPU that can be used, else the CPU.
+    Auto,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("unknown device {got:?}: expected cpu, cuda, cuda:N with N a GPU's number from 0 on, or auto")]
+pub struct UnknownDevice {
+    pub got: String,
+}
+
+impl FromStr for DeviceChoice {
+    type Err = UnknownDevice;
+
+    fn from_str(text: &str) -> Result<DeviceChoice, UnknownDevice> {
+        let unknown = || UnknownDevice { got: text.to_string() };
+        match text {
+            "cpu" => Ok(DeviceChoice::Cpu),
+            "cuda" => Ok(DeviceChoice::Cuda(0)),
+            "auto" => Ok(DeviceChoice::Auto),
+            _ => {
+                let number = text.strip_prefix("cuda:").filter(|n| n.bytes().all(|b| b.is_ascii_digit()));
+                number.and_then(|n| n.parse().ok()).map(DeviceChoice::Cuda).ok_or_else(unknown)
+            }
+        }
+    }
+}
+
+impl fmt::Display for DeviceChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            DeviceChoice::Cpu => f.write_str("cpu"),
+            DeviceChoice::Cuda(index) => write!(f, "cuda:{index}"),
+            DeviceChoice::Auto => f.write_str("auto"),
+        }
+    }
+}
+
+impl TryFrom<String> for DeviceChoice {
+    type Error = UnknownDevice;
+
+    fn try_from(text: String) -> Result<DeviceChoice, UnknownDevice> {
+        text.parse()
+    }
+}
+
+impl From<DeviceChoice> for String {
+    fn from(choice: DeviceChoice) -> String {
+        choice.to_string()
+    }
+}
+
+/// Why a GPU cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DeviceError {
+    #[error(transparent)]
+    Missing(#[from] MissingLibrary),
+    #[error("the driver finds no GPU: does `nvidia-smi` list one, and does CUDA_VISIBLE_DEVICES name it?")]
+    NoGpu,
+    #[error(
+        "there is no cuda:{got}: expected a number below {count}, the GPUs that the driver finds (`nvidia-smi -L` lists them)"
+    )]
+    NoSuchGpu { got: usize, count: usize },
+    #[error(
+        "cuda:{} ({}) has compute capability {}: expected {CAPABILITY_AT_LEAST} or more (A100, RTX 30 and later); use the CPU",
+        .0.index, .0.name, .0.capability
+    )]
+    OldGpu(DeviceInfo),
+    #[error("NVIDIA's driver is of CUDA {got}: expected {DRIVER_AT_LEAST} or later; install a newer driver")]
+    OldDriver { got: Version },
+    #[error("NVIDIA's driver could not {what}: {reason}; {next}")]
+    Driver { what: String, reason: String, next: String },
+}
+
+/// What failed, in words, with the driver's name for the reason, and what to look at.
+fn failed(what: impl fmt::Display, next: impl fmt::Display) -> impl Fn(DriverError) -> DeviceError {
+    move |error| {
+        let said = error.error_string().map(|text| format!(" ({})", text.to_string_lossy())).unwrap_or_default();
+        let reason = format!("{:?}{said}", error.0);
+        DeviceError::Driver { what: what.to_string(), reason, next: next.to_string() }
+    }
+}
+
+const WORKS: &str = "does `nvidia-smi` work?";
+
+/// A GPU as the driver describes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceInfo {
+    pub index: usize,
+    pub name: String,
+    pub capability: Capability,
+    /// All of it, whoever uses it.
+    pub memory_bytes: usize,
+}
+
+/// NVIDIA's driver, open and started.
+#[derive(Clone, Debug)]
+pub struct Driver {
+    /// The newest CUDA that it runs.
+    pub version: Version,
+    /// GPUs that it finds, 1 or more.
+    pub count: usize,
+}
+
+impl Driver {
+    pub fn open(search: &Search) -> Result<Driver, DeviceError> {
+        open(CudaLibrary::Driver, search, NEWEST_MAJOR)?;
+        let mut number = 0;
+        // SAFETY: the library is there, as was just seen, and the place lives through the call.
+        let asked = unsafe { sys::cuDriverGetVersion(&mut number) };
+        asked.result().map_err(failed("give its version", WORKS))?;
+        // 13000 is 13.0, 12080 is 12.8.
+        let number = u32::try_from(number).unwrap_or(0);
+        let version = Version { major: number / 1000, minor: number % 1000 / 10 };
+        if version < DRIVER_AT_LEAST {
+            return Err(DeviceError::OldDriver { got: version });
+        }
+        match result::init() {
+            Err(DriverError(CUresult::CUDA_ERROR_NO_DEVICE)) => return Err(DeviceError::NoGpu),
+            started => started.map_err(failed("start", WORKS))?,
+        }
+        let count = result::device::get_count().map_err(failed("count its GPUs", WORKS))?;
+        match usize::try_from(count) {
+            Ok(count) if count > 0 => Ok(Driver { version, count }),
+            _ => Err(DeviceError::NoGpu),
+        }
+    }
+
+    /// Describes a GPU by its number, one that cannot be used too.
+    pub fn describe(&self, index: usize) -> Result<DeviceInfo, DeviceError> {
+        let number = self.number(index)?;
+        let failed = || failed(format!("describe cuda:{index}"), WORKS);
+        let device = result::device::get(number).map_err(failed())?;
+        // SAFETY: the driver gave this device.
+        let attribute = |asked| unsafe { result::device::get_attribute(device, asked) };
+        let capability = |asked| attribute(asked).map(|n| u32::try_from(n).unwrap_or(0)).map_err(failed());
+        Ok(DeviceInfo {
+            index,
+            name: result::device::get_name(device).map_err(failed())?,
+            capability: Capability {
+                major: capability(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+                minor: capability(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+            },
+            // SAFETY: as above.
+            memory_bytes: unsafe { result::device::total_mem(device) }.map_err(failed())?,
+        })
+    }
+
+    /// Opens a GPU by its number. Its primary context is made if the process has none yet, which takes up to seconds.
+    pub fn device(&self, index: usize) -> Result<Device, DeviceError> {
+        let info = usable(self.describe(index)?)?;
+        let next = "is another process using all of it, or alone? `nvidia-smi` shows them";
+        let context = CudaContext::new(index).map_err(failed(format!("open cuda:{index}"), next))?;
+        Ok(Device { info, driver: self.version, context })
+    }
+
+    /// The first GPU that can be used; else why none of them can.
+    pub fn first_usable(&self) -> Result<Device, Vec<DeviceError>> {
+        let mut reasons = Vec::new();
+        for index in 0..self.count {
+            match self.device(index) {
+                Ok(device) => return Ok(device),
+                Err(reason) => reasons.push(reason),
+            }
+        }
+        Err(reasons)
+    }
+
+    fn number(&self, index: usize) -> Result<i32, DeviceError> {
+        let there = i32::try_from(index).ok().filter(|_| index < self.count);
+        there.ok_or(DeviceError::NoSuchGpu { got: index, count: self.count })
+    }
+}
+
+/// The same GPU, if it can be used.
+pub fn usable(info: DeviceInfo) -> Result<DeviceInfo, DeviceError> {
+    if info.capability < CAPABILITY_AT_LEAST { Err(DeviceError::OldGpu(info)) } else { Ok(info) }
+}
+
+/// A GPU that is open.
+#[derive(Clone, Debug)]
+pub struct Device {
+    pub info: DeviceInfo,
+    /// The newest CUDA that its driver runs: a compiler of a newer major version makes code that it cannot load.
+    pub driver: Version,
+    pub context: Arc<CudaContext>,
+}
+
+impl Device {
+    /// Loads a kernel's code, which must be of this device's capability; its functions are found by name in what is returned.
+    pub fn load(&self, kernel: &Kernel) -> Result<Arc<CudaModule>, DeviceError> {
+        let (index, capability, driver) = (self.info.index, self.info.capability, self.driver);
+        let next = format!("was it compiled for {capability}, by an NVRTC of CUDA {} or older?", driver.major);
+        let loaded = self.context.load_module(Ptx::from_binary(kernel.cubin.clone()));
+        loaded.map_err(failed(format!("load a kernel on cuda:{index}"), next))
+    }
+}
+
+/// What a choice came to.
+#[derive(Clone, Debug)]
+pub enum Chosen {
+    /// With the reason, where a GPU would have been taken.
+    Cpu {
+        reason: Option<String>,
+    },
+    Cuda(Device),
+}
+
+impl DeviceChoice {
+    /// Opens what was asked for. `auto` is never an error: it gives the reason for the CPU, to be said.
+    pub fn open(self, search: &Search) -> Result<Chosen, DeviceError> {
+        match self {
+            DeviceChoice::Cpu => Ok(Chosen::Cpu { reason: None }),
+            DeviceChoice::Cuda(index) => Ok(Chosen::Cuda(Driver::open(search)?.device(index)?)),
+            DeviceChoice::Auto => {
+                let first =
+                    Driver::open(search).map_err(|reason| vec![reason]).and_then(|driver| driver.first_usable());
+                Ok(first.map_or_else(|reasons| Chosen::Cpu { reason: Some(in_one(&reasons)) }, Chosen::Cuda))
+            }
+        }
+    }
+}
+
+fn in_one(reasons: &[DeviceError]) -> String {
+    reasons.iter().map(DeviceError::to_string).collect::<Vec<_>>().join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::ffi::OsStr;
+
+    #[test]
+    fn devices_have_names() {
+        let named = [("cpu", DeviceChoice::Cpu), ("auto", DeviceChoice::Auto), ("cuda:1", DeviceChoice::Cuda(1))];
+        for (text, choice) in named {
+            assert_eq!(text.parse(), Ok(choice));
+            assert_eq!(choice.to_string(), text);
+            assert_eq!(serde_json::from_str::<DeviceChoice>(&format!("{text:?}")).unwrap(), choice);
+            assert_eq!(serde_json::to_string(&choice).unwrap(), format!("{text:?}"));
+        }
+        assert_eq!("cuda".parse(), Ok(DeviceChoice::Cuda(0)));
+        for nonsense in
+            ["", "gpu", "CUDA", "cuda:", "cuda:-1", "cuda:+1", "cuda:x", "cuda:99999999999999999999", "cuda:1 "]
+        {
+            let error = nonsense.parse::<DeviceChoice>().unwrap_err().to_string();
+            assert!(
+                error.contains(&format!("{nonsense:?}")) && error.contains("expected cpu, cuda, cuda:N"),
+                "{error}"
+            );
+        }
+        let error = serde_json::from_str::<DeviceChoice>("\"gpu\"").unwrap_err().to_string();
+        assert!(error.contains("unknown device \"gpu\""), "{error}");
+    }
+
+    #[test]
+    fn without_a_driver_a_gpu_is_an_error_and_auto_is_the_cpu_with_the_reason() {
+        let nowhere = Search::only(OsStr::new(""));
+        let error = DeviceChoice::Cuda(0).open(&nowhere).unwrap_err();
+        assert!(matches!(&error, DeviceError::Missing(missing) if missing.library == CudaLibrary::Driver), "{error}");
+        assert!(error.to_string().contains("libcuda"), "{error}");
+        let Chosen::Cpu { reason } = DeviceChoice::Auto.open(&nowhere).unwrap() else { panic!("no driver, but a GPU") };
+        assert_eq!(reason, Some(error.to_string()));
+        assert!(matches!(DeviceChoice::Cpu.open(&nowhere), Ok(Chosen::Cpu { reason: None })));
+    }
+
+    #[test]
+    fn the_first_gpus_with_bf16_matrix_units_are_the_oldest_that_can_be_used() {
+        let gpu = |name: &str, major, minor| DeviceInfo {
+            index: 1,
+            name: name.to_string(),
+            capability: Capability { major, minor },
+            memory_bytes: 16 << 30,
+        };
+        for good in [gpu("A100", 8, 0), gpu("RTX 3090", 8, 6), gpu("H100", 9, 0), gpu("RTX 5090", 12, 0)] {
+            assert_eq!(usable(good.clone()), Ok(good));
+        }
+        let error = usable(gpu("Tesla T4", 7, 5)).unwrap_err().to_string();
+        assert!(error.contains("cuda:1 (Tesla T4) has compute capability 7.5: expected 8.0 or more"), "{error}");
+    }
+
+    #[test]
+    fn a_number_that_no_gpu_has_is_said_with_how_many_there_are() {
+        let driver = Driver { version: DRIVER_AT_LEAST, count: 2 };
+        assert_eq!(driver.number(1), Ok(1));
+        let error = driver.number(2).unwrap_err();
+        assert_eq!(error, DeviceError::NoSuchGpu { got: 2, count: 2 });
+        assert!(error.to_string().contains("no cuda:2: expected a number below 2"), "{error}");
+    }
+}
