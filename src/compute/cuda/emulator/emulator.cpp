@@ -1,8 +1,6 @@
 // The fibers behind emulator.h, and the one entry point through which a test launches a kernel.
 #include "emulator.h"
 
-#include <ucontext.h>
-
 #include <cstdio>
 #include <cstdlib>
 #include <deque>
@@ -11,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "fiber.h"
 #include "launch.h"
 
 namespace emulator {
@@ -24,7 +23,7 @@ struct Copy {
 enum class State { Ready, AtBarrier, AtCollective, Done };
 
 struct Fiber {
-    ucontext_t context;
+    Context context;
     std::unique_ptr<unsigned char[]> stack;
     dim3 index;
     State state;
@@ -49,7 +48,7 @@ std::vector<Warp> warps;
 std::vector<unsigned char> shared_storage;
 unsigned char* shared_base;
 size_t shared_size;
-ucontext_t scheduler;
+Context scheduler;
 Fiber* now;
 int barrier_generation, barrier_arrived;
 const char* barrier_file;
@@ -66,21 +65,25 @@ void fail(const std::string& what) {
                  now ? now->index.x : 0);
         message = std::string(kernel->name) + ": " + what + place;
     }
-    if (now) swapcontext(&now->context, &scheduler);  // never resumed
+    if (now) switch_context(&now->context, &scheduler);  // never resumed
 }
 
 std::string at(const char* file, int line) { return std::string(file) + ":" + std::to_string(line); }
 
+bool same_place(const char* file, int line, const char* other_file, int other_line) {
+    return line == other_line && (file == other_file || !strcmp(file, other_file));
+}
+
 void wait(State state, int generation) {
     now->state = state;
     now->waits_for = generation;
-    swapcontext(&now->context, &scheduler);
+    switch_context(&now->context, &scheduler);
 }
 
 void enter() {
     kernel->call(arguments);
     now->state = State::Done;
-    swapcontext(&now->context, &scheduler);
+    switch_context(&now->context, &scheduler);
 }
 
 bool runnable(const Fiber& f, unsigned index) {
@@ -111,11 +114,7 @@ void run_block(int order) {
     for (auto& w : warps) w.arrived = w.generation = 0;
     for (unsigned i = 0; i < threads; i++) {
         Fiber& f = *fibers[i];
-        getcontext(&f.context);
-        f.context.uc_stack.ss_sp = f.stack.get();
-        f.context.uc_stack.ss_size = STACK;
-        f.context.uc_link = nullptr;
-        makecontext(&f.context, enter, 0);
+        begin_context(&f.context, f.stack.get(), STACK, enter);
         f.index = {i % block_size.x, i / block_size.x % block_size.y, i / (block_size.x * block_size.y)};
         f.state = State::Ready;
         f.commits.clear();
@@ -140,7 +139,7 @@ void run_block(int order) {
             moved = true;
             f.state = State::Ready;
             now = &f;
-            swapcontext(&scheduler, &f.context);
+            switch_context(&scheduler, &f.context);
             now = nullptr;
             if (!message.empty()) return;
             if (f.state == State::Done) left--;
@@ -161,7 +160,7 @@ unsigned char* dynamic_shared() { return shared_base; }
 
 void barrier(const char* file, int line) {
     if (barrier_arrived == 0) barrier_file = file, barrier_line = line;
-    if (line != barrier_line || strcmp(file, barrier_file))
+    if (!same_place(file, line, barrier_file, barrier_line))
         fail("threads at different barriers: " + at(file, line) + " and " + at(barrier_file, barrier_line));
     now->file = file, now->line = line;
     int generation = barrier_generation;
@@ -177,7 +176,7 @@ const Slots& collect(const void* mine, int bytes, const char* file, int line) {
     unsigned index = now->index.x + block_size.x * (now->index.y + block_size.y * now->index.z);
     Warp& w = warps[index / 32];
     if (w.arrived == 0) w.file = file, w.line = line;
-    if (line != w.line || strcmp(file, w.file))
+    if (!same_place(file, line, w.file, w.line))
         fail("lanes of a warp at different collectives: " + at(file, line) + " and " + at(w.file, w.line));
     now->file = file, now->line = line;
     int generation = w.generation;
