@@ -16,8 +16,8 @@ __device__ __forceinline__ float adamw_element(float p, float g, float* m, float
     return fmaf(p, s.decay, -(__fmul_rn(s.step_size, *m) / denominator));
 }
 
-// cpu/adamw.rs `adamw`. params, m, v f32 [n], in place; grads f32 [n]; copy bf16 or f32 (REAL) [n], what the products read, or null.
-// Scalars as AdamwScalars. All arrays begin at multiples of 16 bytes. Grid, block: any.
+// cpu/adamw.rs `adamw`. params, m, v f32 [n], in place; grads f32 [n]; copy bf16 or f32 (REAL) [n], what the products read, or
+// null. Scalars as AdamwScalars. All arrays begin at multiples of 16 bytes. Grid, block: any.
 extern "C" __global__ void adamw(float* params, const float* grads, float* m, float* v, real* copy, unsigned long long n,
                                  float step_size, float inv_sqrt2, float decay, float beta1, float beta2, float eps,
                                  float grad_scale) {
@@ -56,7 +56,8 @@ extern "C" __global__ void __launch_bounds__(1024) sum_of_squares(const float* g
     if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
 
-// Second half: out[0] (+)= the partial sums [n], added up in f64; added to out if add, as the runs of a gradient are. Grid 1; block: whole warps.
+// Second half: out[0] (+)= the partial sums [n], added up in f64; added to out if add, as the runs of a gradient are. Grid 1;
+// block: whole warps.
 extern "C" __global__ void __launch_bounds__(1024) sum_f64(const double* partial, int n, double* out, int add) {
     double sum = 0.0;
     for (int i = threadIdx.x; i < n; i += blockDim.x) sum += partial[i];

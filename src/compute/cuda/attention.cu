@@ -96,13 +96,13 @@ __device__ __forceinline__ void forward(const real* qk, const real* qkv, const S
     }
 }
 
-// cpu/attention.rs `attention`, for head dimension HD: attention_32, attention_64, attention_128, and attention_<n> with -DHEAD_DIM=n, n
-// a multiple of 16.
+// cpu/attention.rs `attention`, for head dimension HD: attention_32, attention_64, attention_128, and attention_<n> with
+// -DHEAD_DIM=n, n a multiple of 16.
 //
-// qk REAL [T, (H + KV) hd] rotated queries and keys, qkv REAL [T, (H + 2 KV) hd] for the values; segments: Segment (4 u32 each); tiles:
-// QueryTile (2 u32 each), those of every segment at first = 0, 64, 128, ... below count * H / KV, in any order (long ones first
-// end together). out REAL [T, H hd]; lse f32 [T, H], of the scores scaled by 1 / sqrt(hd).
-// Grid (tiles, KV); block 128; dynamic shared memory: (64 + 4 KEYS) (hd + 16 bytes), KEYS 64 in bf16, 32 in f32.
+// qk REAL [T, (H + KV) hd] rotated queries and keys, qkv REAL [T, (H + 2 KV) hd] for the values; segments: Segment (4 u32
+// each); tiles: QueryTile (2 u32 each), those of every segment at first = 0, 64, 128, ... below count * H / KV, in any order
+// (long ones first end together). out REAL [T, H hd]; lse f32 [T, H], of the scores scaled by 1 / sqrt(hd).
+// Grid (tiles, KV); block 128; dynamic shared memory: (64 + 4 KEYS) (hd sizeof(REAL) + 16) bytes, KEYS 64 in bf16, 32 in f32.
 #define ATTENTION(HD)                                                                                                     \
     extern "C" __global__ void __launch_bounds__(THREADS)                                                                 \
         attention_##HD(const real* qk, const real* qkv, const Segment* segments, const QueryTile* tiles, real* out,       \

@@ -18,7 +18,8 @@ struct QueryTile {
 };
 
 // Keys of one segment's own rows, from its row `first` on. They are read by the queries of segments `segment`..`readers_end`:
-// of the segment itself, and, where it is a prompt, of its continuations, which follow it (the end of its tree). Else segment + 1.
+// of the segment itself, and, where it is a prompt, of its continuations, which follow it (the end of its tree). Else segment +
+// 1.
 struct KeyTile {
     unsigned segment, first, readers_end;
 };

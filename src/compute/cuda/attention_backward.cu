@@ -1,8 +1,9 @@
 // Backward of attention (cpu/attention.rs `attention_backward`): probabilities again from the log-sum-exp, P = e^(s - lse), and
 // dS = P (dP - D) with dP = dO V^T and D = out . dO.
 //
-// Two kernels, so that every gradient is written by one block, in one order, without atomics: d_queries goes through the keys that
-// a block of queries sees, d_keys_values through the queries that see a block of keys, those of a prompt's continuations among them.
+// Two kernels, so that every gradient is written by one block, in one order, without atomics: d_queries goes through the keys
+// that a block of queries sees, d_keys_values through the queries that see a block of keys, those of a prompt's continuations
+// among them.
 #include "attention.cuh"
 
 // cpu/attention.rs's `out . d_out`: out, d_out REAL [T, H hd], pull f32 [T, H]. Grid ceil(T H / 8); block 256: a warp a head.
@@ -205,11 +206,11 @@ __device__ __forceinline__ void keys_values_backward(const Saved& x, const KeyTi
 // cpu/attention.rs `attention_backward`, for head dimension HD as in attention.cu. Together the two write all of d_qkv REAL
 // [T, (H + 2 KV) hd]: the gradient of the rotated queries and keys, and of the values; nothing need be cleared before.
 //
-// attention_backward_queries_<hd>: tiles as in attention. Grid (tiles, KV); block 128; dynamic shared memory: (128 + 4 KEYS) (hd + 16
-// bytes), KEYS 64 in bf16, 32 in f32.
-// attention_backward_keys_<hd>: tiles: KeyTile (3 u32 each), those of every segment at first = 0, 64, ... below count; prompts, which are
-// read longest, first. Grid (tiles, KV); block 128; dynamic shared memory: (128 + 4 QUERIES) (hd + 16 bytes) + 16 QUERIES bytes, QUERIES 64 in
-// bf16 up to head dimension 64, else 32.
+// attention_backward_queries_<hd>: tiles as in attention. Grid (tiles, KV); block 128; dynamic shared memory: (128 + 4 KEYS)
+// (hd sizeof(REAL) + 16) bytes, KEYS 64 in bf16, 32 in f32.
+// attention_backward_keys_<hd>: tiles: KeyTile (3 u32 each), those of every segment at first = 0, 64, ... below count; prompts,
+// which are read longest, first. Grid (tiles, KV); block 128; dynamic shared memory: (128 + 4 QUERIES) (hd sizeof(REAL) + 16) +
+// 16 QUERIES bytes, QUERIES 64 in bf16 up to head dimension 64, else 32.
 #define ATTENTION_BACKWARD(HD)                                                                                               \
     extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_queries_##HD(                                   \
         const real* qk, const real* qkv, const real* d_out, const float* lse, const float* pull, const Segment* segments,    \

@@ -1,9 +1,10 @@
-// Attention of one new token a sequence against cached keys and values (cpu/attention_decode.rs), which are read once for all heads
-// that share them.
+// Attention of one new token a sequence against cached keys and values (cpu/attention_decode.rs), which are read once for all
+// heads that share them.
 //
-// The cache of a layer is pages of 16 tokens, keys and values each REAL [pages, KV, 16, hd]. A sequence has a list of pages: those of
-// its prompt, which others may share (the last one may be part full), then its own. A long sequence is split among blocks by a fixed
-// number of pages, so that the result depends on the sequence alone and not on who else is decoded; the parts are merged in order.
+// The cache of a layer is pages of 16 tokens, keys and values each REAL [pages, KV, 16, hd]. A sequence has a list of pages:
+// those of its prompt, which others may share (the last one may be part full), then its own. A long sequence is split among
+// blocks by a fixed number of pages, so that the result depends on the sequence alone and not on who else is decoded; the parts
+// are merged in order.
 #include "attention.cuh"
 
 // Tokens of a page: the columns of two fragments.
@@ -19,8 +20,9 @@ struct Sequence {
 
 __device__ __forceinline__ unsigned pages_of(unsigned tokens) { return (tokens + PAGE - 1) / PAGE; }
 
-// Writes keys and values of new tokens to their places (cpu/attention_decode.rs `write_key_value`). qk REAL [T, (H + KV) hd], qkv REAL [T, (H + 2
-// KV) hd]; slots u32 [T], page * 16 + place in the page, or 0xffffffff for rows that are not kept. Grid T; block: any.
+// Writes keys and values of new tokens to their places (cpu/attention_decode.rs `write_key_value`). qk REAL [T, (H + KV) hd],
+// qkv REAL [T, (H + 2 KV) hd]; slots u32 [T], page * 16 + place in the page, or 0xffffffff for rows that are not kept. Grid T;
+// block: any.
 extern "C" __global__ void kv_write(const real* qk, const real* qkv, const unsigned* slots, real* keys, real* values, int heads,
                                     int kv_heads, int hd) {
     size_t row = blockIdx.x;
@@ -143,8 +145,8 @@ __device__ __forceinline__ void decode(const real* queries, int query_stride, co
     }
 }
 
-// Second half of attention_decode: the splits of a sequence, merged in order. part_out f32 [B, H, splits, hd], part_sums f32 [B, H, splits,
-// 2]; out REAL [B, H hd]. Grid (H, B); block: any multiple of 32 (hd is best).
+// Second half of attention_decode: the splits of a sequence, merged in order. part_out f32 [B, H, splits, hd], part_sums f32
+// [B, H, splits, 2]; out REAL [B, H hd]. Grid (H, B); block: any multiple of 32 (hd is best).
 extern "C" __global__ void attention_decode_merge(const float* part_out, const float* part_sums, const Sequence* sequences, real* out,
                                                   int hd, int splits, int pages_per_split) {
     Sequence s = sequences[blockIdx.y];
@@ -166,10 +168,12 @@ extern "C" __global__ void attention_decode_merge(const float* part_out, const f
 
 // First half of cpu/attention_decode.rs `attention_decode`, for head dimension HD as in attention.cu.
 //
-// queries REAL: rows of query_stride elements that begin with the sequence's rotated query [H hd] (qk as it lies); keys, values: one layer's
-// pages; sequences: Sequence (3 u32 each) [B], none without a token; pages u32, every sequence's list. part_out f32 [B, H, splits, hd],
-// part_sums f32 [B, H, splits, 2], where splits = the grid's x: enough for the longest, ceil(pages / pages_per_split).
-// Grid (splits, KV * ceil(H / KV / 16), B); block 128; dynamic shared memory: the larger of (16 + 256) (hd + 16 bytes), in REAL, and 64 (hd + 2) 4 bytes.
+// queries REAL: rows of query_stride elements that begin with the sequence's rotated query [H hd] (qk as it lies); keys,
+// values: one layer's pages; sequences: Sequence (3 u32 each) [B], none without a token; pages u32, every sequence's list.
+// part_out f32 [B, H, splits, hd], part_sums f32 [B, H, splits, 2], where splits = the grid's x: enough for the longest,
+// ceil(pages / pages_per_split).
+// Grid (splits, KV * ceil(H / KV / 16), B); block 128; dynamic shared memory: the larger of 272 (hd sizeof(REAL) + 16)
+// and 256 (hd + 2) bytes.
 #define ATTENTION_DECODE(HD)                                                                                                \
     extern "C" __global__ void __launch_bounds__(THREADS) attention_decode_##HD(                                            \
         const real* queries, int query_stride, const real* keys, const real* values, const Sequence* sequences,             \

@@ -136,7 +136,7 @@ __device__ __forceinline__ T warp_sum(T x) {
     return x;
 }
 
-// A NaN in the lane's own x is kept, as in cpu/simd.rs's max it is not: callers that care look at the sums, which are NaN then.
+// Like cpu/simd.rs's max it passes over a NaN that is not the first; what is summed afterwards is NaN then, and shows it.
 __device__ __forceinline__ float warp_max(float x) {
     for (int offset = 16; offset > 0; offset /= 2) {
         float other = __shfl_xor_sync(ALL_LANES, x, offset);

@@ -1,7 +1,7 @@
 // Rows of a table (cpu/embedding.rs), and rows of states: gathered for the head, and their gradients brought back.
 //
-// Rows repeat: a token occurs many times, a prompt's last row predicts the first token of every continuation. Sums over them follow lists
-// that the host makes from the ids, so that they have one order and need no atomics.
+// Rows repeat: a token occurs many times, a prompt's last row predicts the first token of every continuation. Sums over them
+// follow lists that the host makes from the ids, so that they have one order and need no atomics.
 #include "common.cuh"
 
 template <class From, class To>
@@ -18,7 +18,8 @@ extern "C" __global__ void embed(const float* table, const unsigned* ids, float*
     copy_row(table + (size_t)ids[blockIdx.x] * d, out + (size_t)blockIdx.x * d, d);
 }
 
-// policy.rs `gather_rows`, and rounds: out[r] = state[rows[r]]. state f32 [T, d], rows u32 [R], out REAL [R, d]. Grid R; block: any.
+// policy.rs `gather_rows`, and rounds: out[r] = state[rows[r]]. state f32 [T, d], rows u32 [R], out REAL [R, d]. Grid R; block:
+// any.
 extern "C" __global__ void gather_rows(const float* state, const unsigned* rows, real* out, int d) {
     copy_row(state + (size_t)rows[blockIdx.x] * d, out + (size_t)blockIdx.x * d, d);
 }
@@ -47,8 +48,8 @@ __device__ __forceinline__ void sum_rows(const From* values, const unsigned* row
 }
 
 // First half of cpu/embedding.rs `embed_backward`: partial[l] = sum of values[rows[i]], i in starts[l]..starts[l + 1]. values f32
-// [T, d], partial f32 [L, d]. The host sorts the rows by token (rows of a token ascending) and cuts each token's list after a fixed
-// number of rows, so that a frequent token has many blocks. Grid L; block: any.
+// [T, d], partial f32 [L, d]. The host sorts the rows by token (rows of a token ascending) and cuts each token's list after a
+// fixed number of rows, so that a frequent token has many blocks. Grid L; block: any.
 extern "C" __global__ void sum_rows_partial(const float* values, const unsigned* rows, const unsigned* starts, float* partial, int d) {
     sum_rows(values, rows, starts, 0, partial, d, false);
 }

@@ -1,8 +1,9 @@
 // The unembedding read as a distribution (cpu/head.rs, cpu/head/gradient.rs): log-sum-exps, entropies and log-probs from tiles of
 // logits that a matrix product has made, and the logits' gradient.
 //
-// For every row the sums are relative to its maximum m so far: s = sum e^(z - m), a = sum e^(z - m) (z - m), with z = logit / temperature.
-// Within a tile a thread sums few elements in f32; all else is f64, so that peaked distributions keep their small entropies.
+// For every row the sums are relative to its maximum m so far: s = sum e^(z - m), a = sum e^(z - m) (z - m), with z = logit /
+// temperature. Within a tile a thread sums few elements in f32; all else is f64, so that peaked distributions keep their small
+// entropies.
 #include "common.cuh"
 
 // Applies f(column, element) to a row, four elements a load where the row allows it. Columns of a thread ascend.
@@ -21,9 +22,10 @@ __device__ __forceinline__ void each(const float* row, int width, F f) {
     for (int i = threadIdx.x; i < width; i += blockDim.x) f(i, row[i]);
 }
 
-// cpu/head.rs `Head::fold_tile` and `Sums::merge`: folds a tile of logits f32 [R, width], rows `stride` apart, not divided by the temperature yet,
-// whose first column is vocabulary entry `first`, into the rows' sums: m f32, s, a f64 [R], target_logit f32 [R] (z of the target). With
-// begin, the sums start with this tile; fold tiles in order. targets u32 [R], or null (then target_logit is not used).
+// cpu/head.rs `Head::fold_tile` and `Sums::merge`: folds a tile of logits f32 [R, width], rows `stride` apart, not divided by
+// the temperature yet, whose first column is vocabulary entry `first`, into the rows' sums: m f32, s, a f64 [R], target_logit
+// f32 [R] (z of the target). With begin, the sums start with this tile; fold tiles in order. targets u32 [R], or null (then
+// target_logit is not used).
 // Grid R; block: whole warps.
 extern "C" __global__ void __launch_bounds__(1024)
     head_fold(const float* logits, unsigned long long stride, int width, float inv_temperature, const unsigned* targets,
@@ -61,8 +63,8 @@ extern "C" __global__ void __launch_bounds__(1024)
     s[row] = s[row] * factor + tile_s * tile_factor;
 }
 
-// cpu/head.rs `merged`, its end: lse, entropy (nats) and, where there are targets, log_prob f32 [R] from the rows' sums. log_prob and
-// target_logit may be null. Grid ceil(R / block); block: any.
+// cpu/head.rs `merged`, its end: lse, entropy (nats) and, where there are targets, log_prob f32 [R] from the rows' sums.
+// log_prob and target_logit may be null. Grid ceil(R / block); block: any.
 extern "C" __global__ void head_finish(const float* m, const double* s, const double* a, const float* target_logit, float* lse,
                                        float* entropy, float* log_prob, int rows) {
     int row = blockIdx.x * blockDim.x + threadIdx.x;
@@ -74,12 +76,13 @@ extern "C" __global__ void head_finish(const float* m, const double* s, const do
     if (log_prob) log_prob[row] = (float)((double)(target_logit[row] - m[row]) - log_s);
 }
 
-// cpu/head/gradient.rs `d_logits`: a tile's logits to a loss's derivatives for the undivided logits (what the product with the unembedding made).
-// With g, h a row's derivatives for its log-prob and entropy H: dz_j = (g (1[j = target] - p_j) - h p_j (log p_j + H)) / temperature.
+// cpu/head/gradient.rs `d_logits`: a tile's logits to a loss's derivatives for the undivided logits (what the product with the
+// unembedding made). With g, h a row's derivatives for its log-prob and entropy H: dz_j = (g (1[j = target] - p_j) - h p_j (log
+// p_j + H)) / temperature.
 //
-// logits f32 [R, width], rows `stride` apart; rows u32 [n]: which of them, or null for 0..n; targets u32, lse, entropy, d_log_prob,
-// d_entropy f32: of all R rows (d_entropy may be null); out REAL [n, width], rows out_stride apart, may be logits itself in f32 where
-// rows is null. A row with g = h = 0 becomes zeros.
+// logits f32 [R, width], rows `stride` apart; rows u32 [n]: which of them, or null for 0..n; targets u32, lse, entropy,
+// d_log_prob, d_entropy f32: of all R rows (d_entropy may be null); out REAL [n, width], rows out_stride apart, may be logits
+// itself in f32 where rows is null. A row with g = h = 0 becomes zeros.
 // Grid n; block: any.
 extern "C" __global__ void head_d_logits(const float* logits, unsigned long long stride, int width, float inv_temperature,
                                          const unsigned* rows, const unsigned* targets, unsigned first, const float* lse,
@@ -93,15 +96,15 @@ extern "C" __global__ void head_d_logits(const float* logits, unsigned long long
     long long target = (long long)targets[row] - first;
     each(z, width, [&](int column, float x) {
         float log_p = x * inv_temperature - of_row;
-        // Entries of probability 0 in f32 get none of the entropy's gradient, as on the CPU to within its smallest number.
+        // A row without a gradient has none even where its logits are not finite.
         float d = g == 0.0f && h == 0.0f ? 0.0f : -exp_cpu(log_p) * fmaf(h, log_p + spread, g);
         if (column == target) d += g;
         put(to + column, d);
     });
 }
 
-// The largest logit's place in every row, of equal ones the lowest, over tiles in order: best f32, token u32 [R]; for greedy evaluation and top tokens
-// (cpu/head/divergence.rs `Comparison::top`). Grid R; block: whole warps.
+// The largest logit's place in every row, of equal ones the lowest, over tiles in order: best f32, token u32 [R]; for greedy
+// evaluation and top tokens (cpu/head/divergence.rs `Comparison::top`). Grid R; block: whole warps.
 extern "C" __global__ void __launch_bounds__(1024)
     head_top(const float* logits, unsigned long long stride, int width, unsigned first, float* best, unsigned* token, int begin) {
     size_t row = blockIdx.x;

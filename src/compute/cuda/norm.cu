@@ -109,7 +109,8 @@ __device__ __forceinline__ void backward_rows(const float* x, const float* w, co
 
 // cpu/norm.rs `rms_norm_backward`. x f32 [T, d], w f32 [d], inv_rms f32 [T], dy REAL [T, d], dx f32 [T, d]: added to if
 // accumulate, else written. dw_partial f32 [blocks, d], or null where the norm is frozen; add_column_sums adds it up to dw.
-// Grid ceil(T / rows), where rows may depend on T alone (that keeps the sums' order); block: whole warps; dynamic shared memory: 4 d bytes.
+// Grid ceil(T / rows), where rows may depend on T alone (that keeps the sums' order); block: whole warps; dynamic shared
+// memory: 4 d bytes.
 extern "C" __global__ void __launch_bounds__(1024)
     rms_norm_backward(const float* x, const float* w, const float* inv_rms, const real* dy, float* dx, float* dw_partial, int t,
                       int d, int rows, int accumulate) {

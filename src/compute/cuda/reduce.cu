@@ -4,7 +4,8 @@
 // chunk has may depend on the number of rows alone: then the same input gives the same bytes on any GPU.
 #include "common.cuh"
 
-// Column sums of `rows` rows a chunk: x REAL [T, n], partial f32 [chunks, n]; for the gradient of a bias (model/backward.rs). n: a multiple of 8.
+// Column sums of `rows` rows a chunk: x REAL [T, n], partial f32 [chunks, n]; for the gradient of a bias (model/backward.rs).
+// n: a multiple of 8.
 // Grid (ceil(n / 8 / block), ceil(T / rows)); block: any.
 extern "C" __global__ void column_sums_partial(const real* x, float* partial, int t, int n, int rows) {
     int column = (blockIdx.x * blockDim.x + threadIdx.x) * 8;
@@ -19,7 +20,8 @@ extern "C" __global__ void column_sums_partial(const real* x, float* partial, in
     store8(partial + (size_t)blockIdx.y * n + column, sum);
 }
 
-// out[c] += sum over chunks of partial[chunk][c], in order: partial f32 [chunks, n], out f32 [n]. The second step of every sum over rows.
+// out[c] += sum over chunks of partial[chunk][c], in order: partial f32 [chunks, n], out f32 [n]. The second step of every sum
+// over rows.
 // Grid ceil(n / block); block: any.
 extern "C" __global__ void add_column_sums(const float* partial, float* out, int chunks, int n) {
     int column = blockIdx.x * blockDim.x + threadIdx.x;
@@ -41,7 +43,8 @@ extern "C" __global__ void add_bias(real* y, const float* bias, int t, int n) {
     }
 }
 
-// sum = a + branch: the residual addition (model/decoder.rs `add`). a, sum f32 [n] (may be one), branch REAL [n]. n: a multiple of 8. Grid, block: any.
+// sum = a + branch: the residual addition (model/decoder.rs `add`). a, sum f32 [n] (may be one), branch REAL [n]. n: a multiple
+// of 8. Grid, block: any.
 extern "C" __global__ void add(const float* a, const real* branch, float* sum, unsigned long long n) {
     size_t step = (size_t)gridDim.x * blockDim.x;
     for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < n / 8; i += step) {
@@ -72,7 +75,8 @@ extern "C" __global__ void scale(float factor, real* x, unsigned long long n) {
     for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += step) put(x + i, to_float(x[i]) * factor);
 }
 
-// out = x rounded to REAL: x f32 [n], out REAL [n]; a weight's copy for the products, a gradient that enters them. Grid, block: any.
+// out = x rounded to REAL: x f32 [n], out REAL [n]; a weight's copy for the products, a gradient that enters them. Grid, block:
+// any.
 extern "C" __global__ void round_to_real(const float* x, real* out, unsigned long long n) {
     size_t step = (size_t)gridDim.x * blockDim.x, thread = (size_t)blockIdx.x * blockDim.x + threadIdx.x, whole = n / 8 * 8;
     for (size_t i = thread * 8; i < whole; i += step * 8) {

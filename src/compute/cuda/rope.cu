@@ -8,7 +8,8 @@
 static const int PAIRS = 2;
 static const int WARPS = 8;
 
-// A head's elements: places 2 j and 2 j + 1 of `first` are elements 2 (lane + 32 j) and the next of its first half, of `second` the same of its second.
+// A head's elements: places 2 j and 2 j + 1 of `first` are elements 2 (lane + 32 j) and the next of its first half, of `second`
+// the same of its second.
 struct HeadRow {
     float first[2 * PAIRS], second[2 * PAIRS];
 };
@@ -56,8 +57,8 @@ __device__ __forceinline__ void rotate(HeadRow& x, const float* cos, const float
     }
 }
 
-// cpu/rope.rs `QkRope::forward`. qkv REAL [T, (H + 2 KV) hd] to qk REAL [T, (H + KV) hd]; q_norm, k_norm f32 [hd] or null; cos, sin f32
-// [positions, hd / 2]; positions u32 [T]. hd: a multiple of 4, 256 at most.
+// cpu/rope.rs `QkRope::forward`. qkv REAL [T, (H + 2 KV) hd] to qk REAL [T, (H + KV) hd]; q_norm, k_norm f32 [hd] or null; cos,
+// sin f32 [positions, hd / 2]; positions u32 [T]. hd: a multiple of 4, 256 at most.
 // Grid ceil(T (H + KV) / 8); block 256: a warp a head.
 extern "C" __global__ void __launch_bounds__(256)
     qk_rope(const real* qkv, real* qk, const float* q_norm, const float* k_norm, float eps, const float* cos, const float* sin,
@@ -81,9 +82,9 @@ extern "C" __global__ void __launch_bounds__(256)
     store_head(qk + item * hd, x, half, lane);
 }
 
-// cpu/rope.rs `QkRope::backward`. In place on d_qkv REAL [T, (H + 2 KV) hd]: the gradient of the rotated q and k becomes that of the raw
-// ones, the v part is left alone. dw_partial f32 [blocks, 2 hd] (q_norm's, then k_norm's), or null where there are no norms or they
-// are frozen; add_column_sums adds it up. `rows` tokens a block, a function of T alone.
+// cpu/rope.rs `QkRope::backward`. In place on d_qkv REAL [T, (H + 2 KV) hd]: the gradient of the rotated q and k becomes that
+// of the raw ones, the v part is left alone. dw_partial f32 [blocks, 2 hd] (q_norm's, then k_norm's), or null where there are
+// no norms or they are frozen; add_column_sums adds it up. `rows` tokens a block, a function of T alone.
 // Grid ceil(T / rows); block 256: a warp a head; dynamic shared memory: 8 * 2 hd * 4 bytes.
 extern "C" __global__ void __launch_bounds__(256)
     qk_rope_backward(const real* qkv, real* d_qkv, const float* q_norm, const float* k_norm, float eps, const float* cos,

@@ -1,11 +1,13 @@
-// One token from each row of logits (rollout/sampler.rs), from a uniform number that the host draws with the sample's own generator.
+// One token from each row of logits (rollout/sampler.rs), from a uniform number that the host draws with the sample's own
+// generator.
 //
-// The plain draw does the CPU's sums in the CPU's order: the same logits and the same number give the same token. With top_k or top_p
-// the CPU sorts; here the border weights are found bit by bit from sums over all weights, which gives the same set and the same
-// order (likeliest first, of equal ones the lower id) with sums that are rounded differently, to 1e-16 of them.
+// The plain draw does the CPU's sums in the CPU's order: the same logits and the same number give the same token. With top_k or
+// top_p the CPU sorts; here the border weights are found bit by bit from sums over all weights, which gives the same set and
+// the same order (likeliest first, of equal ones the lower id) with sums that are rounded differently, to 1e-16 of them.
 #include "common.cuh"
 
-// Weights are summed in blocks, so that finding a token reads the blocks' sums first; and in this many partial sums each (cpu/simd.rs).
+// Weights are summed in blocks, so that finding a token reads the blocks' sums first; and in this many partial sums each
+// (cpu/simd.rs).
 static const int BLOCK = 256;
 static const int LANES = 16;
 
@@ -64,8 +66,8 @@ __device__ __forceinline__ unsigned draw(const float* w, int v, const double* su
     return last;
 }
 
-// Sums of the weights (or, if counting, numbers of them) that are at least each of three borders, given as bits: weights are positive, so
-// their bits have their order.
+// Sums of the weights (or, if counting, numbers of them) that are at least each of three borders, given as bits: weights are
+// positive, so their bits have their order.
 struct Above {
     double of[3];
 };
@@ -173,9 +175,9 @@ __device__ __forceinline__ unsigned draw_restricted(const float* w, int v, int t
     return nth_equal(w, v, bits, (unsigned)place);
 }
 
-// rollout/sampler.rs `sample`. logits f32 [R, V], rows `stride` apart, not divided by the temperature yet; overwritten. uniforms f64 [R], in
-// [0, 1): the sample's generator's next, or anything where greedy. top_k 0 and top_p 1 restrict nothing. token u32, log_prob, entropy f32 [R]: of
-// the whole distribution, before top_k and top_p. min-p is not part of the sampler.
+// rollout/sampler.rs `sample`. logits f32 [R, V], rows `stride` apart, not divided by the temperature yet; overwritten.
+// uniforms f64 [R], in [0, 1): the sample's generator's next, or anything where greedy. top_k 0 and top_p 1 restrict nothing.
+// token u32, log_prob, entropy f32 [R]: of the whole distribution, before top_k and top_p. min-p is not part of the sampler.
 // Grid R; block: whole warps, 1024 is best; dynamic shared memory: 16 ceil(V / 256) bytes.
 extern "C" __global__ void __launch_bounds__(1024)
     sample(float* logits, unsigned long long stride, int v, float inv_temperature, int greedy, int top_k, float top_p,

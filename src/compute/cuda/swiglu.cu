@@ -15,8 +15,8 @@ extern "C" __global__ void swiglu(const real* gate_up, real* act, int t, int f) 
     }
 }
 
-// cpu/swiglu.rs `swiglu_backward`: replaces gate_up REAL [T, 2 f] by its gradient, given d_act REAL [T, f]. act, REAL [T, f]: if not null, gets the
-// activation once more, which the backward of the down projection's weight reads (it may not be d_act).
+// cpu/swiglu.rs `swiglu_backward`: replaces gate_up REAL [T, 2 f] by its gradient, given d_act REAL [T, f]. act, REAL [T, f]:
+// if not null, gets the activation once more, which the backward of the down projection's weight reads (it may not be d_act).
 // Grid, block: any.
 extern "C" __global__ void swiglu_backward(real* gate_up, const real* d_act, real* act, int t, int f) {
     size_t n = (size_t)t * f / 8, step = (size_t)gridDim.x * blockDim.x;

@@ -17,8 +17,9 @@ extern "C" __global__ void __launch_bounds__(1024)
     if (threadIdx.x == 0) out[blockIdx.x] = (float)(sum + (double)b[0]);
 }
 
-// cpu/value.rs `values_backward`, the states' part: d_state[to[u]] += w times the sum of d_values[list[i]], i in starts[u]..starts[u + 1]: a row may have
-// been asked for more than once. d_values f32 [R], list u32, starts u32 [U + 1], to u32 [U], no two alike, d_state f32 [T, d]. Grid U; block: any.
+// cpu/value.rs `values_backward`, the states' part: d_state[to[u]] += w times the sum of d_values[list[i]], i in
+// starts[u]..starts[u + 1]: a row may have been asked for more than once. d_values f32 [R], list u32, starts u32 [U + 1], to
+// u32 [U], no two alike, d_state f32 [T, d]. Grid U; block: any.
 extern "C" __global__ void values_backward(const float* d_values, const unsigned* list, const unsigned* starts, const unsigned* to,
                                            const float* w, float* d_state, int d) {
     float* out = d_state + (size_t)to[blockIdx.x] * d;
@@ -29,8 +30,8 @@ extern "C" __global__ void values_backward(const float* d_values, const unsigned
     }
 }
 
-// cpu/value.rs `values_backward`, the head's part: d_w[c] += sum over r of d_values[r] states[rows[r]][c], in f64; d_b[0] += sum of d_values. states REAL
-// [T, d], d_w f32 [d], d_b f32 [1]. Grid d / 8, a block eight columns; block: whole warps.
+// cpu/value.rs `values_backward`, the head's part: d_w[c] += sum over r of d_values[r] states[rows[r]][c], in f64; d_b[0] +=
+// sum of d_values. states REAL [T, d], d_w f32 [d], d_b f32 [1]. Grid d / 8, a block eight columns; block: whole warps.
 extern "C" __global__ void __launch_bounds__(1024)
     values_backward_weight(const real* states, const unsigned* rows, const float* d_values, float* d_w, float* d_b, int count, int d) {
     double sum[8] = {0.0}, bias = 0.0;

@@ -5,7 +5,6 @@
 #include <cstdlib>
 #include <deque>
 #include <memory>
-#include <numeric>
 #include <string>
 #include <vector>
 
@@ -57,6 +56,7 @@ std::string message;
 const Kernel* kernel;
 void** arguments;
 unsigned threads;
+bool copies_are_eager;
 
 void fail(const std::string& what) {
     if (message.empty()) {
@@ -120,29 +120,32 @@ void run_block(int order) {
         f.commits.clear();
         f.commits.emplace_back();
     }
-    unsigned left = threads;
+    unsigned left = threads, count = threads / 32;
     uint32_t random = 12345 + block_index.x;
     while (left > 0) {
         bool moved = false;
-        unsigned first = 0, stride = 1;
-        if (order == 2) {
-            random = random * 1664525 + 1013904223;
-            first = (random >> 8) % threads;
-            stride = 7 + (random >> 20) % 3 * 16;
-            // Coprime to the number of threads, so that it meets each of them once.
-            while (std::gcd(stride, threads) != 1) stride += 2;
-        }
-        for (unsigned n = 0; n < threads; n++) {
-            unsigned i = order == 1 ? threads - 1 - n : (unsigned)((first + (uint64_t)n * stride) % threads);
-            Fiber& f = *fibers[i];
-            if (!runnable(f, i)) continue;
-            moved = true;
-            f.state = State::Ready;
-            now = &f;
-            switch_context(&scheduler, &f.context);
-            now = nullptr;
-            if (!message.empty()) return;
-            if (f.state == State::Done) left--;
+        unsigned first = 0;
+        if (order == 2) random = random * 1664525 + 1013904223, first = random >> 8;
+        for (unsigned n = 0; n < count; n++) {
+            unsigned warp = order == 1 ? count - 1 - n : (first + n) % count;
+            // In order, all warps keep step. Otherwise a warp goes as far ahead of the others as barriers let it.
+            bool again = true;
+            while (again) {
+                again = false;
+                for (unsigned l = 0; l < 32; l++) {
+                    unsigned i = warp * 32 + (order == 1 ? 31 - l : order == 2 ? (first + 5 * l) % 32 : l);
+                    Fiber& f = *fibers[i];
+                    if (!runnable(f, i)) continue;
+                    moved = again = true;
+                    f.state = State::Ready;
+                    now = &f;
+                    switch_context(&scheduler, &f.context);
+                    now = nullptr;
+                    if (!message.empty()) return;
+                    if (f.state == State::Done) left--;
+                }
+                if (order == 0) break;
+            }
         }
         if (!moved) return report_deadlock();
     }
@@ -196,7 +199,8 @@ void copy_async(void* to, const void* from, bool valid) {
     if ((uintptr_t)to % 16 || (valid && (uintptr_t)from % 16)) fail("an asynchronous copy that is not aligned to 16 bytes");
     Copy copy = {to, {}};
     if (valid) memcpy(copy.bytes, from, 16);
-    now->commits.back().push_back(copy);
+    if (copies_are_eager) memcpy(to, copy.bytes, 16);
+    else now->commits.back().push_back(copy);
 }
 
 void copies_commit() { now->commits.emplace_back(); }
@@ -248,7 +252,8 @@ void load_matrices(unsigned (&to)[4], const void* row, bool transposed, int line
 
 using namespace emulator;
 
-// Runs a kernel. grid and block: x, y, z; args as cuLaunchKernel takes them; order: 0 as they count, 1 backwards, 2 shuffled.
+// Runs a kernel. grid and block: x, y, z; args as cuLaunchKernel takes them. order: 0 as threads count, warps in step; 1
+// backwards, 2 shuffled, both with warps that run ahead. Asynchronous copies happen at once in order 1, as late as they may in 0 and 2.
 // Returns null, or what was wrong (valid until the next launch).
 extern "C" const char* emulated_launch(const char* name, const unsigned* grid, const unsigned* block, unsigned shared_bytes,
                                        void** args, int order) {
@@ -260,6 +265,7 @@ extern "C" const char* emulated_launch(const char* name, const unsigned* grid, c
         return message.c_str();
     }
     arguments = args;
+    copies_are_eager = order == 1;
     grid_size = {grid[0], grid[1], grid[2]};
     block_size = {block[0], block[1], block[2]};
     threads = block[0] * block[1] * block[2];

@@ -1,11 +1,12 @@
 // CUDA's words for a C++ compiler: the kernels' own source, run on the CPU, to check its numbers without a GPU.
 //
 // Every thread of a block is a fiber on one OS thread. A fiber runs until it waits at a barrier or a warp collective, and the
-// scheduler goes round (in order, backwards, or shuffled: a kernel that lacks a barrier gives different bytes). What it
-// refuses, with a message instead of a hang: a barrier that some threads do not reach or reach elsewhere, a collective that not
-// all lanes of a warp reach, a block that is not made of whole warps, a write past the dynamic shared memory.
-// Dynamic shared memory begins as NaN in every block, and asynchronous copies happen only when they are waited for, so that
-// reading too early shows.
+// scheduler goes round: with all warps in step, or with one ahead of the others as far as barriers let it, so that a kernel
+// that lacks a barrier gives different bytes. What it refuses, with a message instead of a hang: a barrier that some threads do
+// not reach or reach elsewhere, a collective that not all lanes of a warp reach, a block that is not made of whole warps, a
+// write past the dynamic shared memory.
+// Dynamic shared memory begins as NaN in every block, and asynchronous copies happen as late as they may or as early, so that reading
+// too early or too late shows.
 #pragma once
 #include <cmath>
 #include <cstdint>

@@ -43,6 +43,9 @@ namespace reduction {
 namespace value_head {
 #include "../value.cu"
 }
+namespace faults {
+#include "faults.cu"
+}
 
 #define KERNEL(space, name) {#name, Unpack<space::name>::call},
 #define HEAD_DIMS(space, name) KERNEL(space, name##_32) KERNEL(space, name##_64) KERNEL(space, name##_128)
@@ -90,6 +93,11 @@ static const Kernel KERNELS[] = {
     KERNEL(value_head, values)
     KERNEL(value_head, values_backward)
     KERNEL(value_head, values_backward_weight)
+    KERNEL(faults, fault_missing_barrier)
+    KERNEL(faults, fault_two_barriers)
+    KERNEL(faults, fault_half_a_warp)
+    KERNEL(faults, fault_past_shared)
+    KERNEL(faults, fault_race)
 };
 
 const Kernel* find_kernel(const char* name) {
