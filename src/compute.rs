@@ -4,6 +4,8 @@
 //! device becomes a second folder beside [`cpu`] with the same names.
 
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod memory;
 pub mod packing;
 
