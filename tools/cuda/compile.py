@@ -1,7 +1,7 @@
 """Compiles every CUDA kernel with NVRTC, for both number formats and several GPUs, on a machine without a GPU.
 
     pip install nvidia-cuda-nvrtc
-    python tools/cuda/compile.py [--nvrtc PATH/libnvrtc.so.13] [--arch sm_80 sm_90 sm_100] [--head-dim 128]
+    python tools/cuda/compile.py [--nvrtc PATH/libnvrtc.so.13] [--arch sm_80,sm_90,sm_100] [--head-dim 128] [norm.cu ...]
 
 Prints registers, spills and static shared memory of each kernel, as ptxas says, and ends with 1 if anything did not compile.
 """
@@ -70,7 +70,7 @@ def kernels(log):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nvrtc", help="the library; found in the installed nvidia-cuda-nvrtc otherwise")
-    parser.add_argument("--arch", nargs="+", default=["sm_80", "sm_90", "sm_100"])
+    parser.add_argument("--arch", default="sm_80,sm_90,sm_100", help="with commas between them")
     parser.add_argument("--head-dim", type=int, help="attention for this head dimension only")
     parser.add_argument("files", nargs="*", help="names such as norm.cu; all otherwise")
     args = parser.parse_args()
@@ -81,7 +81,7 @@ def main():
         if args.files and source.name not in args.files:
             continue
         for real in ["float", "bf16"]:
-            for arch in args.arch:
+            for arch in args.arch.split(","):
                 options = [f"--gpu-architecture={arch}", f"-DREAL={real}", "--std=c++17", "--ptxas-options=-v"]
                 if args.head_dim:
                     options.append(f"-DHEAD_DIM={args.head_dim}")
