@@ -96,7 +96,7 @@ def row(job, results):
     results = remembered(job, results)
     second = {name: statistics.median(r["seconds"] for r in runs) for name, runs in results.items()}
     peak = {name: statistics.median(r["peak_rss_mib"] for r in runs) for name, runs in results.items()}
-    over = lambda ours, theirs: f"{second[theirs] / second[ours]:.2f}x" if theirs in second else "-"
+    over = lambda ours, theirs: f"{second[theirs] / second[ours]:.2f}x" if theirs in second and ours in second else "-"
     value = lambda table, name, form: form.format(table[name]) if name in table else "-"
     cells = [job, *(value(second, n, "{:.2f}") for n in ("f32", "bf16", "torch", "torch_bf16"))]
     cells += [over("f32", "torch"), over("bf16", "torch"), over("bf16", "torch_bf16")]

@@ -1,13 +1,17 @@
 //! What an NVIDIA GPU needs before it can compute: its libraries, the device, its kernels. The feature `cuda`.
 //!
 //! Nothing of CUDA is linked: [`libraries`] finds it when the program runs and says what is missing, [`device`] opens a GPU,
-//! [`compile`] makes a kernel's source into code for it through [`nvrtc`], and [`cache`] keeps that code between runs.
-//! No operation runs there yet (docs/CUDA.md).
+//! [`compile`] makes a kernel's source into code for it through [`nvrtc`], and [`cache`] keeps that code between runs. [`kernels`]
+//! are the operations of [`super::cpu`], for which the host prepares [`lists`]. Nothing launches them yet (docs/CUDA.md).
 
 pub mod cache;
 pub mod compile;
 pub mod device;
+#[cfg(test)]
+mod emulated;
+pub mod kernels;
 pub mod libraries;
+pub mod lists;
 pub mod nvrtc;
 
 use std::fmt;

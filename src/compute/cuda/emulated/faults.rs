@@ -1,0 +1,29 @@
+//! The emulator itself: what it must not let pass.
+
+use super::{Arg, Memory, Real, kernels, numbers};
+
+#[test]
+fn wrong_kernels_are_reported_and_do_not_hang() {
+    let gpu = kernels(Real::F32);
+    for (kernel, threads, says) in [
+        ("fault_missing_barrier", 64, "wait at a barrier"),
+        ("fault_two_barriers", 64, "different barriers"),
+        ("fault_half_a_warp", 64, "wait at a warp collective"),
+        ("fault_past_shared", 64, "past the dynamic shared memory"),
+        ("fault_race", 64, "the order in which its threads run"),
+        ("fault_race", 48, "whole warps"),
+        ("no_such_kernel", 64, "no kernel of the name"),
+    ] {
+        let mut x = Memory::f32(&numbers(64, 1));
+        let message = gpu.try_launch(kernel, [1, 1, 1], threads, 256, &mut [Arg::Out(&mut x)]).unwrap_err();
+        assert!(message.contains(says), "{message}");
+    }
+}
+
+#[test]
+#[should_panic(expected = "past the end of an array")]
+fn a_write_behind_an_array_is_seen() {
+    let gpu = kernels(Real::F32);
+    let (x, mut short) = (Memory::f32(&numbers(16, 1)), Memory::room(9));
+    gpu.launch("round_to_real", [1, 1, 1], 32, 0, &mut [Arg::In(&x), Arg::Out(&mut short), Arg::Long(16)]);
+}
