@@ -10,19 +10,13 @@ mod rows;
 mod sampling;
 mod update;
 
+use super::kernels::Real;
 use half::bf16;
 use libloading::Library;
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::path::Path;
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
-
-/// What REAL is compiled as.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Real {
-    F32,
-    Bf16,
-}
 
 impl Real {
     pub const BOTH: [Real; 2] = [Real::F32, Real::Bf16];
