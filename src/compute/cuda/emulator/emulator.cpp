@@ -255,8 +255,9 @@ using namespace emulator;
 // Runs a kernel. grid and block: x, y, z; args as cuLaunchKernel takes them. order: 0 as threads count, warps in step; 1
 // backwards, 2 shuffled, both with warps that run ahead. Asynchronous copies happen at once in order 1, as late as they may in 0 and 2.
 // Returns null, or what was wrong (valid until the next launch).
-extern "C" const char* emulated_launch(const char* name, const unsigned* grid, const unsigned* block, unsigned shared_bytes,
-                                       void** args, int order) {
+extern "C" __attribute__((visibility("default"))) const char* emulated_launch(const char* name, const unsigned* grid,
+                                                                              const unsigned* block, unsigned shared_bytes,
+                                                                              void** args, int order) {
     message.clear();
     now = nullptr;
     kernel = find_kernel(name);

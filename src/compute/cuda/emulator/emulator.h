@@ -12,6 +12,10 @@
 #include <cstdint>
 #include <cstring>
 
+// The libraries for f32 and for bf16 live in one process. Of a visible inline function's statics, which shared memory is here,
+// the loader would keep one copy for both.
+#pragma GCC visibility push(hidden)
+
 #define __global__
 #define __device__
 #define __forceinline__ inline __attribute__((always_inline))

@@ -15,6 +15,7 @@ extern "C" void emulator_switch(Context* from, Context to);
 asm(R"(
     .text
     .globl emulator_switch
+    .hidden emulator_switch
     .type emulator_switch, @function
 emulator_switch:
     pushq %rbp
