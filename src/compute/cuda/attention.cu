@@ -52,34 +52,16 @@ __device__ __forceinline__ void forward(const real* qk, const real* qkv, const S
         multiply_rows<HD>(scores, queries, row, keys + stage);
         unsigned from = step * KEYS;
         bool masked = from + KEYS > seen_by_all;
-        float highest[2] = {maximum[0], maximum[1]};
 #pragma unroll
         for (int n = 0; n < KEYS / 8; n++) {
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                float x = scores[n][i] * scale;
-                if (masked && from + n * 8 + 2 * t + i % 2 >= sees[i / 2]) x = -INFINITY;
-                scores[n][i] = x;
-                highest[i / 2] = x > highest[i / 2] ? x : highest[i / 2];
+                bool seen = !masked || from + n * 8 + 2 * t + i % 2 < sees[i / 2];
+                scores[n][i] = seen ? scores[n][i] * scale : -INFINITY;
             }
         }
-        for (int i = 0; i < 2; i++) {
-            // Every row sees the first key, so the maximum is finite from the first step on.
-            highest[i] = quad_max(highest[i]);
-            float fade = exp2_fast(maximum[i] - highest[i]);
-            maximum[i] = highest[i];
-            sum[i] *= fade;
-#pragma unroll
-            for (int n = 0; n < HD / 8; n++) result[n][2 * i] *= fade, result[n][2 * i + 1] *= fade;
-        }
-#pragma unroll
-        for (int n = 0; n < KEYS / 8; n++) {
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                scores[n][i] = exp2_fast(scores[n][i] - maximum[i / 2]);
-                sum[i / 2] += scores[n][i];
-            }
-        }
+        // Every row sees the first key.
+        weigh<HD>(scores, maximum, sum, result);
         multiply_weights<HD>(result, scores, values + stage);
         __syncthreads();  // the next step's copies overwrite this stage
     }

@@ -97,3 +97,31 @@ __device__ __forceinline__ void clear(float (&c)[N][4]) {
 #pragma unroll
     for (int n = 0; n < N; n++) c[n][0] = c[n][1] = c[n][2] = c[n][3] = 0.0f;
 }
+
+// A step of the softmax as it goes: scores (16 x 8 N, scaled to units of log 2, -INFINITY where masked) become weights relative to each
+// row's largest score so far, and what was summed before is brought to it. Every row has seen a finite score by the end of its first step.
+template <int HD, int N>
+__device__ __forceinline__ void weigh(float (&scores)[N][4], float (&maximum)[2], float (&sum)[2], float (&result)[HD / 8][4]) {
+    float highest[2] = {maximum[0], maximum[1]};
+#pragma unroll
+    for (int n = 0; n < N; n++) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) highest[i / 2] = scores[n][i] > highest[i / 2] ? scores[n][i] : highest[i / 2];
+    }
+    for (int i = 0; i < 2; i++) {
+        highest[i] = quad_max(highest[i]);
+        float fade = exp2_fast(maximum[i] - highest[i]);
+        maximum[i] = highest[i];
+        sum[i] *= fade;
+#pragma unroll
+        for (int n = 0; n < HD / 8; n++) result[n][2 * i] *= fade, result[n][2 * i + 1] *= fade;
+    }
+#pragma unroll
+    for (int n = 0; n < N; n++) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            scores[n][i] = exp2_fast(scores[n][i] - maximum[i / 2]);
+            sum[i / 2] += scores[n][i];
+        }
+    }
+}

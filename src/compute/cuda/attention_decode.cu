@@ -91,27 +91,10 @@ __device__ __forceinline__ void decode(const real* queries, int query_stride, co
         float scores[PAGE / 8][4];
         clear(scores);
         multiply_rows<HD>(scores, query, 0, cached + stage * page_size);
-        float highest[2] = {maximum[0], maximum[1]};
         for (int n = 0; n < PAGE / 8; n++) {
-            for (int i = 0; i < 4; i++) {
-                float x = n * 8 + 2 * t + i % 2 < tokens ? scores[n][i] * scale : -INFINITY;
-                scores[n][i] = x;
-                highest[i / 2] = x > highest[i / 2] ? x : highest[i / 2];
-            }
+            for (int i = 0; i < 4; i++) scores[n][i] = n * 8 + 2 * t + i % 2 < tokens ? scores[n][i] * scale : -INFINITY;
         }
-        for (int i = 0; i < 2; i++) {
-            highest[i] = quad_max(highest[i]);
-            float fade = exp2_fast(maximum[i] - highest[i]);
-            maximum[i] = highest[i];
-            sum[i] *= fade;
-            for (int n = 0; n < HD / 8; n++) result[n][2 * i] *= fade, result[n][2 * i + 1] *= fade;
-        }
-        for (int n = 0; n < PAGE / 8; n++) {
-            for (int i = 0; i < 4; i++) {
-                scores[n][i] = exp2_fast(scores[n][i] - maximum[i / 2]);
-                sum[i / 2] += scores[n][i];
-            }
-        }
+        weigh<HD>(scores, maximum, sum, result);
         multiply_weights<HD>(result, scores, cached + (2 + stage) * page_size);
         __syncwarp();
     }
