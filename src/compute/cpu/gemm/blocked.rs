@@ -8,7 +8,6 @@ use super::kernel::{Block, Isa, LINE, block, block_unpacked};
 use super::pack::{Source, panel};
 use rayon::prelude::*;
 use std::cell::RefCell;
-use std::ptr;
 
 /// Columns of B packed at a time: 4 MiB at most.
 const COLS: usize = 2048;
@@ -87,7 +86,7 @@ pub unsafe fn product(
                 unsafe {
                     pack_columns(isa, b, cols, depth, packed_b.as_mut_ptr());
                     let a = View { data: a.at(0, k0), ..a };
-                    let c = Block { c: c.add(n0), row_stride: c_stride, cols, add: add || k0 > 0, ahead: ptr::null() };
+                    let c = Block { c: c.add(n0), row_stride: c_stride, cols, add: add || k0 > 0 };
                     against_panels(isa, (m, depth), a, packed_b.as_ptr(), packed_a, c);
                 }
             }
@@ -162,11 +161,11 @@ unsafe fn against_panels(
                     let out = Block {
                         c: c.c.add((rows.start + panel_rows.start) * c.row_stride + j),
                         cols: isa.columns().min(c.cols - j),
-                        ahead: b.wrapping_add((j + isa.columns()) * units + pass % passes * asked),
                         ..c
                     };
                     let pa = packed_a.as_ptr().add(panel_rows.start * units);
-                    block(isa, panel_rows.len(), units, pa, b.add(j * units), out);
+                    let ahead = b.wrapping_add((j + isa.columns()) * units + pass % passes * asked);
+                    block(isa, panel_rows.len(), units, pa, b.add(j * units), ahead, out);
                 }
             }
         }
@@ -222,7 +221,7 @@ impl PackedColumns {
             for (k0, depth, panels) in &self.blocks {
                 let b = panels[from * self.isa.units(*depth)..].as_ptr();
                 let a = View { data: a.at(0, *k0), ..a };
-                let c = Block { c, row_stride: c_stride, cols, add: add || *k0 > 0, ahead: ptr::null() };
+                let c = Block { c, row_stride: c_stride, cols, add: add || *k0 > 0 };
                 // SAFETY: by the caller's promise.
                 unsafe { against_panels(self.isa, (m, *depth), a, b, packed_a, c) };
             }

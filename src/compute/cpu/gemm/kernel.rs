@@ -70,8 +70,6 @@ pub struct Block {
     pub cols: usize,
     /// Add to what is there, or replace it.
     pub add: bool,
-    /// A part of the panel of B that comes next, to be asked for meanwhile: [`Isa::lines_ahead`] of the cache.
-    pub ahead: *const u32,
 }
 
 /// Calls a function of a constant number of rows.
@@ -105,17 +103,18 @@ fn fetch<const ROWS: usize, const COLUMNS: usize>(units: usize, out: Block) {
     }
 }
 
-/// `C (+)= A B` for one panel of each: a `[units][rows]`, b `[units][columns]`, rows 1 to [`Isa::rows`].
+/// `C (+)= A B` for one panel of each: a `[units][rows]`, b `[units][columns]`, rows 1 to [`Isa::rows`]. `ahead` is a part of the
+/// panel of B that comes next, to be asked for meanwhile: [`Isa::lines_ahead`] of the cache, which are not read.
 ///
 /// # Safety
 /// [`Isa::is_here`]; the panels are as long as stated; the block of `rows x cols` may be written.
-pub unsafe fn block(isa: Isa, rows: usize, units: usize, a: *const u32, b: *const u32, out: Block) {
+pub unsafe fn block(isa: Isa, rows: usize, units: usize, a: *const u32, b: *const u32, ahead: *const u32, out: Block) {
     // SAFETY: by the caller's promise.
     unsafe {
         match isa {
-            Isa::Avx2 => avx2::block(rows, units, a, b, out),
-            Isa::Avx512 => avx512::block(rows, units, a, b, out),
-            Isa::Avx512Bf16 => avx512::block_bf16(rows, units, a, b, out),
+            Isa::Avx2 => avx2::block(rows, units, a, b, ahead, out),
+            Isa::Avx512 => avx512::block(rows, units, a, b, ahead, out),
+            Isa::Avx512Bf16 => avx512::block_bf16(rows, units, a, b, ahead, out),
         }
     }
 }

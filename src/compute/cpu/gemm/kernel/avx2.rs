@@ -12,9 +12,9 @@ pub const UNROLLED: usize = 4;
 
 /// # Safety
 /// As [`super::block`], on AVX2 with FMA.
-pub unsafe fn block(rows: usize, units: usize, a: *const u32, b: *const u32, out: Block) {
+pub unsafe fn block(rows: usize, units: usize, a: *const u32, b: *const u32, ahead: *const u32, out: Block) {
     // SAFETY: by the caller's promise.
-    unsafe { by_rows!(rows, f32_packed(units, a.cast(), b.cast(), out), 1 2 3 4 5 6) }
+    unsafe { by_rows!(rows, f32_packed(units, a.cast(), b.cast(), ahead, out), 1 2 3 4 5 6) }
 }
 
 /// # Safety
@@ -46,20 +46,19 @@ macro_rules! step {
 /// # Safety
 /// As [`block`], with R rows.
 #[target_feature(enable = "avx2,fma")]
-unsafe fn f32_packed<const R: usize>(units: usize, a: *const f32, b: *const f32, out: Block) {
+unsafe fn f32_packed<const R: usize>(units: usize, a: *const f32, b: *const f32, ahead: *const u32, out: Block) {
     let (mut a, mut b) = (a, b);
     let mut sums = [[_mm256_setzero_ps(); 2]; R];
     fetch::<R, NR>(units, out);
     // SAFETY: within the panels, by the caller's promise.
     unsafe {
         for i in 0..units / UNROLLED {
-            _mm_prefetch::<_MM_HINT_T1>(out.ahead.wrapping_add(i * LINE).cast());
-            step!(sums, a, 1, b);
-            step!(sums, a.add(R), 1, b.add(NR));
-            step!(sums, a.add(2 * R), 1, b.add(2 * NR));
-            step!(sums, a.add(3 * R), 1, b.add(3 * NR));
-            a = a.add(4 * R);
-            b = b.add(4 * NR);
+            _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(i * LINE).cast());
+            for step in 0..UNROLLED {
+                step!(sums, a.add(step * R), 1, b.add(step * NR));
+            }
+            a = a.add(UNROLLED * R);
+            b = b.add(UNROLLED * NR);
         }
         for _ in 0..units % UNROLLED {
             step!(sums, a, 1, b);

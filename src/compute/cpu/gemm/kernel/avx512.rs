@@ -11,16 +11,16 @@ pub const NR: usize = 32;
 
 /// # Safety
 /// As [`super::block`], on AVX-512F.
-pub unsafe fn block(rows: usize, units: usize, a: *const u32, b: *const u32, out: Block) {
+pub unsafe fn block(rows: usize, units: usize, a: *const u32, b: *const u32, ahead: *const u32, out: Block) {
     // SAFETY: by the caller's promise.
-    unsafe { by_rows!(rows, f32_block(units, a, b, out), 1 2 3 4 5 6 7 8 9 10 11 12 13 14) }
+    unsafe { by_rows!(rows, f32_block(units, a, b, ahead, out), 1 2 3 4 5 6 7 8 9 10 11 12 13 14) }
 }
 
 /// # Safety
 /// As [`super::block`], on AVX-512F and AVX512-BF16.
-pub unsafe fn block_bf16(rows: usize, units: usize, a: *const u32, b: *const u32, out: Block) {
+pub unsafe fn block_bf16(rows: usize, units: usize, a: *const u32, b: *const u32, ahead: *const u32, out: Block) {
     // SAFETY: by the caller's promise.
-    unsafe { by_rows!(rows, bf16_block(units, a, b, out), 1 2 3 4 5 6 7 8 9 10 11 12 13 14) }
+    unsafe { by_rows!(rows, bf16_block(units, a, b, ahead, out), 1 2 3 4 5 6 7 8 9 10 11 12 13 14) }
 }
 
 /// # Safety
@@ -42,12 +42,12 @@ pub unsafe fn block_unpacked(
 /// # Safety
 /// As [`block`], with R rows.
 #[target_feature(enable = "avx512f")]
-unsafe fn f32_block<const R: usize>(units: usize, a: *const u32, b: *const u32, out: Block) {
+unsafe fn f32_block<const R: usize>(units: usize, a: *const u32, b: *const u32, ahead: *const u32, out: Block) {
     let (mut a, mut b) = (a.cast::<f32>(), b.cast::<f32>());
     let mut sums = [[_mm512_setzero_ps(); 2]; R];
     fetch::<R, NR>(units, out);
     for i in 0..units {
-        _mm_prefetch::<_MM_HINT_T1>(out.ahead.wrapping_add(i * LINE).cast());
+        _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(i * LINE).cast());
         // SAFETY: within the panels, by the caller's promise.
         unsafe {
             let (b0, b1) = (_mm512_loadu_ps(b), _mm512_loadu_ps(b.add(16)));
@@ -99,12 +99,12 @@ unsafe fn f32_unpacked<const R: usize>(
 /// # Safety
 /// As [`block`], with R rows.
 #[target_feature(enable = "avx512f,avx512bf16")]
-unsafe fn bf16_block<const R: usize>(units: usize, a: *const u32, b: *const u32, out: Block) {
+unsafe fn bf16_block<const R: usize>(units: usize, a: *const u32, b: *const u32, ahead: *const u32, out: Block) {
     let (mut a, mut b) = (a.cast::<i32>(), b.cast::<i32>());
     let mut sums = [[_mm512_setzero_ps(); 2]; R];
     fetch::<R, NR>(units, out);
     for i in 0..units {
-        _mm_prefetch::<_MM_HINT_T1>(out.ahead.wrapping_add(i * LINE).cast());
+        _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(i * LINE).cast());
         // SAFETY: within the panels, by the caller's promise; a register of 16 pairs is one of 32 bf16.
         unsafe {
             let b0: __m512bh = std::mem::transmute(_mm512_loadu_si512(b.cast()));
