@@ -41,18 +41,10 @@ impl KernelStore for KernelFolder {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::compute::cuda::Capability;
     use crate::compute::cuda::cache::{Origin, kernel};
     use crate::compute::cuda::compile::Source;
-    use crate::compute::cuda::libraries::Search;
-    use crate::compute::cuda::nvrtc::Nvrtc;
+    use crate::compute::cuda::compile::tests::{H100, nvrtc};
     use std::fs;
-
-    const H100: Capability = Capability { major: 9, minor: 0 };
-
-    fn nvrtc() -> Nvrtc {
-        Nvrtc::open(&Search::from_env(), None).unwrap_or_else(|error| panic!("this test compiles: {error}"))
-    }
 
     fn source() -> Source<'static> {
         let text = "extern \"C\" __global__ void one(float* x) { x[threadIdx.x] = 1.f; }\n";

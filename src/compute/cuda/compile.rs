@@ -73,7 +73,7 @@ pub fn compile(nvrtc: &Nvrtc, source: &Source, capability: Capability) -> Result
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::compute::cuda::libraries::Search;
 

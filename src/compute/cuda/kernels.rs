@@ -45,7 +45,8 @@ pub fn sources(real: Real) -> impl Iterator<Item = Source<'static>> {
 mod tests {
     use super::*;
     use crate::compute::cuda::Capability;
-    use crate::compute::cuda::compile::{compile, tests::nvrtc};
+    use crate::compute::cuda::compile::compile;
+    use crate::compute::cuda::compile::tests::{A100, B200, H100, nvrtc};
     use rayon::prelude::*;
 
     /// Which of the kernels' files in the source folder are in the table.
@@ -66,10 +67,9 @@ mod tests {
     #[test]
     fn every_kernel_compiles_for_every_architecture_without_a_warning() {
         let nvrtc = nvrtc();
-        let of = |major| Capability { major, minor: 0 };
-        let jobs: Vec<(Source, Capability)> = [8, 9, 10]
+        let jobs: Vec<(Source, Capability)> = [A100, H100, B200]
             .into_iter()
-            .flat_map(|major| [Real::F32, Real::Bf16].map(|real| (real, of(major))))
+            .flat_map(|capability| [Real::F32, Real::Bf16].map(|real| (real, capability)))
             .flat_map(|(real, capability)| sources(real).map(move |source| (source, capability)))
             .collect();
         jobs.par_iter().for_each(|(source, capability)| {
