@@ -66,8 +66,8 @@ pub fn open_model(dir: &Path, compute: Compute) -> Result<Model> {
 
 /// Sets what a model's products multiply in, and says so where this machine cannot.
 pub fn compute_in(model: &mut Model, compute: Compute) {
-    model.compute = compute.here();
-    if model.compute != compute {
+    model.backend.compute = compute.here();
+    if model.backend.compute != compute {
         say("this machine has no AVX512-BF16: compute = \"bf16\" becomes f32, which is slower and more exact");
     }
 }

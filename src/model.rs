@@ -14,9 +14,11 @@ pub mod trained;
 pub mod value;
 pub mod weights;
 
+use crate::compute::Backend;
+use crate::compute::backend::Unembedding;
+use crate::compute::cpu::Cpu;
 use crate::compute::cpu::head::Head;
 use crate::compute::cpu::norm::rms_norm_in_place;
-use crate::compute::cpu::rope::RopeTable;
 use anyhow::{Result, bail, ensure};
 use std::ops::Range;
 use std::path::Path;
@@ -29,50 +31,29 @@ pub use params::{ParamLayout, TensorSpec};
 pub use taps::{LayerIndex, Tap};
 pub use trained::Trained;
 
-/// A decoder's configuration and weights; the weights are one flat array with named ranges.
+/// A decoder's configuration and weights; the weights are one flat array with named ranges, on the device that computes.
 #[derive(Clone, Debug)]
-pub struct Model {
+pub struct Model<B: Backend = Cpu> {
     pub config: ModelConfig,
     pub layout: ParamLayout,
-    pub params: Vec<f32>,
-    /// What linear layers, attention and the head multiply in.
-    pub compute: Compute,
+    pub params: B::Params,
+    pub backend: B,
 }
 
-impl Model {
-    /// `params` `[layout.len()]`, in the layout's order.
-    pub fn new(config: ModelConfig, params: Vec<f32>) -> Model {
-        let layout = ParamLayout::new(&config);
-        assert_eq!(params.len(), layout.len(), "parameters do not match the layout");
-        Model { config, layout, params, compute: Compute::F32 }
-    }
-
-    /// Opens a HuggingFace checkpoint folder: `config.json` and safetensors.
-    pub fn open(dir: &Path) -> Result<Model> {
-        let config = ModelConfig::from_dir(dir)?;
-        let layout = ParamLayout::new(&config);
-        let params = weights::load(dir, &config, &layout)?;
-        Ok(Model { config, layout, params, compute: Compute::F32 })
-    }
-
+impl<B: Backend> Model<B> {
     /// The values of one range of the layout.
-    pub fn param(&self, range: &Range<usize>) -> &[f32] {
-        &self.params[range.clone()]
+    pub fn param(&self, range: &Range<usize>) -> B::View<'_> {
+        B::params(&self.params, range)
     }
 
     /// The unembedding `E_u` as a distribution over tokens.
-    pub fn head(&self, temperature: f32) -> Head<'_> {
-        Head {
-            embedding: self.param(&self.layout.unembed),
+    pub fn unembedding(&self, temperature: f32) -> Unembedding<B::View<'_>> {
+        Unembedding {
+            weight: self.param(&self.layout.unembed),
+            vocab: self.config.vocab_size,
             hidden_size: self.config.hidden_size,
             temperature,
-            compute: self.compute,
         }
-    }
-
-    /// `LN_final` of every row of states `[R, d]`, in place.
-    pub fn final_norm(&self, states: &mut [f32]) {
-        rms_norm_in_place(states, self.param(&self.layout.final_norm), self.config.rms_norm_eps);
     }
 
     /// Fails if a sequence does not fit the context or holds an id outside of the vocabulary.
@@ -89,7 +70,44 @@ impl Model {
         }
     }
 
-    fn rope_table(&self) -> RopeTable {
-        RopeTable::new(self.config.inverse_frequencies())
+    fn rope_table(&self) -> B::Rope {
+        self.backend.rope(self.config.inverse_frequencies())
+    }
+}
+
+impl Model {
+    /// `params` `[layout.len()]`, in the layout's order.
+    pub fn new(config: ModelConfig, params: Vec<f32>) -> Model {
+        let layout = ParamLayout::new(&config);
+        assert_eq!(params.len(), layout.len(), "parameters do not match the layout");
+        Model { config, layout, params, backend: Cpu::default() }
+    }
+
+    /// Opens a HuggingFace checkpoint folder: `config.json` and safetensors.
+    pub fn open(dir: &Path) -> Result<Model> {
+        let config = ModelConfig::from_dir(dir)?;
+        let layout = ParamLayout::new(&config);
+        let params = weights::load(dir, &config, &layout)?;
+        Ok(Model { config, layout, params, backend: Cpu::default() })
+    }
+
+    /// The unembedding `E_u` as a distribution over tokens.
+    pub fn head(&self, temperature: f32) -> Head<'_> {
+        Head {
+            embedding: self.param(&self.layout.unembed),
+            hidden_size: self.config.hidden_size,
+            temperature,
+            compute: self.backend.compute,
+        }
+    }
+
+    /// The same model on a device.
+    pub fn on<B: Backend>(self, backend: B) -> Model<B> {
+        Model { config: self.config, layout: self.layout, params: backend.load(self.params), backend }
+    }
+
+    /// `LN_final` of every row of states `[R, d]`, in place.
+    pub fn final_norm(&self, states: &mut [f32]) {
+        rms_norm_in_place(states, self.param(&self.layout.final_norm), self.config.rms_norm_eps);
     }
 }

@@ -4,8 +4,9 @@ mod gradient;
 
 pub use gradient::{Part, Pass};
 
-use crate::compute::Packing;
-use crate::compute::cpu::head::HeadStats;
+use crate::compute::backend::HeadStats;
+use crate::compute::{Backend, Packing};
+use crate::model::decoder::HeadScratch;
 use crate::model::taps::Tap;
 use crate::model::{Keep, Model, Workspace};
 use std::fmt;
@@ -124,32 +125,30 @@ impl Targets {
 /// Copies rows of `[T, d]` together.
 pub fn gather_rows(state: &[f32], rows: &[usize], d: usize) -> Vec<f32> {
     let mut out = Vec::with_capacity(rows.len() * d);
-    gather_rows_into(state, rows, d, &mut out);
-    out
-}
-
-/// [`gather_rows`] into a buffer that is kept.
-fn gather_rows_into(state: &[f32], rows: &[usize], d: usize, out: &mut Vec<f32>) {
-    out.clear();
     for row in rows {
         out.extend_from_slice(&state[row * d..(row + 1) * d]);
     }
+    out
 }
 
 impl InternalPolicy {
     /// Log-probability of every target and entropy (nats) of the distribution it came from (equations 5 to 7), at
     /// `temperature`. Runs the decoder only as deep as this policy lies.
-    pub fn score(
+    pub fn score<B: Backend>(
         self,
-        model: &Model,
-        ws: &mut Workspace,
+        model: &Model<B>,
+        ws: &mut Workspace<B>,
         packing: &Packing,
         targets: &Targets,
         temperature: f32,
     ) -> HeadStats {
         model.forward(ws, packing, self.tap(), Keep::Nothing);
-        let hidden = gather_rows(ws.state(), &targets.rows, model.config.hidden_size);
-        model.head(temperature).forward(&hidden, Some(&targets.ids))
+        let mut scratch = std::mem::take(&mut ws.head);
+        let HeadScratch { hidden, logits, .. } = &mut scratch;
+        model.backend.gather_rows(ws.state(), &targets.rows, model.config.hidden_size, hidden);
+        let stats = model.backend.head(model.unembedding(temperature), hidden, Some(&targets.ids), logits);
+        ws.head = scratch;
+        stats
     }
 }
 

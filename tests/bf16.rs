@@ -19,7 +19,7 @@ fn model(compute: Compute) -> Model {
     let layout = ParamLayout::new(&config);
     let params = random_params(&config, &layout, 0.08, 1);
     let mut model = Model::new(config, params);
-    model.compute = compute;
+    model.backend.compute = compute;
     model
 }
 

@@ -90,18 +90,18 @@ fn low_rank_path_of_a_fused_layer() {
     let (b0, b2) = (noise(4 * r, 4), noise(5 * r, 5));
     let path = |a: &[f32], b0: &[f32], b2: &[f32], run: &mut dyn FnMut(LowRank<'_>)| {
         let b = vec![(b0, 0..4), (b2, 6..11)];
-        run(LowRank { compute: Compute::F32, inputs: i, outputs: o, rank: r, scale: 1.7, a, b })
+        run(LowRank { inputs: i, outputs: o, rank: r, scale: 1.7, a, b })
     };
     let f = |x: &[f32], a: &[f32], b0: &[f32], b2: &[f32]| {
         let mut y = vec![0.25; t * o];
-        path(a, b0, b2, &mut |path| path.forward(x, &mut y, t, &mut vec![]));
+        path(a, b0, b2, &mut |path| path.forward(Compute::F32, x, &mut y, t, &mut vec![]));
         assert!(y.chunks(o).all(|row| row[4..6] == [0.25, 0.25]), "columns of no adapter");
         weighted(&y, &c)
     };
     let (mut dx, mut da, mut db) = (vec![0.0; t * i], vec![0.0; 2 * r * i], vec![0.0; 9 * r]);
     path(&a, &b0, &b2, &mut |path| {
-        path.backward_weight(&x, &c, (&mut da, &mut db), t, &mut vec![]);
-        path.backward_input(&c, &mut dx, t, &mut vec![]);
+        path.backward_weight(Compute::F32, &x, &c, (&mut da, &mut db), t, &mut vec![]);
+        path.backward_input(Compute::F32, &c, &mut dx, t, &mut vec![]);
     });
     check("low-rank input", &x, &dx, |x| f(x, &a, &b0, &b2));
     check("low-rank A", &a, &da, |a| f(&x, a, &b0, &b2));
@@ -112,7 +112,7 @@ fn low_rank_path_of_a_fused_layer() {
     merge(&mut w[..4 * i], &a[..r * i], &b0, 1.7, (4, i, r));
     merge(&mut w[6 * i..], &a[r * i..], &b2, 1.7, (5, i, r));
     let (mut y, mut merged) = (vec![0.0; t * o], vec![0.0; t * o]);
-    path(&a, &b0, &b2, &mut |path| path.forward(&x, &mut y, t, &mut vec![]));
+    path(&a, &b0, &b2, &mut |path| path.forward(Compute::F32, &x, &mut y, t, &mut vec![]));
     linear(Compute::F32, &x, &w, &mut merged, t, i, o, Write::Replace);
     assert!(y.iter().zip(&merged).all(|(a, b)| (a - b).abs() < 1e-5));
 }

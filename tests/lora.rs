@@ -257,7 +257,7 @@ fn a_fresh_adapter_changes_nothing_and_begins_as_pefts_do() {
 fn rollouts_see_the_adapter_as_training_does() {
     for compute in [Compute::F32, Compute::Bf16] {
         let mut model = adapted(&LoraConfig { rank: 4, ..LoraConfig::default() });
-        model.compute = compute.here();
+        model.backend.compute = compute.here();
         let requests: Vec<Request> =
             (0..40u32).map(|i| Request { prompt: vec![i, 7, 2 * i % 60], seeds: vec![i as u64] }).collect();
         let sampling = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, max_new_tokens: 12 };
@@ -277,7 +277,7 @@ fn rollouts_see_the_adapter_as_training_does() {
             off = off.max(difference(&model.without_adapter(&mut score)));
         }
         // bf16 rounds attention's operands on other block borders while decoding.
-        let bound = if model.compute == Compute::F32 { 1e-5 } else { 5e-2 };
+        let bound = if model.backend.compute == Compute::F32 { 1e-5 } else { 5e-2 };
         assert!(worst < bound && off > 10.0 * worst, "{compute:?}: {worst}, without the adapter {off}");
     }
 }

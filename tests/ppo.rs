@@ -179,7 +179,7 @@ fn the_value_losss_gradient_is_its_slope_through_head_and_decoder() {
         let mut next = noise(range.start as u64 + 1);
         let u: Vec<f32> = range.clone().map(|_| 2.0 * next() - 1.0).collect();
         let at = |eps: f32| {
-            let mut moved = critic.clone();
+            let mut moved = Critic { model: critic.model.clone(), optimizer: critic.optimizer.clone() };
             moved.model.params[range.clone()].iter_mut().zip(&u).for_each(|(p, u)| *p += eps * u);
             gradient(&moved, &groups, &s, &before).0.loss
         };

@@ -71,7 +71,7 @@ pub fn run(args: &AnalyzeArgs) -> Result<()> {
         answers: answers.as_ref().map(|a| a.fingerprint.clone()),
         lens: args.lens,
         layer: args.layer,
-        compute: model.compute,
+        compute: model.backend.compute,
     };
     let mut saved = state::Progress::new(&args.out, Duration::from_secs(args.save_every), about);
     let mut flow = saved.open(layers, Reading { lens: args.lens, chosen })?;
@@ -141,7 +141,7 @@ fn answers<'a>(
     fingerprint.text(&contents.fingerprint);
     fingerprint.number(args.seed);
     fingerprint.number(max_new_tokens as u64);
-    fingerprint.text(&format!("{:?}", model.compute));
+    fingerprint.text(&format!("{:?}", model.backend.compute));
     Answers {
         source,
         unanswered: contents.unanswered,

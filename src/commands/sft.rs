@@ -195,7 +195,7 @@ fn settings(args: &SftArgs, data: &Data, prompt: PromptTemplate, model: &Model) 
         seed: args.seed,
         micro_batch_tokens: args.micro_batch_tokens,
         recompute: args.recompute,
-        compute: model.compute,
+        compute: model.backend.compute,
         lora: asked(&args.adapter),
         counts: data.counts.clone(),
     }

@@ -6,6 +6,7 @@
 pub mod adamw;
 pub mod attention;
 pub mod attention_decode;
+mod backend;
 pub mod embedding;
 pub mod gemm;
 pub mod gram;
@@ -17,3 +18,5 @@ mod shared;
 pub mod simd;
 pub mod swiglu;
 pub mod value;
+
+pub use backend::{Cpu, Tokens};

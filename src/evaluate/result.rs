@@ -52,7 +52,7 @@ impl Settings {
             bupo_version: env!("CARGO_PKG_VERSION").into(),
             model: model_name.into(),
             weights: fingerprint(model),
-            compute: model.compute,
+            compute: model.backend.compute,
             policy: settings.policy.to_string(),
             seed: settings.seed,
             temperature: s.temperature,

@@ -3,14 +3,11 @@
 //! It starts where the forward stopped. Layers above get nothing, because nothing above took part; that is exact and
 //! is what makes an update of `Layer(k)` cost about `k / L` of a full one (paper, equations 14 and 15).
 
-use super::decoder::{Keep, Workspace, resize};
+use super::decoder::{Keep, Packed, Rows, Workspace};
 use super::taps::{LayerIndex, Tap};
 use super::{Model, Trained};
-use crate::compute::Packing;
-use crate::compute::cpu::attention::{AttentionSaved, attention_backward};
-use crate::compute::cpu::embedding::embed_backward;
-use crate::compute::cpu::norm::{rms_norm_again, rms_norm_backward};
-use crate::compute::cpu::swiglu::{swiglu, swiglu_backward};
+use crate::compute::backend::{AttentionForward, Kind, QkNorms};
+use crate::compute::{Backend, Packing};
 use std::ops::Range;
 
 /// The part of a layer through which the gradient enters.
@@ -37,156 +34,155 @@ impl Tap {
 }
 
 /// The gradients as a backward sees them: parts of an array laid out as [`ParamLayout::trainable`], of trained tensors only.
-pub(super) struct Grads<'a> {
-    flat: &'a mut [f32],
+pub(super) struct Grads<'a, B: Backend> {
+    flat: &'a mut B::Array,
     /// The parameter that the array begins with.
     from: usize,
     trained: &'a Trained,
-    /// Takes what is computed of frozen norms on the way to their input's gradient.
-    spare: Vec<f32>,
 }
 
-impl Grads<'_> {
+impl<B: Backend> Grads<'_, B> {
     /// Where a tensor's gradient is added up; none if it is frozen.
-    pub fn of(&mut self, range: &Range<usize>) -> Option<&mut [f32]> {
-        self.trained.has(range).then(|| &mut self.flat[range.start - self.from..range.end - self.from])
-    }
-
-    fn norm(&mut self, range: &Range<usize>) -> &mut [f32] {
-        if self.trained.has(range) {
-            return &mut self.flat[range.start - self.from..range.end - self.from];
-        }
-        resize(&mut self.spare, range.len());
-        &mut self.spare
+    pub fn of(&mut self, range: &Range<usize>) -> Option<B::Part<'_>> {
+        self.trained.has(range).then(|| B::part(self.flat, range.start - self.from..range.end - self.from))
     }
 }
 
 /// The gradient of the states that a loss reads, `[T, d]` each.
 #[derive(Debug)]
-pub struct StateGradients<'a> {
+pub struct StateGradients<'a, A> {
     /// Of the tap's state; consumed.
-    pub d_state: &'a mut Vec<f32>,
+    pub d_state: &'a mut A,
     /// Of `H^l`, a stream below the tap that is read as well: it joins on the way down.
-    pub beside: Option<(LayerIndex, &'a [f32])>,
+    pub beside: Option<(LayerIndex, &'a A)>,
 }
 
-impl Model {
+impl<B: Backend> Model<B> {
     /// Adds to `grads` (laid out as [`ParamLayout::trainable`]) the gradient of every parameter in `trained`, which lies below `tap`
     /// ([`ParamLayout::trained_by`]); below the lowest of them nothing is computed. The workspace holds the forward of the same
     /// batch to the same tap, with [`Keep::Activations`] or [`Keep::LayerInputs`], for as much ([`Model::forward_for`]) or for
     /// everything; it is spent.
     pub fn backward(
         &self,
-        ws: &mut Workspace,
+        ws: &mut Workspace<B>,
         packing: &Packing,
         tap: Tap,
-        states: StateGradients<'_>,
+        states: StateGradients<'_, B::Array>,
         trained: &Trained,
-        grads: &mut [f32],
+        grads: &mut B::Array,
     ) {
         assert!(ws.keep != Keep::Nothing, "the forward kept nothing for a backward");
         let StateGradients { d_state, beside } = states;
         let top = tap.layer().or_else(|| LayerIndex::all(self.config.layers).next_back());
         let mut entry = tap.entry();
         let from = self.layout.trainable().start;
-        let mut grads = Grads { flat: grads, from, trained, spare: Vec::new() };
+        let mut grads = Grads { flat: grads, from, trained };
         if matches!(tap, Tap::Final | Tap::Normed(_)) {
             let mut d_stream = std::mem::take(&mut ws.branch);
-            resize(&mut d_stream, d_state.len());
+            self.backend.resize(&mut d_stream, B::len(d_state), Kind::F32);
             let range = &self.layout.final_norm;
             let stream = &ws.streams[top.map_or(0, LayerIndex::one_based)];
-            let dw = grads.norm(range);
-            rms_norm_backward(stream, self.param(range), &ws.inv_rms_final, d_state, &mut d_stream, dw, false);
+            let (w, dw) = (self.param(range), grads.of(range));
+            self.backend.rms_norm_backward(stream, w, &ws.inv_rms_final, d_state, &mut d_stream, dw, false);
             ws.branch = std::mem::replace(d_state, d_stream);
         }
         let Some((top, floor)) = top.zip(trained.floor(&self.layout)) else { return };
         assert!(ws.keeps(floor.index()), "the forward kept less than this backward goes down to");
+        let batch = self.backend.batch(packing, self.heads());
+        let rows = Rows::packed::<B>(&batch, packing);
         for layer in LayerIndex::all(top.one_based()).rev().take_while(|layer| *layer >= floor) {
             if let Some((_, d_beside)) = beside.filter(|(at, _)| *at == layer) {
-                d_state.iter_mut().zip(d_beside).for_each(|(sum, d)| *sum += d);
+                self.backend.accumulate(d_beside, d_state);
             }
             if ws.keep == Keep::LayerInputs {
-                self.recompute(ws, packing, layer);
+                self.recompute(ws, &batch, rows, layer);
             }
-            self.backward_layer(ws, packing, layer, entry, d_state, &mut grads);
+            self.backward_layer(ws, &batch, rows, layer, entry, d_state, &mut grads);
             entry = Entry::Layer;
         }
         if let Some(d_embed) = grads.of(&self.layout.embed) {
-            embed_backward(d_state, packing.ids(), d_embed, self.config.hidden_size);
+            self.backend.embed_backward(d_state, &batch, d_embed, self.config.hidden_size);
         }
     }
 
     /// The layer's activations again, from its saved input.
-    fn recompute(&self, ws: &mut Workspace, packing: &Packing, layer: LayerIndex) {
+    fn recompute(&self, ws: &mut Workspace<B>, batch: &B::Batch<'_>, rows: Rows<B::Tokens<'_>>, layer: LayerIndex) {
         let x = std::mem::take(&mut ws.streams[layer.index()]);
         let mut post = std::mem::take(&mut ws.d_wide);
         // No tap to stop at: the whole layer is wanted, and its output only as a by-product.
-        self.forward_layer(ws, layer, &x, &mut post, packing.positions(), &mut &*packing, Tap::Final, &mut |_, _| ());
+        self.forward_layer(ws, layer, &x, &mut post, rows, &mut Packed(batch), Tap::Final, &mut |_, _| ());
         ws.d_wide = post;
         ws.streams[layer.index()] = x;
     }
 
     /// One layer: dh is the gradient of the entry's state and becomes that of `H^{l-1}`.
+    #[allow(clippy::too_many_arguments)]
     fn backward_layer(
         &self,
-        ws: &mut Workspace,
-        packing: &Packing,
+        ws: &mut Workspace<B>,
+        batch: &B::Batch<'_>,
+        rows: Rows<B::Tokens<'_>>,
         layer: LayerIndex,
         entry: Entry,
-        dh: &mut [f32],
-        grads: &mut Grads<'_>,
+        dh: &mut B::Array,
+        grads: &mut Grads<'_, B>,
     ) {
-        let (c, p) = (&self.config, &self.layout.layers[layer.index()]);
-        let (t, d, f) = (packing.rows(), c.hidden_size, c.intermediate_size);
+        let (c, p, backend) = (&self.config, &self.layout.layers[layer.index()], &self.backend);
+        let (t, d, f, heads) = (rows.count, c.hidden_size, c.intermediate_size, self.heads());
         let slot = ws.acts_slot(layer.index());
-        let Workspace { rope, streams, layers, normed, branch, qk, act, d_wide, d_inner, low_rank, .. } = ws;
+        let Workspace { rope, streams, layers, normed, branch, qk, act, d_wide, d_inner, d_factor, low_rank, .. } = ws;
         let linears = self.linears(layer);
         let (x, a) = (&streams[layer.index()], &mut layers[slot]);
-        for (buffer, len) in [(&mut *normed, t * d), (&mut *branch, t * d), (&mut *act, t * f)] {
-            resize(buffer, len);
+        for (buffer, len) in [
+            (&mut *normed, t * d),
+            (&mut *branch, t * d),
+            (&mut *act, t * f),
+            (&mut *d_inner, t * c.q_dim()),
+            (&mut *qk, t * heads.qk_dim()),
+            (&mut *d_wide, t * heads.qkv_dim()),
+        ] {
+            backend.resize(buffer, len, Kind::Factor);
         }
 
         if entry != Entry::Attention {
             // F = down(swiglu(gate_up(norm(M)))); dh is dF and, in a whole layer, also flows around it.
-            swiglu(&a.gate_up, act, f);
-            linears.down.backward_weight(act, dh, t, grads, low_rank);
-            linears.down.backward_input(dh, act, t, low_rank);
-            swiglu_backward(&mut a.gate_up, act, f);
+            let d_branch = backend.factor(dh, d_factor);
+            backend.swiglu(&a.gate_up, act, f);
+            linears.down.backward_weight(act, d_branch, t, grads, low_rank);
+            linears.down.backward_input(d_branch, act, t, low_rank);
+            backend.swiglu_backward(&mut a.gate_up, act, f);
             if linears.gate_up.is_trained(grads.trained) {
-                rms_norm_again(&a.mid, self.param(&p.ffn_norm), &a.inv_rms_ffn, normed);
+                backend.rms_norm_again(&a.mid, self.param(&p.ffn_norm), &a.inv_rms_ffn, normed);
                 linears.gate_up.backward_weight(normed, &a.gate_up, t, grads, low_rank);
             }
             linears.gate_up.backward_input(&a.gate_up, branch, t, low_rank);
-            let (w, dw) = (self.param(&p.ffn_norm), grads.norm(&p.ffn_norm));
-            rms_norm_backward(&a.mid, w, &a.inv_rms_ffn, branch, dh, dw, entry == Entry::Layer);
+            let (w, dw) = (self.param(&p.ffn_norm), grads.of(&p.ffn_norm));
+            backend.rms_norm_backward(&a.mid, w, &a.inv_rms_ffn, branch, dh, dw, entry == Entry::Layer);
         }
 
         // A = o(attention(rope(qkv(norm(x))))); dh is dA and, unless A alone is read, also flows around it.
-        resize(d_inner, t * c.q_dim());
-        linears.o.backward_weight(&a.attn, dh, t, grads, low_rank);
-        linears.o.backward_input(dh, d_inner, t, low_rank);
-        resize(qk, t * (c.q_dim() + c.kv_dim()));
-        resize(d_wide, t * c.qkv_dim());
-        let qk_rope = self.qk_rope(p, rope, packing.positions());
-        qk_rope.forward(&a.qkv, qk);
-        let saved = AttentionSaved { qk, qkv: &a.qkv, out: &a.attn, lse: &a.lse };
-        attention_backward(self.attention_shape(), packing, saved, d_inner, d_wide);
-        let norms = p.q_norm.as_ref().zip(p.k_norm.as_ref()).filter(|(q, _)| grads.trained.has(q));
-        let norms = norms.map(|(q, k)| grads.flat[q.start - grads.from..k.end - grads.from].split_at_mut(q.len()));
-        qk_rope.backward(&a.qkv, d_wide, norms);
-        if let Some(bias) = p.qkv_bias.as_ref().and_then(|range| grads.of(range)) {
-            for row in d_wide.chunks_exact(c.qkv_dim()) {
-                for (sum, x) in bias.iter_mut().zip(row) {
-                    *sum += x;
-                }
-            }
+        let d_branch = backend.factor(dh, d_factor);
+        linears.o.backward_weight(&a.attn, d_branch, t, grads, low_rank);
+        linears.o.backward_input(d_branch, d_inner, t, low_rank);
+        let norms = self.qk_norms(p);
+        backend.qk_rope(heads, norms, c.rms_norm_eps, rope, rows.tokens, &a.qkv, qk);
+        let forward = AttentionForward { qk, qkv: &a.qkv, out: &a.attn, lse: &a.lse };
+        backend.attention_backward(heads, batch, forward, d_inner, d_wide);
+        // The two lie beside each other.
+        let d_norms = p.q_norm.as_ref().zip(p.k_norm.as_ref()).filter(|(q, _)| grads.trained.has(q)).map(|(q, k)| {
+            let (q, k) = B::parts(grads.flat, q.start - grads.from..k.end - grads.from, q.len());
+            QkNorms { q, k }
+        });
+        backend.qk_rope_backward(heads, norms, c.rms_norm_eps, rope, rows.tokens, &a.qkv, d_wide, d_norms);
+        if let Some(d_bias) = p.qkv_bias.as_ref().and_then(|range| grads.of(range)) {
+            backend.bias_backward(d_wide, d_bias);
         }
         if linears.qkv.is_trained(grads.trained) {
-            rms_norm_again(x, self.param(&p.attn_norm), &a.inv_rms_attn, normed);
+            backend.rms_norm_again(x, self.param(&p.attn_norm), &a.inv_rms_attn, normed);
             linears.qkv.backward_weight(normed, d_wide, t, grads, low_rank);
         }
         linears.qkv.backward_input(d_wide, branch, t, low_rank);
-        let (w, dw) = (self.param(&p.attn_norm), grads.norm(&p.attn_norm));
-        rms_norm_backward(x, w, &a.inv_rms_attn, branch, dh, dw, entry != Entry::Attention);
+        let (w, dw) = (self.param(&p.attn_norm), grads.of(&p.attn_norm));
+        backend.rms_norm_backward(x, w, &a.inv_rms_attn, branch, dh, dw, entry != Entry::Attention);
     }
 }

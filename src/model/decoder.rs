@@ -6,14 +6,9 @@
 use super::packed::PackedModel;
 use super::taps::{LayerIndex, Tap};
 use super::{Model, Trained, params::LayerParams};
-use crate::compute::Packing;
-use crate::compute::cpu::attention::{AttentionShape, attention};
-use crate::compute::cpu::embedding::embed;
-use crate::compute::cpu::gemm::{PackedWeight, Write};
-use crate::compute::cpu::norm::{add_rms_norm, rms_norm};
-use crate::compute::cpu::rope::{QkRope, RopeTable};
-use crate::compute::cpu::swiglu::swiglu;
-use rayon::prelude::*;
+use crate::compute::backend::{Heads, Kind, QkNorms};
+use crate::compute::cpu::Cpu;
+use crate::compute::{Backend, Packing};
 use std::sync::Arc;
 
 /// What a forward keeps for a backward.
@@ -27,103 +22,138 @@ pub enum Keep {
     Activations,
 }
 
+/// The tokens of a forward.
+#[derive(Clone, Copy, Debug)]
+pub struct Rows<T> {
+    /// Ids and positions, on the device.
+    pub tokens: T,
+    pub count: usize,
+    /// One more than the highest position.
+    pub positions: usize,
+}
+
+impl<T> Rows<T> {
+    /// The tokens of a packed batch.
+    pub fn packed<'a, B: Backend<Tokens<'a> = T>>(batch: &'a B::Batch<'_>, packing: &Packing) -> Rows<T> {
+        let positions = packing.positions().iter().max().map_or(0, |p| *p as usize + 1);
+        Rows { tokens: B::tokens(batch), count: packing.rows(), positions }
+    }
+}
+
 /// How queries meet keys and values. `qk` `[T, (H + KV) hd]` is rotated, `qkv` `[T, (H + 2 KV) hd]` holds the values.
-pub trait Attend {
+pub trait Attend<B: Backend> {
     /// Writes out `[T, H hd]`, and lse `[T, H]` where a backward may follow.
+    #[allow(clippy::too_many_arguments)]
     fn attend(
         &mut self,
+        backend: &B,
         layer: usize,
-        shape: AttentionShape,
-        qk: &[f32],
-        qkv: &[f32],
-        out: &mut [f32],
-        lse: &mut [f32],
+        heads: Heads,
+        qk: &B::Array,
+        qkv: &B::Array,
+        out: &mut B::Array,
+        lse: &mut B::Array,
     );
 }
 
-impl Attend for &Packing {
-    fn attend(&mut self, _: usize, shape: AttentionShape, qk: &[f32], qkv: &[f32], out: &mut [f32], lse: &mut [f32]) {
-        attention(shape, self, qk, qkv, out, lse);
+/// Packed sequences attend to themselves.
+pub(super) struct Packed<'a, 'b, B: Backend>(pub &'a B::Batch<'b>);
+
+impl<B: Backend> Attend<B> for Packed<'_, '_, B> {
+    fn attend(
+        &mut self,
+        backend: &B,
+        _: usize,
+        heads: Heads,
+        qk: &B::Array,
+        qkv: &B::Array,
+        out: &mut B::Array,
+        lse: &mut B::Array,
+    ) {
+        backend.attention(heads, self.0, qk, qkv, out, lse);
     }
 }
 
 /// One layer's activations, as the backward reads them.
 #[derive(Debug, Default)]
-pub(super) struct LayerActs {
+pub(super) struct LayerActs<A> {
     /// `[T]`
-    pub inv_rms_attn: Vec<f32>,
+    pub inv_rms_attn: A,
     /// `[T, qkv_dim]`, before the head norms and RoPE
-    pub qkv: Vec<f32>,
+    pub qkv: A,
     /// `[T, q_dim]`, before the output projection
-    pub attn: Vec<f32>,
+    pub attn: A,
     /// `[T, H]`
-    pub lse: Vec<f32>,
+    pub lse: A,
     /// `M^l` `[T, d]`
-    pub mid: Vec<f32>,
+    pub mid: A,
     /// `[T]`
-    pub inv_rms_ffn: Vec<f32>,
+    pub inv_rms_ffn: A,
     /// `[T, 2 f]`
-    pub gate_up: Vec<f32>,
+    pub gate_up: A,
 }
 
 /// Rows at the head, and the gradients that come back from it.
 #[derive(Debug, Default)]
-pub struct HeadScratch {
+pub struct HeadScratch<A> {
     /// `[R, d]`
-    pub hidden: Vec<f32>,
+    pub hidden: A,
     /// `[R, d]`
-    pub d_hidden: Vec<f32>,
+    pub d_hidden: A,
     /// `[T, d]`
-    pub d_state: Vec<f32>,
+    pub d_state: A,
     /// `[T, d]`, of the state that is read beside
-    pub d_beside: Vec<f32>,
+    pub d_beside: A,
     /// A block of rows against the vocabulary.
-    pub logits: Vec<f32>,
+    pub logits: A,
 }
 
 /// Buffers of the forward and backward pass. Allocated once per shape and reused.
-pub struct Workspace {
-    pub(super) rope: RopeTable,
+pub struct Workspace<B: Backend = Cpu> {
+    pub(super) rope: B::Rope,
     pub(super) keep: Keep,
     /// Index of the lowest layer for which anything is kept.
     kept_from: usize,
     /// `H^0..H^L` where they are kept; two that take turns where not.
-    pub(super) streams: Vec<Vec<f32>>,
-    pub(super) layers: Vec<LayerActs>,
-    pub(super) inv_rms_final: Vec<f32>,
-    pub(super) normed: Vec<f32>,
-    pub(super) branch: Vec<f32>,
-    pub(super) qk: Vec<f32>,
-    pub(super) act: Vec<f32>,
-    pub(super) d_wide: Vec<f32>,
-    pub(super) d_inner: Vec<f32>,
+    pub(super) streams: Vec<B::Array>,
+    pub(super) layers: Vec<LayerActs<B::Array>>,
+    pub(super) inv_rms_final: B::Array,
+    pub(super) normed: B::Array,
+    pub(super) branch: B::Array,
+    pub(super) qk: B::Array,
+    pub(super) act: B::Array,
+    pub(super) d_wide: B::Array,
+    pub(super) d_inner: B::Array,
+    /// A stream's gradient as products read it, where that is not as it is kept.
+    pub(super) d_factor: B::Array,
     /// Between the two factors of an adapter.
-    pub(super) low_rank: Vec<f32>,
+    pub(super) low_rank: B::Array,
     /// The state of the tap at which the last forward stopped, `[T, d]`.
-    state: Vec<f32>,
+    state: B::Array,
     /// Of the head's gradient, which works beside the decoder.
-    pub head: HeadScratch,
+    pub head: HeadScratch<B::Array>,
     /// The weights as decoding reads them, while a rollout lasts.
-    packed: Option<Arc<PackedModel>>,
+    packed: Option<Arc<PackedModel<B>>>,
 }
 
-impl Workspace {
-    pub fn new(model: &Model) -> Workspace {
+impl<B: Backend> Workspace<B> {
+    pub fn new(model: &Model<B>) -> Workspace<B> {
         Workspace {
             rope: model.rope_table(),
             keep: Keep::Nothing,
             kept_from: 0,
             streams: Vec::new(),
             layers: Vec::new(),
-            inv_rms_final: Vec::new(),
-            normed: Vec::new(),
-            branch: Vec::new(),
-            qk: Vec::new(),
-            act: Vec::new(),
-            d_wide: Vec::new(),
-            d_inner: Vec::new(),
-            low_rank: Vec::new(),
-            state: Vec::new(),
+            inv_rms_final: B::Array::default(),
+            normed: B::Array::default(),
+            branch: B::Array::default(),
+            qk: B::Array::default(),
+            act: B::Array::default(),
+            d_wide: B::Array::default(),
+            d_inner: B::Array::default(),
+            d_factor: B::Array::default(),
+            low_rank: B::Array::default(),
+            state: B::Array::default(),
             head: HeadScratch::default(),
             packed: None,
         }
@@ -131,12 +161,12 @@ impl Workspace {
 
     /// Lays out the weights below `until` for many forwards of few rows, until [`Workspace::unpack`]. The weights must not
     /// change in between. Values stay the same, bit for bit.
-    pub fn pack(&mut self, model: &Model, until: Tap) {
+    pub fn pack(&mut self, model: &Model<B>, until: Tap) {
         self.packed = PackedModel::new(model, until).map(Arc::new);
     }
 
     /// A workspace for another thread, which shares what [`Workspace::pack`] made.
-    pub fn beside(&self, model: &Model) -> Workspace {
+    pub fn beside(&self, model: &Model<B>) -> Workspace<B> {
         Workspace { packed: self.packed.clone(), ..Workspace::new(model) }
     }
 
@@ -146,17 +176,17 @@ impl Workspace {
     }
 
     /// The unembedding as [`Workspace::pack`] laid it out.
-    pub fn packed_unembed(&self) -> Option<&PackedWeight> {
+    pub fn packed_unembed(&self) -> Option<&B::Packed> {
         self.packed.as_ref().map(|p| &p.unembed)
     }
 
     /// The state of the tap at which the last forward stopped, `[T, d]`.
-    pub fn state(&self) -> &[f32] {
+    pub fn state(&self) -> &B::Array {
         &self.state
     }
 
     /// `H^l` `[T, d]` of the last forward, which kept something for a backward and came as far.
-    pub fn stream(&self, layer: LayerIndex) -> &[f32] {
+    pub fn stream(&self, layer: LayerIndex) -> &B::Array {
         assert!(self.keeps(layer.one_based()), "the forward did not keep the stream of layer {}", layer.one_based());
         &self.streams[layer.one_based()]
     }
@@ -177,42 +207,29 @@ impl Workspace {
     }
 }
 
-pub(super) fn resize(buffer: &mut Vec<f32>, len: usize) {
-    buffer.resize(len, 0.0);
-}
-
-impl Model {
-    pub(super) fn attention_shape(&self) -> AttentionShape {
+impl<B: Backend> Model<B> {
+    pub(super) fn heads(&self) -> Heads {
         let c = &self.config;
-        AttentionShape { heads: c.heads, kv_heads: c.kv_heads, head_dim: c.head_dim, compute: self.compute }
+        Heads { heads: c.heads, kv_heads: c.kv_heads, head_dim: c.head_dim }
     }
 
-    pub(super) fn qk_rope<'a>(&'a self, p: &LayerParams, table: &'a RopeTable, positions: &'a [u32]) -> QkRope<'a> {
-        let c = &self.config;
-        QkRope {
-            heads: c.heads,
-            kv_heads: c.kv_heads,
-            head_dim: c.head_dim,
-            q_norm: p.q_norm.as_ref().map(|r| self.param(r)),
-            k_norm: p.k_norm.as_ref().map(|r| self.param(r)),
-            eps: c.rms_norm_eps,
-            table,
-            positions,
-        }
+    pub(super) fn qk_norms(&self, p: &LayerParams) -> Option<QkNorms<B::View<'_>>> {
+        let (q, k) = p.q_norm.as_ref().zip(p.k_norm.as_ref())?;
+        Some(QkNorms { q: self.param(q), k: self.param(k) })
     }
 
     /// Runs the decoder on a packed batch until `until` is known, and no further: a policy of depth k costs k layers.
     /// Its state `[T, d]` is then in [`Workspace::state`].
-    pub fn forward(&self, ws: &mut Workspace, packing: &Packing, until: Tap, keep: Keep) {
+    pub fn forward(&self, ws: &mut Workspace<B>, packing: &Packing, until: Tap, keep: Keep) {
         ws.kept_from = 0;
-        self.forward_with(ws, packing.ids(), packing.positions(), &mut &*packing, until, keep, &mut |_, _| ());
+        self.forward_packed(ws, packing, until, keep, &mut |_, _| ());
     }
 
     /// [`Model::forward`] for a backward to what is in `trained`: of the layers below the lowest of them nothing is kept, but for
     /// the stream of `beside`, which a loss reads.
     pub fn forward_for(
         &self,
-        ws: &mut Workspace,
+        ws: &mut Workspace<B>,
         packing: &Packing,
         until: Tap,
         keep: Keep,
@@ -222,46 +239,57 @@ impl Model {
         let top = until.layer().map_or(self.config.layers, LayerIndex::one_based);
         let floor = trained.floor(&self.layout).map_or(top, LayerIndex::index);
         ws.kept_from = beside.map_or(floor, |beside| floor.min(beside.one_based()));
-        self.forward_with(ws, packing.ids(), packing.positions(), &mut &*packing, until, keep, &mut |_, _| ());
+        self.forward_packed(ws, packing, until, keep, &mut |_, _| ());
     }
 
     /// [`Model::forward`] without keeping anything, showing every hidden state on the way to `observe`.
     pub fn forward_observed(
         &self,
-        ws: &mut Workspace,
+        ws: &mut Workspace<B>,
         packing: &Packing,
         until: Tap,
-        observe: &mut dyn FnMut(Tap, &[f32]),
+        observe: &mut dyn FnMut(Tap, &B::Array),
     ) {
-        self.forward_with(ws, packing.ids(), packing.positions(), &mut &*packing, until, Keep::Nothing, observe);
+        self.forward_packed(ws, packing, until, Keep::Nothing, observe);
     }
 
-    /// The general form. ids and positions `[T]`; ids must be below the vocabulary's size.
-    #[allow(clippy::too_many_arguments)]
-    pub fn forward_with(
+    fn forward_packed(
         &self,
-        ws: &mut Workspace,
-        ids: &[u32],
-        positions: &[u32],
-        attend: &mut dyn Attend,
+        ws: &mut Workspace<B>,
+        packing: &Packing,
         until: Tap,
         keep: Keep,
-        observe: &mut dyn FnMut(Tap, &[f32]),
+        observe: &mut dyn FnMut(Tap, &B::Array),
     ) {
-        let (t, d, layers) = (ids.len(), self.config.hidden_size, self.config.layers);
-        ws.rope.reserve(positions.iter().max().map_or(0, |p| *p as usize + 1));
+        let batch = self.backend.batch(packing, self.heads());
+        let rows = Rows::packed::<B>(&batch, packing);
+        self.forward_with(ws, rows, &mut Packed(&batch), until, keep, observe);
+    }
+
+    /// The general form. Ids must be below the vocabulary's size.
+    pub fn forward_with(
+        &self,
+        ws: &mut Workspace<B>,
+        rows: Rows<B::Tokens<'_>>,
+        attend: &mut dyn Attend<B>,
+        until: Tap,
+        keep: Keep,
+        observe: &mut dyn FnMut(Tap, &B::Array),
+    ) {
+        let (t, d, layers) = (rows.count, self.config.hidden_size, self.config.layers);
+        self.backend.reserve(&mut ws.rope, rows.positions);
         ws.keep = keep;
-        ws.streams.resize_with(if keep == Keep::Nothing { 2 } else { layers + 1 }, Vec::new);
-        ws.layers.resize_with(if keep == Keep::Activations { layers } else { 1 }, LayerActs::default);
-        resize(&mut ws.streams[0], t * d);
-        embed(self.param(&self.layout.embed), ids, &mut ws.streams[0], d);
+        ws.streams.resize_with(if keep == Keep::Nothing { 2 } else { layers + 1 }, Default::default);
+        ws.layers.resize_with(if keep == Keep::Activations { layers } else { 1 }, Default::default);
+        self.backend.resize(&mut ws.streams[0], t * d, Kind::F32);
+        self.backend.embed(self.param(&self.layout.embed), rows.tokens, &mut ws.streams[0], d);
         for layer in LayerIndex::all(layers) {
             let i = layer.index();
             let (input, output) = (ws.stream_slot(i), ws.stream_slot(i + 1));
             let x = std::mem::take(&mut ws.streams[input]);
             let mut post = std::mem::take(&mut ws.streams[output]);
             observe(Tap::ResidPre(layer), &x);
-            let stopped = self.forward_layer(ws, layer, &x, &mut post, positions, attend, until, observe);
+            let stopped = self.forward_layer(ws, layer, &x, &mut post, rows, attend, until, observe);
             ws.streams[input] = x;
             ws.streams[output] = post;
             if stopped {
@@ -278,103 +306,85 @@ impl Model {
     }
 
     /// The final norm of a stream, as the workspace's state.
-    fn norm_stream(&self, ws: &mut Workspace, slot: usize, t: usize) {
-        resize(&mut ws.state, t * self.config.hidden_size);
-        resize(&mut ws.inv_rms_final, t);
+    fn norm_stream(&self, ws: &mut Workspace<B>, slot: usize, t: usize) {
+        self.backend.resize(&mut ws.state, t * self.config.hidden_size, Kind::Factor);
+        self.backend.resize(&mut ws.inv_rms_final, t, Kind::F32);
         let w = self.param(&self.layout.final_norm);
-        rms_norm(&ws.streams[slot], w, self.config.rms_norm_eps, &mut ws.state, &mut ws.inv_rms_final);
+        let (state, inv_rms) = (&mut ws.state, &mut ws.inv_rms_final);
+        self.backend.rms_norm(&ws.streams[slot], w, self.config.rms_norm_eps, state, inv_rms);
     }
 
     /// One layer: `x = H^{l-1}` to `post = H^l`. True if `until` lies in this layer, with its state saved.
     #[allow(clippy::too_many_arguments)]
     pub(super) fn forward_layer(
         &self,
-        ws: &mut Workspace,
+        ws: &mut Workspace<B>,
         layer: LayerIndex,
-        x: &[f32],
-        post: &mut Vec<f32>,
-        positions: &[u32],
-        attend: &mut dyn Attend,
+        x: &B::Array,
+        post: &mut B::Array,
+        rows: Rows<B::Tokens<'_>>,
+        attend: &mut dyn Attend<B>,
         until: Tap,
-        observe: &mut dyn FnMut(Tap, &[f32]),
+        observe: &mut dyn FnMut(Tap, &B::Array),
     ) -> bool {
-        let (c, p) = (&self.config, &self.layout.layers[layer.index()]);
-        let (t, d, f) = (positions.len(), c.hidden_size, c.intermediate_size);
+        let (c, p, backend) = (&self.config, &self.layout.layers[layer.index()], &self.backend);
+        let (t, d, f, heads) = (rows.count, c.hidden_size, c.intermediate_size, self.heads());
         let slot = ws.acts_slot(layer.index());
         let Workspace { rope, layers, normed, branch, qk, act, low_rank, state, packed, .. } = ws;
         let a = &mut layers[slot];
         let packed = packed.as_ref().map(|p| &p.layers[layer.index()]);
         let linears = self.linears(layer);
-        for (buffer, len) in [
-            (&mut *normed, t * d),
-            (&mut *branch, t * d),
-            (&mut *qk, t * (c.q_dim() + c.kv_dim())),
-            (&mut *act, t * f),
-            (&mut a.inv_rms_attn, t),
-            (&mut a.inv_rms_ffn, t),
-            (&mut a.qkv, t * c.qkv_dim()),
-            (&mut a.attn, t * c.q_dim()),
-            (&mut a.lse, t * c.heads),
-            (&mut a.mid, t * d),
-            (&mut a.gate_up, t * 2 * f),
-            (&mut *post, t * d),
+        for (buffer, len, kind) in [
+            (&mut *normed, t * d, Kind::Factor),
+            (&mut *branch, t * d, Kind::Factor),
+            (&mut *qk, t * heads.qk_dim(), Kind::Factor),
+            (&mut *act, t * f, Kind::Factor),
+            (&mut a.inv_rms_attn, t, Kind::F32),
+            (&mut a.inv_rms_ffn, t, Kind::F32),
+            (&mut a.qkv, t * heads.qkv_dim(), Kind::Factor),
+            (&mut a.attn, t * c.q_dim(), Kind::Factor),
+            (&mut a.lse, t * c.heads, Kind::F32),
+            (&mut a.mid, t * d, Kind::F32),
+            (&mut a.gate_up, t * 2 * f, Kind::Factor),
+            (&mut *post, t * d, Kind::F32),
         ] {
-            resize(buffer, len);
+            backend.resize(buffer, len, kind);
         }
-        let mut reached = |tap: Tap, x: &[f32]| {
+        let mut reached = |tap: Tap, x: &B::Array| {
             observe(tap, x);
             if tap == until {
-                state.clear();
-                state.extend_from_slice(x);
+                backend.copy(x, state);
             }
             tap == until
         };
 
-        rms_norm(x, self.param(&p.attn_norm), c.rms_norm_eps, normed, &mut a.inv_rms_attn);
+        backend.rms_norm(x, self.param(&p.attn_norm), c.rms_norm_eps, normed, &mut a.inv_rms_attn);
         if reached(Tap::AttnIn(layer), normed) {
             return true;
         }
-        let write = self.write_bias(p, &mut a.qkv);
-        linears.qkv.forward(packed.map(|p| &p.qkv), normed, &mut a.qkv, t, write, low_rank);
-        self.qk_rope(p, rope, positions).forward(&a.qkv, qk);
-        attend.attend(layer.index(), self.attention_shape(), qk, &a.qkv, &mut a.attn, &mut a.lse);
-        linears.o.forward(packed.map(|p| &p.o), &a.attn, branch, t, Write::Replace, low_rank);
+        let bias = p.qkv_bias.as_ref().map(|range| self.param(range));
+        linears.qkv.forward(packed.map(|p| &p.qkv), normed, bias, &mut a.qkv, t, low_rank);
+        backend.qk_rope(heads, self.qk_norms(p), c.rms_norm_eps, rope, rows.tokens, &a.qkv, qk);
+        attend.attend(backend, layer.index(), heads, qk, &a.qkv, &mut a.attn, &mut a.lse);
+        linears.o.forward(packed.map(|p| &p.o), &a.attn, None, branch, t, low_rank);
         if reached(Tap::Attn(layer), branch) {
             return true;
         }
 
         let w = self.param(&p.ffn_norm);
-        add_rms_norm(x, branch, w, c.rms_norm_eps, &mut a.mid, normed, &mut a.inv_rms_ffn);
+        backend.add_rms_norm(x, branch, w, c.rms_norm_eps, &mut a.mid, normed, &mut a.inv_rms_ffn);
         if reached(Tap::ResidMid(layer), &a.mid) || reached(Tap::FfnIn(layer), normed) {
             return true;
         }
-        linears.gate_up.forward(packed.map(|p| &p.gate_up), normed, &mut a.gate_up, t, Write::Replace, low_rank);
-        swiglu(&a.gate_up, act, f);
-        linears.down.forward(packed.map(|p| &p.down), act, branch, t, Write::Replace, low_rank);
+        linears.gate_up.forward(packed.map(|p| &p.gate_up), normed, None, &mut a.gate_up, t, low_rank);
+        backend.swiglu(&a.gate_up, act, f);
+        linears.down.forward(packed.map(|p| &p.down), act, None, branch, t, low_rank);
         if reached(Tap::Ffn(layer), branch) {
             return true;
         }
-        add(&a.mid, branch, post);
+        backend.add(&a.mid, branch, post);
         reached(Tap::ResidPost(layer), post)
     }
-
-    /// Puts the bias into every row of qkv, if the family has one, and says how the product is to be written.
-    fn write_bias(&self, p: &LayerParams, qkv: &mut [f32]) -> Write {
-        let Some(bias) = p.qkv_bias.as_ref().map(|r| self.param(r)) else {
-            return Write::Replace;
-        };
-        qkv.par_chunks_mut(bias.len()).for_each(|row| row.copy_from_slice(bias));
-        Write::Add
-    }
-}
-
-fn add(a: &[f32], b: &[f32], sum: &mut [f32]) {
-    const BLOCK: usize = 1 << 14;
-    sum.par_chunks_mut(BLOCK).zip(a.par_chunks(BLOCK).zip(b.par_chunks(BLOCK))).for_each(|(sum, (a, b))| {
-        for ((sum, a), b) in sum.iter_mut().zip(a).zip(b) {
-            *sum = a + b;
-        }
-    });
 }
 
 #[cfg(test)]
@@ -399,7 +409,7 @@ mod tests {
             let mut ws = Workspace::new(&model);
             let beside = beside.map(|l| LayerIndex::from_one_based(l, 5).unwrap());
             model.forward_for(&mut ws, &packing, Tap::Final, keep, trained, beside);
-            assert_eq!(ws.state(), {
+            assert_eq!(*ws.state(), {
                 let mut whole = Workspace::new(&model);
                 model.forward(&mut whole, &packing, Tap::Final, Keep::Activations);
                 whole.state().to_vec()

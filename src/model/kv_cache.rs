@@ -1,11 +1,13 @@
 //! Keys and values of past tokens: shared prompts, and each sequence's own tokens.
 
 use super::Model;
-use super::decoder::{Attend, Keep, Workspace};
+use super::decoder::{Attend, Keep, Rows, Workspace};
 use super::taps::Tap;
 use crate::compute::Packing;
+use crate::compute::backend::Heads;
 use crate::compute::cpu::attention::{AttentionShape, attention};
 use crate::compute::cpu::attention_decode::{KV_BLOCK, KvSpan, attention_decode, block_units, write_key_value};
+use crate::compute::cpu::{Cpu, Tokens};
 use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
@@ -91,16 +93,18 @@ struct Prefill<'a> {
     caches: Vec<KvTokens>,
 }
 
-impl Attend for Prefill<'_> {
+impl Attend<Cpu> for Prefill<'_> {
     fn attend(
         &mut self,
+        cpu: &Cpu,
         layer: usize,
-        shape: AttentionShape,
-        qk: &[f32],
-        qkv: &[f32],
-        out: &mut [f32],
-        lse: &mut [f32],
+        heads: Heads,
+        qk: &Vec<f32>,
+        qkv: &Vec<f32>,
+        out: &mut Vec<f32>,
+        lse: &mut Vec<f32>,
     ) {
+        let shape = cpu.attention_shape(heads);
         attention(shape, self.packing, qk, qkv, out, lse);
         self.packing.segments().par_iter().zip(&mut self.caches).for_each(|(segment, cache)| {
             for row in segment.rows.clone() {
@@ -116,8 +120,18 @@ struct Decode<'a> {
     sequences: &'a mut [&'a mut KvSequence],
 }
 
-impl Attend for Decode<'_> {
-    fn attend(&mut self, layer: usize, shape: AttentionShape, qk: &[f32], qkv: &[f32], out: &mut [f32], _: &mut [f32]) {
+impl Attend<Cpu> for Decode<'_> {
+    fn attend(
+        &mut self,
+        cpu: &Cpu,
+        layer: usize,
+        heads: Heads,
+        qk: &Vec<f32>,
+        qkv: &Vec<f32>,
+        out: &mut Vec<f32>,
+        _: &mut Vec<f32>,
+    ) {
+        let shape = cpu.attention_shape(heads);
         self.sequences.par_iter_mut().enumerate().with_min_len(8).for_each(|(row, sequence)| {
             let (key, value) = key_value(shape, qk, qkv, row);
             sequence.own.push(shape, layer, key, value);
@@ -134,8 +148,7 @@ impl Model {
     pub fn prefill(&self, ws: &mut Workspace, packing: &Packing, tap: Tap) -> Vec<(Arc<KvTokens>, Range<usize>)> {
         let caches = vec![KvTokens::default(); packing.segments().len()];
         let mut attend = Prefill { packing, caches };
-        let ids = packing.ids();
-        self.forward_with(ws, ids, packing.positions(), &mut attend, tap, Keep::Nothing, &mut |_, _| ());
+        self.forward_with(ws, Rows::packed::<Cpu>(&packing, packing), &mut attend, tap, Keep::Nothing, &mut |_, _| ());
         let rows = packing.segments().iter().map(|s| s.rows.clone());
         attend.caches.into_iter().map(Arc::new).zip(rows).collect()
     }
@@ -149,6 +162,8 @@ impl Model {
         // Reborrow: the attention context holds the sequences for as long as the forward runs.
         let mut held: Vec<&mut KvSequence> = sequences.iter_mut().map(|s| &mut **s).collect();
         let mut attend = Decode { sequences: &mut held };
-        self.forward_with(ws, ids, &positions, &mut attend, tap, Keep::Nothing, &mut |_, _| ());
+        let until = positions.iter().max().map_or(0, |p| *p as usize + 1);
+        let rows = Rows { tokens: Tokens { ids, positions: &positions }, count: ids.len(), positions: until };
+        self.forward_with(ws, rows, &mut attend, tap, Keep::Nothing, &mut |_, _| ());
     }
 }

@@ -4,37 +4,37 @@
 use super::backward::Grads;
 use super::lora::{LayerAdapters, LinearAdapter, low_rank};
 use super::taps::LayerIndex;
-use super::{Compute, Model, Trained};
-use crate::compute::cpu::gemm::{PackedWeight, Write, linear, linear_backward_input, linear_backward_weight};
-use crate::compute::cpu::low_rank::LowRank;
+use super::{Model, Trained};
+use crate::compute::Backend;
+use crate::compute::backend::{LinearShape, LowRank};
 use std::ops::Range;
 
 /// `y = W x + s B (A x)`, of `inputs` to `outputs`.
-pub(super) struct Linear<'a> {
-    compute: Compute,
+pub(super) struct Linear<'a, B: Backend> {
+    backend: &'a B,
     inputs: usize,
     outputs: usize,
     /// `[outputs, inputs]`, and where it lies.
-    weight: &'a [f32],
+    weight: B::View<'a>,
     range: Range<usize>,
     /// The path beside it, and where its parameters lie.
-    beside: Option<(LowRank<'a>, Range<usize>)>,
+    beside: Option<(LowRank<B::View<'a>>, Range<usize>)>,
 }
 
 /// The four products of a layer; q, k and v are one, as are gate and up.
-pub(super) struct LayerLinears<'a> {
-    pub qkv: Linear<'a>,
-    pub o: Linear<'a>,
-    pub gate_up: Linear<'a>,
-    pub down: Linear<'a>,
+pub(super) struct LayerLinears<'a, B: Backend> {
+    pub qkv: Linear<'a, B>,
+    pub o: Linear<'a, B>,
+    pub gate_up: Linear<'a, B>,
+    pub down: Linear<'a, B>,
 }
 
-impl Model {
-    pub(super) fn linears(&self, layer: LayerIndex) -> LayerLinears<'_> {
+impl<B: Backend> Model<B> {
+    pub(super) fn linears(&self, layer: LayerIndex) -> LayerLinears<'_, B> {
         let (c, p) = (&self.config, &self.layout.layers[layer.index()]);
         let adapter = self.layout.adapter.as_ref();
         let linear = |range: &Range<usize>, of: fn(&LayerAdapters) -> &Option<LinearAdapter>, inputs, outputs| Linear {
-            compute: self.compute,
+            backend: &self.backend,
             inputs,
             outputs,
             weight: self.param(range),
@@ -42,7 +42,7 @@ impl Model {
             beside: adapter.and_then(|adapter| {
                 let of = of(&adapter.layers[layer.index()]).as_ref()?;
                 let values = |range: &Range<usize>| self.param(range);
-                Some((low_rank(&adapter.config, of, (inputs, outputs), self.compute, values), of.range()))
+                Some((low_rank(&adapter.config, of, (inputs, outputs), values), of.range()))
             }),
         };
         let (d, f) = (c.hidden_size, c.intermediate_size);
@@ -55,24 +55,24 @@ impl Model {
     }
 }
 
-impl Linear<'_> {
-    /// The layer's output for rows `[t, inputs]`, added to y or in its place, with the weight as it lies or as it was packed.
-    /// `inner` is scratch.
+impl<B: Backend> Linear<'_, B> {
+    fn shape(&self, t: usize) -> LinearShape {
+        LinearShape { t, inputs: self.inputs, outputs: self.outputs }
+    }
+
+    /// The layer's output for rows `[t, inputs]`, with the weight as it lies or as it was packed. `inner` is scratch.
     pub fn forward(
         &self,
-        packed: Option<&PackedWeight>,
-        x: &[f32],
-        y: &mut [f32],
+        packed: Option<&B::Packed>,
+        x: &B::Array,
+        bias: Option<B::View<'_>>,
+        y: &mut B::Array,
         t: usize,
-        write: Write,
-        inner: &mut Vec<f32>,
+        inner: &mut B::Array,
     ) {
-        match packed {
-            Some(packed) => packed.linear(x, y, t, write),
-            None => linear(self.compute, x, self.weight, y, t, self.inputs, self.outputs, write),
-        }
+        self.backend.linear(x, self.weight, packed, bias, y, self.shape(t));
         if let Some((beside, _)) = &self.beside {
-            beside.forward(x, y, t, inner);
+            self.backend.low_rank(beside, x, y, t, inner);
         }
     }
 
@@ -82,21 +82,28 @@ impl Linear<'_> {
     }
 
     /// Gradients of the weight, or of the adapter, where they are trained: x `[t, inputs]`, dy `[t, outputs]`.
-    pub fn backward_weight(&self, x: &[f32], dy: &[f32], t: usize, grads: &mut Grads<'_>, inner: &mut Vec<f32>) {
+    pub fn backward_weight(
+        &self,
+        x: &B::Array,
+        dy: &B::Array,
+        t: usize,
+        grads: &mut Grads<'_, B>,
+        inner: &mut B::Array,
+    ) {
         if let Some(dw) = grads.of(&self.range) {
-            linear_backward_weight(self.compute, dy, x, dw, t, self.inputs, self.outputs);
+            self.backend.linear_backward_weight(dy, x, dw, self.shape(t));
         }
         let Some((beside, range)) = &self.beside else { return };
         if let Some(d) = grads.of(range) {
-            beside.backward_weight(x, dy, d.split_at_mut(beside.a.len()), t, inner);
+            self.backend.low_rank_backward_weight(beside, x, dy, d, t, inner);
         }
     }
 
     /// Gradient of the input, in place of what dx held.
-    pub fn backward_input(&self, dy: &[f32], dx: &mut [f32], t: usize, inner: &mut Vec<f32>) {
-        linear_backward_input(self.compute, dy, self.weight, dx, t, self.inputs, self.outputs, Write::Replace);
+    pub fn backward_input(&self, dy: &B::Array, dx: &mut B::Array, t: usize, inner: &mut B::Array) {
+        self.backend.linear_backward_input(dy, self.weight, dx, self.shape(t));
         if let Some((beside, _)) = &self.beside {
-            beside.backward_input(dy, dx, t, inner);
+            self.backend.low_rank_backward_input(beside, dy, dx, t, inner);
         }
     }
 }

@@ -6,8 +6,10 @@
 use super::init::uniform;
 use super::params::{ParamLayout, TensorSpec};
 use super::taps::LayerIndex;
-use super::{Compute, Model, ModelConfig};
-use crate::compute::cpu::low_rank::{LowRank, merge};
+use super::{Model, ModelConfig};
+use crate::compute::Backend;
+use crate::compute::backend::LowRank;
+use crate::compute::cpu::low_rank::merge;
 use anyhow::{Result, anyhow, ensure};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -289,9 +291,11 @@ impl Model {
         self.layout.tensors.retain(|spec| spec.offset < start);
         self.layout.adapter = None;
     }
+}
 
+impl<B: Backend> Model<B> {
     /// What the model does with its adapter off: the base, without a second copy of it.
-    pub fn without_adapter<T>(&mut self, then: impl FnOnce(&Model) -> T) -> T {
+    pub fn without_adapter<T>(&mut self, then: impl FnOnce(&Model<B>) -> T) -> T {
         let adapter = self.layout.adapter.take();
         let result = then(self);
         self.layout.adapter = adapter;
@@ -300,15 +304,13 @@ impl Model {
 }
 
 /// The low-rank path of one linear layer, of values that `values` finds.
-pub(super) fn low_rank<'a>(
+pub(super) fn low_rank<V>(
     config: &LoraConfig,
     of: &LinearAdapter,
     (inputs, outputs): (usize, usize),
-    compute: Compute,
-    values: impl Fn(&Range<usize>) -> &'a [f32],
-) -> LowRank<'a> {
+    values: impl Fn(&Range<usize>) -> V,
+) -> LowRank<V> {
     LowRank {
-        compute,
         inputs,
         outputs,
         rank: config.rank,

@@ -3,8 +3,9 @@
 use super::backward::StateGradients;
 use super::params::ValueHead;
 use super::{Keep, Model, ModelConfig, ParamLayout, Tap, Trained, Workspace, weights};
-use crate::compute::Packing;
-use crate::compute::cpu::value::{values, values_backward};
+use crate::compute::backend::Kind;
+use crate::compute::cpu::Cpu;
+use crate::compute::{Backend, Packing};
 use anyhow::{Context, Result};
 use std::path::Path;
 
@@ -25,7 +26,7 @@ impl Model {
                 params[tensor.range()].copy_from_slice(&self.params[own.range()]);
             }
         }
-        Model { config, layout, params, compute: self.compute }
+        Model { config, layout, params, backend: self.backend }
     }
 
     /// Opens a value model's folder, as [`weights::save`] writes it: a HuggingFace checkpoint of `...ForTokenClassification`
@@ -34,14 +35,16 @@ impl Model {
         let config = value_config(&ModelConfig::from_dir(dir)?);
         let layout = ParamLayout::with_value_head(&config);
         let params = weights::load(dir, &config, &layout)?;
-        Ok(Model { config, layout, params, compute: Default::default() })
+        Ok(Model { config, layout, params, backend: Cpu::default() })
     }
+}
 
+impl<B: Backend> Model<B> {
     /// Values of some rows' states, `[rows]`: what is expected of the tokens that follow. Errors: a model without a value head.
-    pub fn values(&self, ws: &mut Workspace, packing: &Packing, rows: &[usize]) -> Result<Vec<f32>> {
+    pub fn values(&self, ws: &mut Workspace<B>, packing: &Packing, rows: &[usize]) -> Result<Vec<f32>> {
         let head = self.value_head()?;
         self.forward(ws, packing, Tap::Final, Keep::Nothing);
-        Ok(values(ws.state(), rows, self.param(&head.weight), self.params[head.bias.start]))
+        Ok(self.backend.values(ws.state(), rows, self.param(&head.weight), self.param(&head.bias)))
     }
 
     /// [`Model::values`], and the gradient of a loss of them, added to `grads` (laid out as the parameters): of the head, and of
@@ -49,24 +52,24 @@ impl Model {
     #[allow(clippy::too_many_arguments)]
     pub fn value_gradient(
         &self,
-        ws: &mut Workspace,
+        ws: &mut Workspace<B>,
         packing: &Packing,
         rows: &[usize],
         keep: Keep,
         trained: &Trained,
-        grads: &mut [f32],
+        grads: &mut B::Array,
         loss: impl FnOnce(&[f32]) -> Vec<f32>,
     ) -> Result<Vec<f32>> {
         let head = self.value_head()?;
         self.forward_for(ws, packing, Tap::Final, keep, trained, None);
         let w = self.param(&head.weight);
-        let values = values(ws.state(), rows, w, self.params[head.bias.start]);
+        let values = self.backend.values(ws.state(), rows, w, self.param(&head.bias));
         let d_values = loss(&values);
         let mut d_state = std::mem::take(&mut ws.head.d_state);
-        d_state.clear();
-        d_state.resize(packing.rows() * self.config.hidden_size, 0.0);
-        let (d_w, d_b) = grads[head.weight.start..head.bias.end].split_at_mut(head.weight.len());
-        values_backward(ws.state(), rows, w, &d_values, &mut d_state, d_w, &mut d_b[0]);
+        self.backend.resize(&mut d_state, packing.rows() * self.config.hidden_size, Kind::F32);
+        self.backend.zero(&mut d_state);
+        let d_head = B::part(grads, head.weight.start..head.bias.end);
+        self.backend.values_backward(ws.state(), rows, w, &d_values, &mut d_state, d_head);
         let states = StateGradients { d_state: &mut d_state, beside: None };
         self.backward(ws, packing, Tap::Final, states, trained, grads);
         ws.head.d_state = d_state;

@@ -1,8 +1,8 @@
 //! The gradient of a loss of a policy's log-probs and entropies: head, then decoder.
 
-use super::{InternalPolicy, LayerIndex, Targets, gather_rows_into};
-use crate::compute::Packing;
-use crate::compute::cpu::head::{Head, HeadStats, RowGradients};
+use super::{InternalPolicy, LayerIndex, Targets};
+use crate::compute::backend::{HeadStats, Kind, RowGradients, sure};
+use crate::compute::{Backend, Packing};
 use crate::model::backward::StateGradients;
 use crate::model::decoder::HeadScratch;
 use crate::model::{Keep, Model, Trained, Workspace};
@@ -38,14 +38,14 @@ impl InternalPolicy {
     /// `loss` is called for blocks of targets, in order (or once: [`Pass::whole`]), and returns its derivatives for each
     /// one's log-prob and entropy. An error of it ends the call; `grads` are then of no use.
     #[allow(clippy::too_many_arguments)]
-    pub fn gradient<E>(
+    pub fn gradient<B: Backend, E>(
         self,
-        model: &Model,
-        ws: &mut Workspace,
+        model: &Model<B>,
+        ws: &mut Workspace<B>,
         packing: &Packing,
         targets: &Targets,
         pass: Pass<'_>,
-        grads: &mut [f32],
+        grads: &mut B::Array,
         mut loss: impl FnMut(Range<usize>, &HeadStats) -> Result<RowGradients, E>,
     ) -> Result<HeadStats, E> {
         let of_policy = |_: Part, rows: Range<usize>, stats: &HeadStats| loss(rows, stats);
@@ -55,15 +55,15 @@ impl InternalPolicy {
     /// [`InternalPolicy::gradient`] of a loss that looks at the policy of a layer below as well, `beside`: one forward serves
     /// both, and the gradient of the lower one's state joins that of the upper one on its way down.
     #[allow(clippy::too_many_arguments)]
-    pub fn joint_gradient<E>(
+    pub fn joint_gradient<B: Backend, E>(
         self,
         beside: Option<LayerIndex>,
-        model: &Model,
-        ws: &mut Workspace,
+        model: &Model<B>,
+        ws: &mut Workspace<B>,
         packing: &Packing,
         targets: &Targets,
         pass: Pass<'_>,
-        grads: &mut [f32],
+        grads: &mut B::Array,
         mut loss: impl FnMut(Part, Range<usize>, &HeadStats) -> Result<RowGradients, E>,
     ) -> Result<(HeadStats, Option<HeadStats>), E> {
         model.forward_for(ws, packing, self.tap(), pass.keep, pass.trained, beside);
@@ -82,7 +82,7 @@ impl InternalPolicy {
                 Some(head.run(ws.stream(layer), &mut d_beside, unembedding(model, pass.trained, grads), asked)?)
             }
         };
-        let states = StateGradients { d_state: &mut d_state, beside: beside.map(|layer| (layer, d_beside.as_slice())) };
+        let states = StateGradients { d_state: &mut d_state, beside: beside.map(|layer| (layer, &d_beside)) };
         model.backward(ws, packing, self.tap(), states, pass.trained, grads);
         ws.head = HeadScratch { d_state, d_beside, ..scratch };
         Ok((stats, beside_stats))
@@ -90,51 +90,44 @@ impl InternalPolicy {
 }
 
 /// The gradient of the unembedding, unless it is frozen.
-fn unembedding<'a>(model: &Model, trained: &Trained, grads: &'a mut [f32]) -> Option<&'a mut [f32]> {
+fn unembedding<'a, B: Backend>(model: &Model<B>, trained: &Trained, grads: &'a mut B::Array) -> Option<B::Part<'a>> {
     let (range, from) = (&model.layout.unembed, model.layout.trainable().start);
-    trained.has(range).then(|| &mut grads[range.start - from..range.end - from])
+    trained.has(range).then(|| B::part(grads, range.start - from..range.end - from))
 }
 
 /// The head's part of a gradient.
-struct HeadPass<'a> {
-    model: &'a Model,
+struct HeadPass<'a, B: Backend> {
+    model: &'a Model<B>,
     packing: &'a Packing,
     targets: &'a Targets,
     pass: Pass<'a>,
-    scratch: &'a mut HeadScratch,
+    scratch: &'a mut HeadScratch<B::Array>,
 }
 
-impl HeadPass<'_> {
+impl<B: Backend> HeadPass<'_, B> {
     /// Statistics of the targets under the policy that reads `state` `[T, d]`, whose gradient becomes `d_state`.
     fn run<E>(
         &mut self,
-        state: &[f32],
-        d_state: &mut Vec<f32>,
-        d_unembed: Option<&mut [f32]>,
+        state: &B::Array,
+        d_state: &mut B::Array,
+        d_unembed: Option<B::Part<'_>>,
         mut loss: impl FnMut(Range<usize>, &HeadStats) -> Result<RowGradients, E>,
     ) -> Result<HeadStats, E> {
-        let (d, targets) = (self.model.config.hidden_size, self.targets);
+        let (d, targets, backend) = (self.model.config.hidden_size, self.targets, &self.model.backend);
         let HeadScratch { hidden, d_hidden, logits, .. } = &mut *self.scratch;
-        gather_rows_into(state, &targets.rows, d, hidden);
-        d_hidden.resize(targets.len() * d, 0.0);
-        let head: Head<'_> = self.model.head(self.pass.temperature);
+        backend.gather_rows(state, &targets.rows, d, hidden);
+        backend.resize(d_hidden, targets.len() * d, Kind::Factor);
+        let head = self.model.unembedding(self.pass.temperature);
         let stats = if self.pass.whole {
-            let all = loss(0..targets.len(), &head.forward(hidden, Some(&targets.ids)))?;
+            let all = loss(0..targets.len(), &backend.head(head, hidden, Some(&targets.ids), logits))?;
             let part = |rows: Range<usize>, _: &HeadStats| Ok::<_, Infallible>(all.part(rows));
-            match head.forward_backward(hidden, &targets.ids, d_hidden, d_unembed, logits, part) {
-                Ok(stats) => stats,
-                Err(never) => match never {},
-            }
+            sure(backend.head_backward(head, hidden, &targets.ids, d_hidden, d_unembed, logits, part))
         } else {
-            head.forward_backward(hidden, &targets.ids, d_hidden, d_unembed, logits, loss)?
+            backend.head_backward(head, hidden, &targets.ids, d_hidden, d_unembed, logits, loss)?
         };
-        d_state.clear();
-        d_state.resize(self.packing.rows() * d, 0.0);
-        for (row, dx) in targets.rows.iter().zip(d_hidden.chunks_exact(d)) {
-            for (sum, x) in d_state[row * d..(row + 1) * d].iter_mut().zip(dx) {
-                *sum += x;
-            }
-        }
+        backend.resize(d_state, self.packing.rows() * d, Kind::F32);
+        backend.zero(d_state);
+        backend.scatter_rows(d_hidden, &targets.rows, d, d_state);
         Ok(stats)
     }
 }

@@ -1,7 +1,9 @@
 //! The optimizer's state, and one step of it.
 
 use super::optimizer::OptimizerConfig;
-use crate::compute::cpu::adamw::{AdamwStep, adamw, sum_of_squares};
+use crate::compute::Backend;
+use crate::compute::backend::{AdamwStep, Kind};
+use crate::compute::cpu::Cpu;
 use crate::model::{Model, ParamLayout, Tap, Trained};
 use std::ops::Range;
 
@@ -11,10 +13,10 @@ use std::ops::Range;
 /// bias correction starts with their first update, as PyTorch's does for parameters without a gradient. Frozen tensors have no
 /// moments at all.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Optimizer {
+pub struct Optimizer<B: Backend = Cpu> {
     /// First and second moments of the tensors that are not frozen, in the layout's order.
-    pub m: Vec<f32>,
-    pub v: Vec<f32>,
+    pub m: B::Array,
+    pub v: B::Array,
     /// Updates so far, one for each tensor of the layout.
     pub tensor_steps: Vec<u64>,
     /// Optimizer steps taken.
@@ -36,17 +38,30 @@ pub struct StepOutcome {
 }
 
 impl Optimizer {
-    /// Everything that can be trained learns at the full rate.
+    /// On the CPU. Everything that can be trained learns at the full rate.
     pub fn new(layout: &ParamLayout) -> Optimizer {
         let (all, trainable) = (layout.tensors.len(), layout.trainable_tensors().len());
         Optimizer::with_scales(layout, [vec![0.0; all - trainable], vec![1.0; trainable]].concat())
     }
 
-    /// With a factor on the learning rate of every tensor, `[tensors]` ([`super::groups::lr_scales`]).
+    /// On the CPU. With a factor on the learning rate of every tensor, `[tensors]` ([`super::groups::lr_scales`]).
     pub fn with_scales(layout: &ParamLayout, lr_scales: Vec<f64>) -> Optimizer {
+        Optimizer::on(&Cpu::default(), layout, lr_scales)
+    }
+}
+
+impl<B: Backend> Optimizer<B> {
+    /// On a device. With a factor on the learning rate of every tensor, `[tensors]` ([`super::groups::lr_scales`]).
+    pub fn on(backend: &B, layout: &ParamLayout, lr_scales: Vec<f64>) -> Optimizer<B> {
         let n = layout.tensors.iter().zip(&lr_scales).filter(|(_, s)| **s > 0.0).map(|(t, _)| t.len()).sum();
         let tensor_steps = vec![0; layout.tensors.len()];
-        Optimizer { m: vec![0.0; n], v: vec![0.0; n], tensor_steps, steps: 0, skipped: 0, lr_scales }
+        let [m, v] = std::array::from_fn(|_| {
+            let mut moments = B::Array::default();
+            backend.resize(&mut moments, n, Kind::F32);
+            backend.zero(&mut moments);
+            moments
+        });
+        Optimizer { m, v, tensor_steps, steps: 0, skipped: 0, lr_scales }
     }
 
     /// What a policy reading `tap` trains, less what is frozen.
@@ -59,16 +74,15 @@ impl Optimizer {
     /// changes nothing and is counted.
     pub fn step(
         &mut self,
-        model: &mut Model,
-        grads: &[f32],
+        model: &mut Model<B>,
+        grads: &B::Array,
         trained: &Trained,
         config: &OptimizerConfig,
         lr: f64,
     ) -> StepOutcome {
         let from = model.layout.trainable().start;
-        let of = |run: &Range<usize>| &grads[run.start - from..run.end - from];
-        let squares: f64 = trained.runs().iter().map(|run| sum_of_squares(of(run))).sum();
-        let grad_norm = squares.sqrt();
+        let runs: Vec<_> = trained.runs().iter().map(|run| run.start - from..run.end - from).collect();
+        let grad_norm = model.backend.sum_of_squares(grads, &runs).sqrt();
         if !grad_norm.is_finite() {
             self.skipped += 1;
             return StepOutcome { grad_norm, lr, skipped: true };
@@ -97,8 +111,9 @@ impl Optimizer {
                     step: count + 1,
                     grad_scale: clip as f32,
                 };
-                let (m, v) = (&mut self.m[own.clone()], &mut self.v[own]);
-                adamw(&mut model.params[params.clone()], of(&params), m, v, step);
+                let (m, v) = (B::part(&mut self.m, own.clone()), B::part(&mut self.v, own));
+                let in_grads = params.start - from;
+                model.backend.adamw(&mut model.params, params, grads, in_grads, m, v, step);
                 self.tensor_steps[first..first + run].fill(count + 1);
             }
             first += run;

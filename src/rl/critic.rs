@@ -11,15 +11,17 @@ use super::batch::{MicroBatch, ResponseGroup, micro_batches};
 use super::groups::lr_scales;
 use super::loss::{Aggregation, weights};
 use super::update::{LogProbs, PerToken};
+use crate::compute::Backend;
+use crate::compute::cpu::Cpu;
 use crate::model::{Keep, Model, Tap, Trained, Workspace};
 use anyhow::{Context, Result};
 use std::ops::Range;
 
 /// The value model and its optimizer.
-#[derive(Clone, Debug)]
-pub struct Critic {
-    pub model: Model,
-    pub optimizer: Optimizer,
+#[derive(Debug)]
+pub struct Critic<B: Backend = Cpu> {
+    pub model: Model<B>,
+    pub optimizer: Optimizer<B>,
 }
 
 /// What a value update needs beside the batch.
@@ -61,13 +63,20 @@ impl Critic {
         let optimizer = Optimizer::with_scales(&model.layout, scales);
         Ok(Critic { model, optimizer })
     }
+}
 
+impl<B: Backend> Critic<B> {
     fn trained(&self) -> Trained {
         self.optimizer.trained(&self.model.layout, Tap::Final)
     }
 
     /// Values of the states before every response token, `[group][response][token]`.
-    pub fn values(&self, ws: &mut Workspace, groups: &[ResponseGroup], micro_batch_tokens: usize) -> Result<LogProbs> {
+    pub fn values(
+        &self,
+        ws: &mut Workspace<B>,
+        groups: &[ResponseGroup],
+        micro_batch_tokens: usize,
+    ) -> Result<LogProbs> {
         let mut out: LogProbs = groups.iter().map(|g| vec![Vec::new(); g.responses.len()]).collect();
         for batch in micro_batches(groups, 0..groups.len(), micro_batch_tokens) {
             let values = self.model.values(ws, &batch.packing, &batch.targets.rows)?;
@@ -82,12 +91,12 @@ impl Critic {
     /// it only by rounding.
     pub fn mini_batch_gradient(
         &self,
-        ws: &mut Workspace,
+        ws: &mut Workspace<B>,
         groups: &[ResponseGroup],
         range: Range<usize>,
         settings: &ValueSettings,
         before: &Expected,
-        grads: &mut [f32],
+        grads: &mut B::Array,
     ) -> Result<ValueLoss> {
         // Denominators count what has a reward only.
         let known = range.clone().flat_map(|g| before.returns[g].iter().flatten().map(Vec::len));
@@ -126,21 +135,20 @@ impl Critic {
         Ok(total)
     }
 
-    /// One optimizer step on a mini-batch. `grads` `[n]` is scratch.
+    /// One optimizer step on a mini-batch. `grads`, as long as the parameters or longer, is scratch.
     #[allow(clippy::too_many_arguments)]
     pub fn update(
         &mut self,
-        ws: &mut Workspace,
+        ws: &mut Workspace<B>,
         groups: &[ResponseGroup],
         range: Range<usize>,
         settings: &ValueSettings,
         before: &Expected,
         config: &CriticConfig,
         lr: f64,
-        grads: &mut [f32],
+        grads: &mut B::Array,
     ) -> Result<(ValueLoss, StepOutcome)> {
-        let grads = &mut grads[..self.model.layout.len()];
-        grads.fill(0.0);
+        self.model.backend.zero_part(B::part(grads, 0..self.model.layout.len()));
         let trained = self.trained();
         let loss = self.mini_batch_gradient(ws, groups, range, settings, before, grads)?;
         let outcome = self.optimizer.step(&mut self.model, grads, &trained, &config.optimizer, lr);

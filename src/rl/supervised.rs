@@ -5,8 +5,8 @@
 
 use super::adamw::{Optimizer, StepOutcome};
 use super::optimizer::OptimizerConfig;
-use crate::compute::Packing;
-use crate::compute::cpu::head::{HeadStats, RowGradients};
+use crate::compute::backend::{HeadStats, RowGradients};
+use crate::compute::{Backend, Packing};
 use crate::model::{Keep, Model, Tap, Workspace};
 use crate::policy::{InternalPolicy, Pass, Targets};
 use crate::tasks::problem::Problem;
@@ -87,19 +87,19 @@ fn micro_batches(examples: &[Example], max_tokens: usize) -> Vec<(Packing, Targe
 
 /// One supervised step. `grads`, as long as [`crate::model::ParamLayout::trainable`], is scratch.
 #[allow(clippy::too_many_arguments)]
-pub fn supervised_step(
-    model: &mut Model,
-    ws: &mut Workspace,
-    optimizer: &mut Optimizer,
+pub fn supervised_step<B: Backend>(
+    model: &mut Model<B>,
+    ws: &mut Workspace<B>,
+    optimizer: &mut Optimizer<B>,
     examples: &[Example],
     settings: &SupervisedSettings,
     config: &OptimizerConfig,
     lr: f64,
-    grads: &mut [f32],
+    grads: &mut B::Array,
 ) -> Result<SupervisedStep> {
     let tokens: usize = examples.iter().map(Example::tokens).sum();
     ensure!(tokens > 0, "a supervised step without a token to imitate: raise the batch");
-    grads.fill(0.0);
+    model.backend.zero(grads);
     let (mut loss, mut entropy) = (0f64, 0f64);
     let trained = optimizer.trained(&model.layout, Tap::Final);
     for (packing, targets) in micro_batches(examples, settings.micro_batch_tokens) {
@@ -117,7 +117,12 @@ pub fn supervised_step(
 }
 
 /// Mean negative log-likelihood of the trained tokens of `examples`, in nats; NaN for none.
-pub fn supervised_loss(model: &Model, ws: &mut Workspace, examples: &[Example], micro_batch_tokens: usize) -> f64 {
+pub fn supervised_loss<B: Backend>(
+    model: &Model<B>,
+    ws: &mut Workspace<B>,
+    examples: &[Example],
+    micro_batch_tokens: usize,
+) -> f64 {
     let (mut loss, mut tokens) = (0f64, 0);
     for (packing, targets) in micro_batches(examples, micro_batch_tokens) {
         let stats = InternalPolicy::Final.score(model, ws, &packing, &targets, 1.0);

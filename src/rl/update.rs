@@ -4,7 +4,8 @@ use super::adamw::{Optimizer, StepOutcome};
 use super::batch::{MicroBatch, ResponseGroup, micro_batches};
 use super::loss::{LossConfig, LossStats, Tokens, surrogate, weights};
 use super::optimizer::OptimizerConfig;
-use crate::compute::cpu::head::{HeadStats, RowGradients};
+use crate::compute::Backend;
+use crate::compute::backend::{HeadStats, RowGradients};
 use crate::model::{Keep, Model, Trained, Workspace};
 use crate::policy::{InternalPolicy, LayerIndex, Part, Pass};
 use anyhow::Result;
@@ -88,9 +89,9 @@ pub struct BesideGradient {
 }
 
 /// Log-probs and entropies of the responses of `groups[range]` under a policy, written to `out` at `[group][response]`.
-pub fn score_groups(
-    model: &Model,
-    ws: &mut Workspace,
+pub fn score_groups<B: Backend>(
+    model: &Model<B>,
+    ws: &mut Workspace<B>,
     groups: &[ResponseGroup],
     range: Range<usize>,
     settings: &UpdateSettings<'_>,
@@ -108,14 +109,14 @@ pub fn score_groups(
 /// Gradient of the surrogate over `groups[range]`, added to `grads`. Exact over the mini-batch: micro-batches change
 /// it only by rounding.
 #[allow(clippy::too_many_arguments)]
-pub fn mini_batch_gradient(
-    model: &Model,
-    ws: &mut Workspace,
+pub fn mini_batch_gradient<B: Backend>(
+    model: &Model<B>,
+    ws: &mut Workspace<B>,
     groups: &[ResponseGroup],
     range: Range<usize>,
     settings: &UpdateSettings<'_>,
     before: Before<'_>,
-    grads: &mut [f32],
+    grads: &mut B::Array,
 ) -> Result<Gradient> {
     let lengths: Vec<usize> =
         groups[range.clone()].iter().flat_map(|g| g.responses.iter().map(|r| r.ids.len())).collect();
@@ -191,20 +192,22 @@ pub fn mini_batch_gradient(
 
 /// One optimizer step on a mini-batch. `grads`, as long as [`crate::model::ParamLayout::trainable`], is scratch.
 #[allow(clippy::too_many_arguments)]
-pub fn update(
-    model: &mut Model,
-    ws: &mut Workspace,
-    optimizer: &mut Optimizer,
+pub fn update<B: Backend>(
+    model: &mut Model<B>,
+    ws: &mut Workspace<B>,
+    optimizer: &mut Optimizer<B>,
     groups: &[ResponseGroup],
     range: Range<usize>,
     settings: &UpdateSettings<'_>,
     before: Before<'_>,
     config: &OptimizerConfig,
     lr: f64,
-    grads: &mut [f32],
+    grads: &mut B::Array,
 ) -> Result<(Gradient, StepOutcome)> {
     let from = model.layout.trainable().start;
-    settings.trained.runs().into_iter().for_each(|run| grads[run.start - from..run.end - from].fill(0.0));
+    for run in settings.trained.runs() {
+        model.backend.zero_part(B::part(grads, run.start - from..run.end - from));
+    }
     let gradient = mini_batch_gradient(model, ws, groups, range, settings, before, grads)?;
     let outcome = optimizer.step(model, grads, settings.trained, config, lr);
     Ok((gradient, outcome))

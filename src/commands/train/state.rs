@@ -156,7 +156,7 @@ pub fn load(dir: &Path, model: &Model, recipe: &Recipe) -> Result<State> {
 fn load_critic(dir: &Path, policy: &Model, config: &CriticConfig) -> Result<Critic> {
     let what = || format!("the critic in {}", dir.display());
     let mut model = Model::open_value_model(dir).with_context(what)?;
-    model.compute = policy.compute;
+    model.backend.compute = policy.backend.compute;
     let (metadata, arrays) = load_state(dir).with_context(what)?;
     let counts: Counters = serde_json::from_value(metadata).with_context(what)?;
     let mut critic = Critic::new(model, config)?;

@@ -1,23 +1,10 @@
 //! AdamW on flat arrays, and the gradient norm that clips it.
 
 use super::simd::vectorize;
+use crate::compute::backend::AdamwStep;
 use rayon::prelude::*;
 
 const BLOCK: usize = 1 << 14;
-
-/// One step's scalars (decoupled weight decay, as `torch.optim.AdamW`).
-#[derive(Clone, Copy, Debug)]
-pub struct AdamwStep {
-    pub lr: f32,
-    pub beta1: f32,
-    pub beta2: f32,
-    pub eps: f32,
-    pub weight_decay: f32,
-    /// How many updates this tensor has had, this one included.
-    pub step: u64,
-    /// Factor on the gradient: the clipping coefficient.
-    pub grad_scale: f32,
-}
 
 /// Updates `params`, `m` and `v` in place; all `[n]`.
 pub fn adamw(params: &mut [f32], grads: &[f32], m: &mut [f32], v: &mut [f32], s: AdamwStep) {

@@ -10,8 +10,8 @@ mod divergence;
 mod gradient;
 mod row;
 
+pub use crate::compute::backend::{HeadStats, RowGradients};
 pub use divergence::{Comparison, Divergences};
-pub use gradient::RowGradients;
 pub use row::LogitRow;
 
 use super::gemm::{Compute, Mat, MatMut, PackedWeight, Write, linear, matmul_seq};
@@ -30,28 +30,6 @@ pub struct Head<'a> {
     pub hidden_size: usize,
     pub temperature: f32,
     pub compute: Compute,
-}
-
-/// Per row: the log-sum-exp of the scaled logits, the entropy in nats, and the target's log-probability.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct HeadStats {
-    pub lse: Vec<f32>,
-    pub entropy: Vec<f32>,
-    /// Empty if no targets were given.
-    pub log_probs: Vec<f32>,
-}
-
-impl HeadStats {
-    fn with_capacity(rows: usize) -> HeadStats {
-        let empty = || Vec::with_capacity(rows);
-        HeadStats { lse: empty(), entropy: empty(), log_probs: empty() }
-    }
-
-    fn append(&mut self, mut other: HeadStats) {
-        self.lse.append(&mut other.lse);
-        self.entropy.append(&mut other.entropy);
-        self.log_probs.append(&mut other.log_probs);
-    }
 }
 
 /// Sums over some of a row's logits: the maximum `m`, `s = sum e^(z - m)`, `a = sum e^(z - m) (z - m)`.

@@ -4,84 +4,67 @@
 //! reads the input for them all; each B writes to the columns of its own part.
 
 use super::gemm::{Compute, Mat, MatMut, Write, linear, linear_backward_input, linear_backward_weight, matmul};
-use std::ops::Range;
+use crate::compute::backend;
 
-/// The adapters of one (fused) linear layer of `inputs` to `outputs`.
-#[derive(Clone, Debug)]
-pub struct LowRank<'a> {
-    pub compute: Compute,
-    pub inputs: usize,
-    pub outputs: usize,
-    /// Of every part.
-    pub rank: usize,
-    /// `alpha / r`, or as rsLoRA has it.
-    pub scale: f32,
-    /// `[parts * rank, inputs]`
-    pub a: &'a [f32],
-    /// B `[columns, rank]` of every part, and the columns of the output that it writes to.
-    pub b: Vec<(&'a [f32], Range<usize>)>,
-}
+/// The adapters of one (fused) linear layer, on slices.
+pub type LowRank<'a> = backend::LowRank<&'a [f32]>;
 
 impl LowRank<'_> {
-    /// Width of what lies between A and B, for all parts together.
-    fn width(&self) -> usize {
-        self.rank * self.b.len()
-    }
-
     /// `y += B (s A x)`: x `[t, inputs]`, y `[t, outputs]`; `inner` is scratch and becomes `s A x`, `[t, parts * rank]`.
-    pub fn forward(&self, x: &[f32], y: &mut [f32], t: usize, inner: &mut Vec<f32>) {
-        self.inner(x, t, inner);
+    pub fn forward(&self, compute: Compute, x: &[f32], y: &mut [f32], t: usize, inner: &mut Vec<f32>) {
+        self.inner(compute, x, t, inner);
         let width = self.width();
         for (part, (b, columns)) in self.b.iter().enumerate() {
             let y = MatMut::strided(&mut y[columns.start..], t, columns.len(), self.outputs);
             let inner = Mat::strided(&inner[part * self.rank..], t, self.rank, width);
-            matmul(self.compute, y, inner, Mat::new(b, columns.len(), self.rank).t(), Write::Add);
+            matmul(compute, y, inner, Mat::new(b, columns.len(), self.rank).t(), Write::Add);
         }
     }
 
     /// Gradients of A and of every B, added to `d_a` and, one after the other, to `d_b`.
     pub fn backward_weight(
         &self,
+        compute: Compute,
         x: &[f32],
         dy: &[f32],
         (d_a, mut d_b): (&mut [f32], &mut [f32]),
         t: usize,
         inner: &mut Vec<f32>,
     ) {
-        self.inner(x, t, inner);
+        self.inner(compute, x, t, inner);
         let width = self.width();
         for (part, (b, columns)) in self.b.iter().enumerate() {
             let (own, rest) = d_b.split_at_mut(b.len());
             let dy = Mat::strided(&dy[columns.start..], t, columns.len(), self.outputs);
             let inner = Mat::strided(&inner[part * self.rank..], t, self.rank, width);
-            matmul(self.compute, MatMut::new(own, columns.len(), self.rank), dy.t(), inner, Write::Add);
+            matmul(compute, MatMut::new(own, columns.len(), self.rank), dy.t(), inner, Write::Add);
             d_b = rest;
         }
-        self.d_inner(dy, t, inner);
-        linear_backward_weight(self.compute, inner, x, d_a, t, self.inputs, width);
+        self.d_inner(compute, dy, t, inner);
+        linear_backward_weight(compute, inner, x, d_a, t, self.inputs, width);
     }
 
     /// `dx += s A^T B^T dy`.
-    pub fn backward_input(&self, dy: &[f32], dx: &mut [f32], t: usize, inner: &mut Vec<f32>) {
-        self.d_inner(dy, t, inner);
-        linear_backward_input(self.compute, inner, self.a, dx, t, self.inputs, self.width(), Write::Add);
+    pub fn backward_input(&self, compute: Compute, dy: &[f32], dx: &mut [f32], t: usize, inner: &mut Vec<f32>) {
+        self.d_inner(compute, dy, t, inner);
+        linear_backward_input(compute, inner, self.a, dx, t, self.inputs, self.width(), Write::Add);
     }
 
     /// `s A x`
-    fn inner(&self, x: &[f32], t: usize, inner: &mut Vec<f32>) {
+    fn inner(&self, compute: Compute, x: &[f32], t: usize, inner: &mut Vec<f32>) {
         inner.resize(t * self.width(), 0.0);
-        linear(self.compute, x, self.a, inner, t, self.inputs, self.width(), Write::Replace);
+        linear(compute, x, self.a, inner, t, self.inputs, self.width(), Write::Replace);
         self.scaled(inner);
     }
 
     /// `s B^T dy`
-    fn d_inner(&self, dy: &[f32], t: usize, inner: &mut Vec<f32>) {
+    fn d_inner(&self, compute: Compute, dy: &[f32], t: usize, inner: &mut Vec<f32>) {
         let width = self.width();
         inner.resize(t * width, 0.0);
         for (part, (b, columns)) in self.b.iter().enumerate() {
             let dy = Mat::strided(&dy[columns.start..], t, columns.len(), self.outputs);
             let inner = MatMut::strided(&mut inner[part * self.rank..], t, self.rank, width);
-            matmul(self.compute, inner, dy, Mat::new(b, columns.len(), self.rank), Write::Replace);
+            matmul(compute, inner, dy, Mat::new(b, columns.len(), self.rank), Write::Replace);
         }
         self.scaled(inner);
     }

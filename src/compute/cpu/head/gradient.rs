@@ -3,7 +3,7 @@
 //! A block's logits are made once and kept until its gradient is taken, which saves the backward a third of its products.
 //! `[rows, vocabulary]` of a whole batch never exists: the block is as long as [`LOGITS`] allows.
 
-use super::{Head, HeadStats, ROWS, TILE, merged};
+use super::{Head, HeadStats, ROWS, RowGradients, TILE, merged};
 use crate::compute::cpu::gemm::{Mat, MatMut, Write, matmul_seq};
 use crate::compute::cpu::simd::{exp, vectorize};
 use rayon::prelude::*;
@@ -12,25 +12,6 @@ use std::ops::Range;
 /// Logits of a block: 64 MiB, unless that leaves too few rows to pay for a pass over the unembedding's gradient.
 const LOGITS: usize = 1 << 24;
 const FEWEST_ROWS: usize = 256;
-
-/// Derivatives of a loss for the log-probs and entropies of some rows; no entropies where the loss has none.
-#[derive(Clone, Debug, Default)]
-pub struct RowGradients {
-    pub d_log_probs: Vec<f32>,
-    pub d_entropies: Vec<f32>,
-}
-
-impl RowGradients {
-    /// Those of some of the rows.
-    pub fn part(&self, rows: Range<usize>) -> RowGradients {
-        let d_entropies = self.d_entropies.get(rows.clone()).unwrap_or_default().to_vec();
-        RowGradients { d_log_probs: self.d_log_probs[rows].to_vec(), d_entropies }
-    }
-
-    fn of(&self, row: usize) -> (f32, f32) {
-        (self.d_log_probs[row], self.d_entropies.get(row).copied().unwrap_or(0.0))
-    }
-}
 
 impl Head<'_> {
     /// Statistics of each row of hidden `[R, d]` for targets `[R]`, and the gradient of a loss of them.

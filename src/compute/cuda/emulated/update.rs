@@ -1,7 +1,8 @@
 //! The embedding, sums over rows, the optimizer, the value head.
 
 use super::{Arg, Memory, Real, close, kernels, numbers};
-use crate::compute::cpu::adamw::{AdamwStep, adamw, sum_of_squares};
+use crate::compute::backend::AdamwStep;
+use crate::compute::cpu::adamw::{adamw, sum_of_squares};
 use crate::compute::cpu::embedding::{embed, embed_backward};
 use crate::compute::cpu::value::{values, values_backward};
 use crate::compute::cuda::lists::RowLists;
