@@ -38,7 +38,7 @@ impl SampleRng {
     }
 
     /// Uniform in `[0, 1)`, 53 bits.
-    fn uniform(&mut self) -> f64 {
+    pub(super) fn uniform(&mut self) -> f64 {
         (self.0.next_u64() >> 11) as f64 / (1u64 << 53) as f64
     }
 }
