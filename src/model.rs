@@ -18,8 +18,8 @@ use crate::compute::Backend;
 use crate::compute::backend::Unembedding;
 use crate::compute::cpu::Cpu;
 use crate::compute::cpu::head::Head;
-use crate::compute::cpu::norm::rms_norm_in_place;
 use anyhow::{Result, bail, ensure};
+use std::borrow::Cow;
 use std::ops::Range;
 use std::path::Path;
 
@@ -54,6 +54,17 @@ impl<B: Backend> Model<B> {
             hidden_size: self.config.hidden_size,
             temperature,
         }
+    }
+
+    /// The same model on the host, its products in what `compute` says.
+    pub fn into_host(self, compute: Compute) -> Model {
+        let params = self.backend.unload(self.params);
+        Model { config: self.config, layout: self.layout, params, backend: Cpu { compute } }
+    }
+
+    /// The parameters on the host, `[layout.len()]`.
+    pub fn host_params(&self) -> Cow<'_, [f32]> {
+        self.backend.store(&self.params)
     }
 
     /// Fails if a sequence does not fit the context or holds an id outside of the vocabulary.
@@ -104,10 +115,5 @@ impl Model {
     /// The same model on a device.
     pub fn on<B: Backend>(self, backend: B) -> Model<B> {
         Model { config: self.config, layout: self.layout, params: backend.load(self.params), backend }
-    }
-
-    /// `LN_final` of every row of states `[R, d]`, in place.
-    pub fn final_norm(&self, states: &mut [f32]) {
-        rms_norm_in_place(states, self.param(&self.layout.final_norm), self.config.rms_norm_eps);
     }
 }

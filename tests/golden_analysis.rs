@@ -6,6 +6,7 @@
 
 use bupo::analysis::{Analysis, Flow, Lens, Reading, Sample};
 use bupo::compute::Packing;
+use bupo::compute::cpu::norm::rms_norm_in_place;
 use bupo::model::{LayerIndex, Model, Tap, Workspace};
 use bupo::policy::{Targets, gather_rows};
 use safetensors::SafeTensors;
@@ -108,7 +109,8 @@ fn every_token_of_every_layer() {
                 };
                 let mut rows = gather_rows(state, &targets.rows, d);
                 if lens == Lens::FinalNorm && tap != Tap::Final {
-                    case.model.final_norm(&mut rows);
+                    let w = case.model.param(&case.model.layout.final_norm);
+                    rms_norm_in_place(&mut rows, w, case.model.config.rms_norm_eps);
                 }
                 for (to, from) in states.chunks_exact_mut((layers + 1) * d).zip(rows.chunks_exact(d)) {
                     to[place * d..(place + 1) * d].copy_from_slice(from);

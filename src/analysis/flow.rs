@@ -8,12 +8,12 @@ mod sums;
 pub use sums::Sums;
 
 use super::result::{Analysis, Lens};
-use crate::compute::Packing;
-use crate::compute::cpu::gram::{gram, pairs, row_cosines};
+use crate::compute::backend::{Inspect, Kind, Placed};
+use crate::compute::cpu::Cpu;
+use crate::compute::{Backend, Packing};
 use crate::model::{LayerIndex, Model, Tap, Workspace};
-use crate::policy::{Targets, gather_rows};
+use crate::policy::Targets;
 use anyhow::{Context, Result, ensure};
-use rayon::prelude::*;
 
 /// Tokens of one packed forward, unless a sample alone has more.
 pub const PACK_TOKENS: usize = 2048;
@@ -37,34 +37,34 @@ pub struct Reading {
 }
 
 /// An analysis under way.
-#[derive(Clone, Debug)]
-pub struct Flow {
+#[derive(Debug)]
+pub struct Flow<B: Backend = Cpu> {
     reading: Reading,
     sums: Sums,
-    buffers: Buffers,
+    buffers: Buffers<B::Array>,
 }
 
 /// Kept from forward to forward.
-#[derive(Clone, Debug, Default)]
-struct Buffers {
+#[derive(Debug, Default)]
+struct Buffers<A> {
     /// The stream that a module writes to, `[R, d]`.
-    stream: Vec<f32>,
+    stream: A,
     /// A layer's states that wait for their turn at the unembedding, `[.., R, d]`.
-    waiting: Vec<f32>,
+    waiting: A,
     /// `H^1..H^L` and the final state, side by side for every token: `[R, L + 1, d]`.
-    held: Vec<f32>,
-    /// Inner products of a few tokens' layer states.
-    products: Vec<f64>,
+    held: A,
+    /// Logits that are being looked at.
+    logits: A,
 }
 
-impl Flow {
+impl<B: Inspect> Flow<B> {
     /// Of a model of `layers` layers.
-    pub fn new(layers: usize, reading: Reading) -> Flow {
+    pub fn new(layers: usize, reading: Reading) -> Flow<B> {
         Flow { reading, sums: Sums::new(layers), buffers: Buffers::default() }
     }
 
     /// Goes on with sums that were saved, of the same model and reading. Errors: sums of another shape, or broken ones.
-    pub fn go_on(layers: usize, reading: Reading, sums: Sums) -> Result<Flow> {
+    pub fn go_on(layers: usize, reading: Reading, sums: Sums) -> Result<Flow<B>> {
         sums.check(layers)?;
         Ok(Flow { sums, ..Flow::new(layers, reading) })
     }
@@ -80,8 +80,8 @@ impl Flow {
     /// that are no numbers. The sums are of no use then.
     pub fn add(
         &mut self,
-        model: &Model,
-        ws: &mut Workspace,
+        model: &Model<B>,
+        ws: &mut Workspace<B>,
         samples: &[Sample],
         progress: &mut dyn FnMut(u64),
     ) -> Result<()> {
@@ -91,8 +91,8 @@ impl Flow {
     /// [`Flow::add`], holding the layer states of `most` response tokens at a time.
     fn add_at_most(
         &mut self,
-        model: &Model,
-        ws: &mut Workspace,
+        model: &Model<B>,
+        ws: &mut Workspace<B>,
         samples: &[Sample],
         most: usize,
         progress: &mut dyn FnMut(u64),
@@ -121,6 +121,7 @@ impl Flow {
             }
             let first = self.sums.samples + 1;
             self.sums.samples += taken;
+            model.backend.status()?;
             self.sums.check_finite().with_context(|| format!("samples {first} to {}", self.sums.samples))?;
             progress(taken as u64);
             rest = &rest[taken..];
@@ -129,89 +130,96 @@ impl Flow {
     }
 
     /// One forward; `targets` are the tokens that came after `rows`.
-    fn add_rows(&mut self, model: &Model, ws: &mut Workspace, packing: &Packing, rows: &[usize], targets: &[u32]) {
-        let Flow { reading, sums, buffers: Buffers { stream, waiting, held, products } } = self;
-        let (d, n, layers) = (model.config.hidden_size, rows.len(), model.config.layers);
-        let (states, head) = (layers + 1, model.head(1.0));
-        held.resize(n * states * d, 0.0);
-        let mut hold = |state: &[f32], place: usize| {
-            for (to, from) in held.chunks_exact_mut(states * d).zip(state.chunks_exact(d)) {
-                to[place * d..(place + 1) * d].copy_from_slice(from);
-            }
-        };
-        waiting.clear();
+    fn add_rows(
+        &mut self,
+        model: &Model<B>,
+        ws: &mut Workspace<B>,
+        packing: &Packing,
+        rows: &[usize],
+        targets: &[u32],
+    ) {
+        let Flow { reading, sums, buffers: Buffers { stream, waiting, held, logits } } = self;
+        let (d, n, layers, backend) = (model.config.hidden_size, rows.len(), model.config.layers, &model.backend);
+        let (states, head) = (layers + 1, model.unembedding(1.0));
+        let (norm, eps) = (model.param(&model.layout.final_norm), model.config.rms_norm_eps);
+        // H^0, then what a layer's modules read and write.
+        backend.resize(waiting, 5 * n * d, Kind::Factor);
+        backend.resize(stream, n * d, Kind::Factor);
+        backend.resize(held, n * states * d, Kind::Factor);
+        let side_by_side = |place: usize| Placed { first: place * d, stride: states * d, d };
+        let block = |place: usize| Placed { first: place * n * d, stride: d, d };
         let mut embedding: Vec<f32> = Vec::new();
         model.forward_observed(ws, packing, Tap::Final, &mut |tap, state| {
-            // A layer's input is the output of the one below, which is there.
-            if matches!(tap, Tap::ResidPre(layer) if layer.index() > 0) {
-                return;
-            }
-            let state = gather_rows(state, rows, d);
+            // The first layer's input waits as well.
+            let first = |layer: LayerIndex| usize::from(layer.index() == 0);
             match tap {
+                // A layer's input is the output of the one below, which is there.
+                Tap::ResidPre(layer) if layer.index() > 0 => {}
                 Tap::ResidPre(_) => {
-                    waiting.extend_from_slice(&state);
-                    *stream = state;
+                    backend.place_rows(state, rows, waiting, block(0));
+                    backend.place_rows(state, rows, stream, block(0));
                 }
-                Tap::AttnIn(_) | Tap::FfnIn(_) => waiting.extend_from_slice(&state),
+                Tap::AttnIn(layer) => backend.place_rows(state, rows, waiting, block(first(layer))),
                 Tap::Attn(layer) => {
-                    sums.layers[layer.index()].cos_attn.extend(row_cosines(&state, stream, d));
-                    waiting.extend_from_slice(&state);
+                    let at = block(first(layer) + 1);
+                    backend.place_rows(state, rows, waiting, at);
+                    sums.layers[layer.index()].cos_attn.extend(backend.row_cosines(waiting, at, stream, block(0), n));
                 }
-                Tap::ResidMid(_) => *stream = state,
+                Tap::ResidMid(_) => backend.place_rows(state, rows, stream, block(0)),
+                Tap::FfnIn(layer) => backend.place_rows(state, rows, waiting, block(first(layer) + 2)),
                 Tap::Ffn(layer) => {
-                    sums.layers[layer.index()].cos_ffn.extend(row_cosines(&state, stream, d));
-                    waiting.extend_from_slice(&state);
+                    let at = block(first(layer) + 3);
+                    backend.place_rows(state, rows, waiting, at);
+                    sums.layers[layer.index()].cos_ffn.extend(backend.row_cosines(waiting, at, stream, block(0), n));
                 }
                 Tap::ResidPost(layer) => {
+                    backend.resize(waiting, (4 + first(layer)) * n * d, Kind::Factor);
                     if reading.lens == Lens::FinalNorm {
-                        model.final_norm(waiting);
+                        backend.norm_rows(waiting, norm, eps, d, 1, 1);
                     }
                     // One pass over the unembedding serves the layer's states.
-                    let mut entropies = head.forward(waiting, None).entropy;
+                    let mut entropies = backend.head(head, waiting, None, logits).entropy;
                     if layer.index() == 0 {
                         embedding = entropies.drain(..n).collect();
                     }
                     sums.layers[layer.index()].add_modules(&entropies, n);
-                    waiting.clear();
-                    hold(&state, layer.index());
-                    *stream = state;
+                    backend.place_rows(state, rows, held, side_by_side(layer.index()));
+                    backend.place_rows(state, rows, stream, block(0));
                 }
-                Tap::Final => hold(&state, layers),
+                Tap::Final => backend.place_rows(state, rows, held, side_by_side(layers)),
                 // Only shown to whoever stops at it.
                 Tap::Normed(_) => {}
             }
         });
-        for tokens in held.chunks(GRAM_TOKENS * states * d) {
-            let width = pairs(layers).count();
-            products.resize(tokens.len() / (states * d) * width, 0.0);
-            gram(tokens, (states, d), layers, products);
-            products.chunks_exact(width).for_each(|products| sums.add_products(products));
+        for first in (0..n).step_by(GRAM_TOKENS) {
+            let products = backend.gram(held, (states, d), layers, first, GRAM_TOKENS.min(n - first));
+            products.chunks_exact(layers * (layers + 1) / 2).for_each(|products| sums.add_products(products));
         }
         if reading.lens == Lens::FinalNorm {
             // The final state is normed already.
-            held.par_chunks_mut(states * d).for_each(|states| model.final_norm(&mut states[..layers * d]));
+            backend.norm_rows(held, norm, eps, d, layers, states);
         }
         let references: Vec<usize> = [layers].into_iter().chain(reading.chosen.map(LayerIndex::index)).collect();
-        let comparison = head.compare(held, states, &references, Some(targets));
+        let comparison = backend.compare(head, held, states, &references, targets, logits);
         sums.add_comparison(&comparison, &embedding);
     }
 
     /// Means over all response tokens. `name`: what the model is called in the result. `threshold` in nats; the default share
     /// of ln V without it.
-    pub fn finish(&self, model: &Model, name: &str, threshold: Option<f64>) -> Result<Analysis> {
+    pub fn finish(&self, model: &Model<B>, name: &str, threshold: Option<f64>) -> Result<Analysis> {
         self.sums.finish(model.config.vocab_size, name, self.reading, threshold)
     }
 }
 
 /// Rows whose layer states are held at a time.
-fn held_rows(model: &Model) -> usize {
+fn held_rows<B: Backend>(model: &Model<B>) -> usize {
     let size = size_of::<f32>();
     let row = (model.config.layers + 1) * model.config.hidden_size * size;
-    (HELD_BYTES.max(model.params.len() * size / 8) / row).max(1)
+    (HELD_BYTES.max(model.layout.len() * size / 8) / row).max(1)
 }
 
 /// Fails unless a sample can be analysed.
-pub fn check(model: &Model, sample: &Sample) -> Result<()> {
+pub fn check<B: Backend>(model: &Model<B>, sample: &Sample) -> Result<()> {
     let (n, start) = (sample.ids.len(), sample.response_start);
     ensure!(
         start >= 1 && start < n,

@@ -1,7 +1,7 @@
 //! Perplexity of a policy on given responses: how well it still speaks what it was not trained on (paper, section 8).
 
 use super::flow::{PACK_TOKENS, Sample, check};
-use crate::compute::Packing;
+use crate::compute::{Backend, Packing};
 use crate::model::{Model, Workspace};
 use crate::policy::{InternalPolicy, Targets};
 use anyhow::{Context, Result, ensure};
@@ -10,7 +10,12 @@ use anyhow::{Context, Result, ensure};
 /// many times as it has tokens. A model that gives a token no probability at all has an infinite one.
 ///
 /// Errors: no samples, or a sample that [`Flow::add`](super::Flow::add) would refuse.
-pub fn perplexity(policy: InternalPolicy, model: &Model, ws: &mut Workspace, samples: &[Sample]) -> Result<f64> {
+pub fn perplexity<B: Backend>(
+    policy: InternalPolicy,
+    model: &Model<B>,
+    ws: &mut Workspace<B>,
+    samples: &[Sample],
+) -> Result<f64> {
     ensure!(!samples.is_empty(), "no responses whose perplexity could be taken");
     for (i, sample) in samples.iter().enumerate() {
         check(model, sample).with_context(|| format!("sample {}", i + 1))?;
@@ -32,6 +37,7 @@ pub fn perplexity(policy: InternalPolicy, model: &Model, ws: &mut Workspace, sam
         tokens += targets.len();
         rest = &rest[taken..];
     }
+    model.backend.status()?;
     Ok((sum / tokens as f64).exp())
 }
 

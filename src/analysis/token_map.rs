@@ -6,9 +6,10 @@
 use super::flow::{Sample, check};
 use super::result::Lens;
 use crate::compute::Packing;
+use crate::compute::backend::{Inspect, Kind, Placed};
 use crate::compute::cpu::head::LogitRow;
 use crate::model::{LayerIndex, Model, Tap, Workspace};
-use crate::policy::{InternalPolicy, gather_rows};
+use crate::policy::InternalPolicy;
 use anyhow::{Context, Result};
 use rayon::prelude::*;
 
@@ -51,9 +52,9 @@ pub fn policies(layers: usize) -> Vec<InternalPolicy> {
 /// the rows of [`policies`]. `top`: how many of the likeliest tokens a row lists.
 ///
 /// Errors: a sample that cannot be analysed, or what `rows` answers.
-pub fn map_tokens(
-    model: &Model,
-    ws: &mut Workspace,
+pub fn map_tokens<B: Inspect>(
+    model: &Model<B>,
+    ws: &mut Workspace<B>,
     samples: &[Sample],
     lens: Lens,
     top: usize,
@@ -79,51 +80,50 @@ pub fn map_tokens(
 }
 
 /// The states that predict the tokens at `positions`, `[n, d]` for every policy, as the lens shows them.
-fn states(
-    model: &Model,
-    ws: &mut Workspace,
+fn states<B: Inspect>(
+    model: &Model<B>,
+    ws: &mut Workspace<B>,
     sample: &Sample,
     positions: &[usize],
     policies: &[InternalPolicy],
     lens: Lens,
-) -> Vec<Vec<f32>> {
+) -> Vec<B::Array> {
     let rows: Vec<usize> = positions.iter().map(|p| p - 1).collect();
     let until = rows.last().map_or(0, |row| row + 1);
-    let mut states = vec![Vec::new(); policies.len()];
+    let (d, backend) = (model.config.hidden_size, &model.backend);
+    let mut states: Vec<B::Array> = policies.iter().map(|_| B::Array::default()).collect();
     model.forward_observed(ws, &Packing::single(&sample.ids[..until]), Tap::Final, &mut |tap, state| {
         let Some(place) = policies.iter().position(|policy| policy.tap() == tap) else { return };
-        states[place] = gather_rows(state, &rows, model.config.hidden_size);
+        backend.resize(&mut states[place], rows.len() * d, Kind::Factor);
+        backend.place_rows(state, &rows, &mut states[place], Placed { first: 0, stride: d, d });
         // The final state is normed already.
         if lens == Lens::FinalNorm && tap != Tap::Final {
-            model.final_norm(&mut states[place]);
+            let w = model.param(&model.layout.final_norm);
+            backend.norm_rows(&mut states[place], w, model.config.rms_norm_eps, d, 1, 1);
         }
     });
     states
 }
 
-struct Map<'a> {
-    model: &'a Model,
+struct Map<'a, B: Inspect> {
+    model: &'a Model<B>,
     policies: &'a [InternalPolicy],
     /// `[n, d]` for every policy.
-    states: &'a [Vec<f32>],
+    states: &'a [B::Array],
     top: usize,
 }
 
-impl Map<'_> {
+impl<B: Inspect> Map<'_, B> {
     /// Rows of the tokens at `positions`, whose states begin at row `first`.
     fn block(&self, first: usize, number: usize, sample: &Sample, positions: &[usize]) -> Vec<TokenRow> {
-        let (n, d, vocab) = (positions.len(), self.model.config.hidden_size, self.model.config.vocab_size);
-        let head = self.model.head(1.0);
-        let logits_of =
-            |states: &[f32], logits: &mut [f32]| head.logits(None, &states[first * d..(first + n) * d], logits);
-        let (mut last, mut logits) = (vec![0f32; n * vocab], vec![0f32; n * vocab]);
-        if let Some(states) = self.states.last() {
-            logits_of(states, &mut last);
-        }
+        let (n, vocab) = (positions.len(), self.model.config.vocab_size);
+        let (head, mut room) = (self.model.unembedding(1.0), B::Array::default());
+        let mut logits_of = |states: &B::Array| self.model.backend.logits(head, states, first, n, &mut room);
+        let last = self.states.last().map(&mut logits_of).unwrap_or_default();
         let last: Vec<LogitRow<'_>> = last.par_chunks(vocab).map(LogitRow::new).collect();
         let mut columns = Vec::with_capacity(self.policies.len());
         for (policy, states) in self.policies.iter().zip(self.states) {
-            logits_of(states, &mut logits);
+            let logits = logits_of(states);
             let rows = logits.par_chunks(vocab).zip(&last).zip(positions).map(|((z, last), position)| {
                 let (row, token) = (LogitRow::new(z), sample.ids[*position]);
                 TokenRow {

@@ -6,6 +6,10 @@
 //!
 //! Rows are tokens; matrices are row-major. Shapes are checked by whoever calls.
 
+mod inspect;
+
+pub use inspect::{Comparison, Divergences, Inspect, Placed};
+
 use super::packing::Packing;
 use std::borrow::Cow;
 use std::convert::Infallible;
@@ -201,6 +205,8 @@ pub trait Backend: Clone + Debug + Send + Sync + 'static {
     fn load(&self, values: Vec<f32>) -> Self::Params;
     /// Parameters on the host.
     fn store<'a>(&self, params: &'a Self::Params) -> Cow<'a, [f32]>;
+    /// Parameters that are taken back to the host.
+    fn unload(&self, params: Self::Params) -> Vec<f32>;
     fn params<'a>(params: &'a Self::Params, range: &Range<usize>) -> Self::View<'a>;
     fn part<'a>(array: &'a mut Self::Array, range: Range<usize>) -> Self::Part<'a>;
     /// Two neighbouring parts, the first of `first` elements.

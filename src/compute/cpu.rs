@@ -11,6 +11,7 @@ pub mod embedding;
 pub mod gemm;
 pub mod gram;
 pub mod head;
+mod inspect;
 pub mod low_rank;
 pub mod norm;
 pub mod rope;

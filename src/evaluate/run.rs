@@ -5,6 +5,7 @@ use super::scores::{Judged, Scores, scores};
 use crate::model::{Model, Workspace};
 use crate::policy::InternalPolicy;
 use crate::reward::{Item, Reward, RewardConfig, Score};
+use crate::rollout::Rollout;
 use crate::rollout::engine::{Completion, Engine, Finish, Request, generate_each};
 use crate::rollout::sampler::Sampling;
 use crate::tasks::problem::Problem;
@@ -68,9 +69,9 @@ pub fn distinct_ids(problems: &mut [Problem]) {
 
 /// Samples the responses that are not in `have` (problem and sample); `save` gets each as it ends. A response depends on
 /// its problem and its own seed only.
-pub fn sample_missing(
-    model: &Model,
-    ws: &mut Workspace,
+pub fn sample_missing<B: Rollout>(
+    model: &Model<B>,
+    ws: &mut Workspace<B>,
     prompts: &PromptEncoder,
     problems: &[Problem],
     settings: &EvaluateSettings,
@@ -156,9 +157,9 @@ pub fn score_rows(rows: &[ResponseRow], n: usize, k: &[usize], seed: u64) -> Res
 }
 
 /// Samples `n` responses to every problem, judges each, and scores them. `progress` hears of every response that ended.
-pub fn evaluate(
-    model: &Model,
-    ws: &mut Workspace,
+pub fn evaluate<B: Rollout>(
+    model: &Model<B>,
+    ws: &mut Workspace<B>,
     prompts: &PromptEncoder,
     problems: &[Problem],
     settings: &EvaluateSettings,

@@ -46,13 +46,24 @@ impl Optimizer {
 
     /// On the CPU. With a factor on the learning rate of every tensor, `[tensors]` ([`super::groups::lr_scales`]).
     pub fn with_scales(layout: &ParamLayout, lr_scales: Vec<f64>) -> Optimizer {
-        Optimizer::on(&Cpu::default(), layout, lr_scales)
+        Optimizer::begin(&Cpu::default(), layout, lr_scales)
+    }
+
+    /// The same state on a device.
+    pub fn on<B: Backend>(self, backend: &B) -> Optimizer<B> {
+        let [m, v] = [self.m, self.v].map(|values| {
+            let mut moments = B::Array::default();
+            backend.upload(&values, &mut moments);
+            moments
+        });
+        let Optimizer { tensor_steps, steps, skipped, lr_scales, .. } = self;
+        Optimizer { m, v, tensor_steps, steps, skipped, lr_scales }
     }
 }
 
 impl<B: Backend> Optimizer<B> {
     /// On a device. With a factor on the learning rate of every tensor, `[tensors]` ([`super::groups::lr_scales`]).
-    pub fn on(backend: &B, layout: &ParamLayout, lr_scales: Vec<f64>) -> Optimizer<B> {
+    pub fn begin(backend: &B, layout: &ParamLayout, lr_scales: Vec<f64>) -> Optimizer<B> {
         let n = layout.tensors.iter().zip(&lr_scales).filter(|(_, s)| **s > 0.0).map(|(t, _)| t.len()).sum();
         let tensor_steps = vec![0; layout.tensors.len()];
         let [m, v] = std::array::from_fn(|_| {

@@ -63,6 +63,11 @@ impl Critic {
         let optimizer = Optimizer::with_scales(&model.layout, scales);
         Ok(Critic { model, optimizer })
     }
+
+    /// The same critic on a device.
+    pub fn on<B: Backend>(self, backend: &B) -> Critic<B> {
+        Critic { model: self.model.on(backend.clone()), optimizer: self.optimizer.on(backend) }
+    }
 }
 
 impl<B: Backend> Critic<B> {

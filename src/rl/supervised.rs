@@ -113,6 +113,7 @@ pub fn supervised_step<B: Backend>(
         entropy += stats.entropy.iter().map(|h| *h as f64).sum::<f64>();
     }
     let outcome = optimizer.step(model, grads, &trained, config, lr);
+    model.backend.status()?;
     Ok(SupervisedStep { loss: loss / tokens as f64, entropy: entropy / tokens as f64, outcome })
 }
 

@@ -21,8 +21,11 @@ use super::masking::masked_advantages;
 use super::metrics::Seconds;
 use super::optimizer::OptimizerConfig;
 use super::schedule::Schedule;
+use crate::compute::backend::Kind;
+use crate::compute::cpu::Cpu;
 use crate::model::{Keep, Model, Workspace};
 use crate::reward::{Reward, RewardConfig};
+use crate::rollout::Rollout;
 use crate::rollout::sampler::Sampling;
 use crate::text::prompt::PromptEncoder;
 use anyhow::{Result, ensure};
@@ -82,30 +85,30 @@ impl TrainSettings {
 }
 
 /// Model, optimizer and frozen surroundings of a run.
-pub struct Trainer<'a> {
+pub struct Trainer<'a, B: Rollout = Cpu> {
     pub settings: TrainSettings,
-    pub model: Model,
-    pub optimizer: Optimizer,
+    pub model: Model<B>,
+    pub optimizer: Optimizer<B>,
     /// With `advantage = gae`, and only then.
-    pub critic: Option<Critic>,
+    pub critic: Option<Critic<B>>,
     /// The frozen reference of the KL penalty; needed when `loss.kl_coef` is not 0, but for a model with an adapter, which is its
     /// own reference with the adapter off.
-    pub reference: Option<Model>,
+    pub reference: Option<Model<B>>,
     pub prompts: &'a PromptEncoder,
     reward: Reward,
-    workspace: Workspace,
-    grads: Vec<f32>,
+    workspace: Workspace<B>,
+    grads: B::Array,
 }
 
-impl<'a> Trainer<'a> {
+impl<'a, B: Rollout> Trainer<'a, B> {
     pub fn new(
         settings: TrainSettings,
-        model: Model,
-        optimizer: Optimizer,
-        critic: Option<Critic>,
-        reference: Option<Model>,
+        model: Model<B>,
+        optimizer: Optimizer<B>,
+        critic: Option<Critic<B>>,
+        reference: Option<Model<B>>,
         prompts: &'a PromptEncoder,
-    ) -> Result<Trainer<'a>> {
+    ) -> Result<Trainer<'a, B>> {
         ensure!(
             settings.loss.kl_coef == 0.0 || reference.is_some() || model.layout.adapter.is_some(),
             "kl_coef = {} needs a reference model",
@@ -117,7 +120,9 @@ impl<'a> Trainer<'a> {
         );
         // The critic's updates come before the policy's, through the same buffers.
         let parameters = model.layout.trainable().len().max(critic.as_ref().map_or(0, |c| c.model.layout.len()));
-        let (workspace, grads) = (Workspace::new(&model), vec![0f32; parameters]);
+        let (workspace, mut grads) = (Workspace::new(&model), B::Array::default());
+        model.backend.resize(&mut grads, parameters, Kind::F32);
+        model.backend.status()?;
         let reward = Reward::new(&settings.reward, settings.sampling.max_new_tokens)?;
         Ok(Trainer { settings, model, optimizer, critic, reference, prompts, reward, workspace, grads })
     }

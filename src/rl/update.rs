@@ -210,5 +210,6 @@ pub fn update<B: Backend>(
     }
     let gradient = mini_batch_gradient(model, ws, groups, range, settings, before, grads)?;
     let outcome = optimizer.step(model, grads, settings.trained, config, lr);
+    model.backend.status()?;
     Ok((gradient, outcome))
 }

@@ -206,7 +206,7 @@ fn a_response_longer_than_what_is_held_is_read_in_parts() {
     let sample = Sample { ids: (0..40).map(|i| (i * 11) % 50).collect(), response_start: 3 };
     let mut flow = Flow::new(LAYERS, reading);
     let mut ws = Workspace::new(&model);
-    let mut whole = flow.clone();
+    let mut whole = Flow::new(LAYERS, reading);
     whole.add(&model, &mut ws, std::slice::from_ref(&sample), &mut |_| ()).unwrap();
     flow.add_at_most(&model, &mut ws, &[sample.clone(), sample.clone()], 7, &mut |_| ()).unwrap();
     whole.add(&model, &mut ws, &[sample], &mut |_| ()).unwrap();
@@ -226,11 +226,11 @@ fn sums_that_were_saved_go_on_bit_for_bit() {
     let mut flow = Flow::go_on(LAYERS, reading, sums.clone()).unwrap();
     flow.add(&model, &mut ws, &all[2..], &mut |_| ()).unwrap();
     assert_eq!(flow.finish(&model, "m", None).unwrap(), analysed(reading, &[&all]));
-    assert!(Flow::go_on(LAYERS + 1, reading, sums.clone()).is_err());
+    assert!(Flow::<Cpu>::go_on(LAYERS + 1, reading, sums.clone()).is_err());
     for (from, to) in [("\"tokens\":9", "\"tokens\":8"), ("\"never_decided\":", "\"never_decided\":1")] {
         assert!(text.contains(from), "{text}");
         let broken: Sums = serde_json::from_str(&text.replacen(from, to, 1)).unwrap();
-        assert!(Flow::go_on(LAYERS, reading, broken).is_err(), "{to}");
+        assert!(Flow::<Cpu>::go_on(LAYERS, reading, broken).is_err(), "{to}");
     }
 }
 

@@ -37,7 +37,7 @@ impl Cpu {
         AttentionShape { heads, kv_heads, head_dim, compute: self.compute }
     }
 
-    fn head<'a>(self, head: Unembedding<&'a [f32]>) -> Head<'a> {
+    pub(super) fn head_of<'a>(self, head: Unembedding<&'a [f32]>) -> Head<'a> {
         let Unembedding { weight, hidden_size, temperature, .. } = head;
         Head { embedding: weight, hidden_size, temperature, compute: self.compute }
     }
@@ -101,6 +101,10 @@ impl Backend for Cpu {
 
     fn store<'a>(&self, params: &'a Vec<f32>) -> Cow<'a, [f32]> {
         Cow::Borrowed(params)
+    }
+
+    fn unload(&self, params: Vec<f32>) -> Vec<f32> {
+        params
     }
 
     fn params<'a>(params: &'a Vec<f32>, range: &Range<usize>) -> &'a [f32] {
@@ -350,7 +354,7 @@ impl Backend for Cpu {
         targets: Option<&[u32]>,
         _: &mut Vec<f32>,
     ) -> HeadStats {
-        Cpu::head(*self, head).forward(hidden, targets)
+        self.head_of(head).forward(hidden, targets)
     }
 
     fn head_backward<E>(
@@ -363,7 +367,7 @@ impl Backend for Cpu {
         room: &mut Vec<f32>,
         loss: impl FnMut(Range<usize>, &HeadStats) -> Result<RowGradients, E>,
     ) -> Result<HeadStats, E> {
-        Cpu::head(*self, head).forward_backward(hidden, targets, d_hidden, d_unembed, room, loss)
+        self.head_of(head).forward_backward(hidden, targets, d_hidden, d_unembed, room, loss)
     }
 
     fn values(&self, states: &Vec<f32>, rows: &[usize], w: &[f32], b: &[f32]) -> Vec<f32> {

@@ -35,16 +35,12 @@ pub fn cosine(ab: f64, aa: f64, bb: f64) -> f64 {
     ab / (aa.sqrt().max(COSINE_EPS) * bb.sqrt().max(COSINE_EPS))
 }
 
-/// `cos(a_r, b_r)` of every row: a and b `[R, d]`. Returns `[R]`.
-pub fn row_cosines(a: &[f32], b: &[f32], d: usize) -> Vec<f64> {
-    let rows = a.par_chunks(d).zip(b.par_chunks(d)).with_min_len(64);
-    let cosines = rows.map(|(a, b)| {
-        vectorize(
-            #[inline(always)]
-            || cosine(dot_f64(a, b), dot_f64(a, a), dot_f64(b, b)),
-        )
-    });
-    cosines.collect()
+/// `cos(a, b)` of two vectors.
+pub fn row_cosine(a: &[f32], b: &[f32]) -> f64 {
+    vectorize(
+        #[inline(always)]
+        || cosine(dot_f64(a, b), dot_f64(a, a), dot_f64(b, b)),
+    )
 }
 
 #[cfg(test)]
@@ -63,7 +59,8 @@ mod tests {
 
     #[test]
     fn cosines_of_rows() {
-        let (a, b) = ([3.0, 4.0, 1.0, 0.0, 0.0, 0.0], [4.0, 3.0, 0.0, 2.0, 1.0, 0.0]);
-        assert_eq!(row_cosines(&a, &b, 2), [24.0 / 25.0, 0.0, 0.0]);
+        assert_eq!(row_cosine(&[3.0, 4.0], &[4.0, 3.0]), 24.0 / 25.0);
+        assert_eq!(row_cosine(&[1.0, 0.0], &[0.0, 2.0]), 0.0);
+        assert_eq!(row_cosine(&[0.0, 0.0], &[1.0, 0.0]), 0.0);
     }
 }

@@ -10,8 +10,7 @@ mod divergence;
 mod gradient;
 mod row;
 
-pub use crate::compute::backend::{HeadStats, RowGradients};
-pub use divergence::{Comparison, Divergences};
+pub use crate::compute::backend::{Comparison, Divergences, HeadStats, RowGradients};
 pub use row::LogitRow;
 
 use super::gemm::{Compute, Mat, MatMut, PackedWeight, Write, linear, matmul_seq};

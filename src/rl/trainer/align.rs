@@ -11,6 +11,7 @@ use crate::rl::metrics::RolloutAgreement;
 use crate::rl::schedule::Phase;
 use crate::rl::selection::top_entropy;
 use crate::rl::update::{Before, Beside, LogProbs, PerToken, Scored, UpdateSettings, score_groups, update};
+use crate::rollout::Rollout;
 use anyhow::Result;
 use std::ops::Range;
 use std::time::Instant;
@@ -33,7 +34,7 @@ pub(super) struct Aligned {
     pub ratios: RolloutRatios,
 }
 
-impl Trainer<'_> {
+impl<B: Rollout> Trainer<'_, B> {
     /// The mini-batch updates of one step of the policy (counted from the end of the critic's warm-up), on the phase's policy.
     pub(super) fn align(&mut self, step: usize, phase: Phase, groups: &[ResponseGroup]) -> Result<Aligned> {
         let s = &self.settings;
@@ -65,7 +66,7 @@ impl Trainer<'_> {
             let range = scored_from..groups.len();
             score_groups(&self.model, &mut self.workspace, groups, range, &settings, &mut old_beside);
         }
-        let scored_by = |model: &Model| {
+        let scored_by = |model: &Model<B>| {
             let (mut workspace, mut out) = (Workspace::new(model), Scored::of(groups));
             score_groups(model, &mut workspace, groups, 0..groups.len(), &settings, &mut out);
             out.log_probs
@@ -138,7 +139,7 @@ impl Trainer<'_> {
     }
 }
 
-impl Trainer<'_> {
+impl<B: Rollout> Trainer<'_, B> {
     /// A step in which the policy stays as it is: what its updates would have begun with, from one forward.
     pub(super) fn watch(&mut self, phase: Phase, groups: &[ResponseGroup]) -> Result<Aligned> {
         let s = &self.settings;

@@ -11,6 +11,7 @@ use crate::rl::critic::CriticMetrics;
 use crate::rl::masking::Known;
 use crate::rl::metrics::{BesideMetrics, Lengths, PhaseEnd, RolloutAgreement, Seconds, StepMetrics, mean_parts};
 use crate::rl::schedule::Phase;
+use crate::rollout::Rollout;
 use crate::rollout::engine::{Completion, Finish};
 use crate::verify::StatusCounts;
 use anyhow::{Context, Result};
@@ -44,7 +45,7 @@ pub struct StepReport {
     pub completions: Vec<CompletionRow>,
 }
 
-impl Trainer<'_> {
+impl<B: Rollout> Trainer<'_, B> {
     pub(super) fn metrics(
         &self,
         step: usize,

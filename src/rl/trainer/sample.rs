@@ -4,6 +4,7 @@ use super::Trainer;
 use crate::policy::InternalPolicy;
 use crate::reward::{Item, Score};
 use crate::rl::dynamic_sampling::Refilling;
+use crate::rollout::Rollout;
 use crate::rollout::engine::{Completion, Engine, Request, generate};
 use crate::tasks::problem::Problem;
 use crate::tasks::seed::derive_seed;
@@ -46,7 +47,7 @@ impl Sampled {
     }
 }
 
-impl Trainer<'_> {
+impl<B: Rollout> Trainer<'_, B> {
     /// Asks and judges; under dynamic sampling again for every group without a difference, until the batch is full.
     pub(super) fn sample(
         &mut self,

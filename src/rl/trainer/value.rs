@@ -6,10 +6,11 @@ use crate::rl::batch::ResponseGroup;
 use crate::rl::critic::{CriticMetrics, Expected, ValueSettings, ValueStats, explained_variance};
 use crate::rl::gae::estimate;
 use crate::rl::metrics::Seconds;
+use crate::rollout::Rollout;
 use anyhow::{Context, Result};
 use std::time::Instant;
 
-impl Trainer<'_> {
+impl<B: Rollout> Trainer<'_, B> {
     /// Fills in the advantages of all responses from the critic's values, then updates the critic, mini-batch by mini-batch as the
     /// policy. `groups` are the kept ones of what was sampled. The critic reads its own final states, whichever policy the step optimizes.
     pub(super) fn assess(

@@ -10,30 +10,9 @@
 //! tile's sums are f32 in 16 lanes, relative to the tile's own maxima; across tiles they are f64, relative to the row's.
 
 use super::{Head, ROWS, TILE};
+use crate::compute::backend::{Comparison, Divergences};
 use crate::compute::cpu::simd::{LANES, exp, horizontal, max, vectorize};
 use rayon::prelude::*;
-
-/// Statistics of S states of each of R tokens, `[R, S]`: the states of a token follow each other.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Comparison {
-    /// In nats.
-    pub entropy: Vec<f32>,
-    /// Of the targets; empty if none were given.
-    pub log_probs: Vec<f32>,
-    /// The likeliest token; the lowest id of several.
-    pub top: Vec<u32>,
-    /// One for each reference, in the order that they were asked for.
-    pub divergences: Vec<Divergences>,
-}
-
-/// Kullback-Leibler divergences of each state, `[R, S]`, in nats, never negative.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Divergences {
-    /// `D(state || reference)`
-    pub to: Vec<f32>,
-    /// `D(reference || state)`
-    pub from: Vec<f32>,
-}
 
 /// What one row takes from one tile, relative to the tile's maximum `m`; `to` and `from` are the sums of the two
 /// divergences for each of N references. `target` is the target's logit, or 0 if the target lies in another tile.

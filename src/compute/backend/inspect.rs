@@ -1,0 +1,67 @@
+//! What an analysis asks of a device, beside what a decoder does: states side by side, and what they say.
+
+use super::{Backend, Unembedding};
+
+/// Statistics of S states of each of R tokens, `[R, S]`: the states of a token follow each other.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Comparison {
+    /// In nats.
+    pub entropy: Vec<f32>,
+    /// Of the targets; empty if none were given.
+    pub log_probs: Vec<f32>,
+    /// The likeliest token; the lowest id of several.
+    pub top: Vec<u32>,
+    /// One for each reference, in the order that they were asked for.
+    pub divergences: Vec<Divergences>,
+}
+
+/// Kullback-Leibler divergences of each state, `[R, S]`, in nats, never negative.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Divergences {
+    /// `D(state || reference)`
+    pub to: Vec<f32>,
+    /// `D(reference || state)`
+    pub from: Vec<f32>,
+}
+
+/// Rows of width d in an array: the first begins at element `first`, each `stride` elements after the one before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placed {
+    pub first: usize,
+    pub stride: usize,
+    pub d: usize,
+}
+
+/// The operations of an analysis.
+pub trait Inspect: Backend {
+    /// Copies rows of a state `[T, d]` of either kind to their places in `out`, which is a factor and long enough.
+    fn place_rows(&self, state: &Self::Array, rows: &[usize], out: &mut Self::Array, at: Placed);
+    /// Cosines of `n` rows of a with as many of b, summed in f64.
+    fn row_cosines(&self, a: &Self::Array, in_a: Placed, b: &Self::Array, in_b: Placed, n: usize) -> Vec<f64>;
+    /// `x / rms(x) * w` in place, of the first `count` of every `places` rows of width d.
+    fn norm_rows(&self, x: &mut Self::Array, w: Self::View<'_>, eps: f32, d: usize, count: usize, places: usize);
+    /// Inner products of the first `layers` of a token's states `[R, S, d]`, shape (S, d), with each other, `i >= j` in order of i, summed in f64;
+    /// of `tokens` tokens from `first` on: `[tokens, layers (layers + 1) / 2]`.
+    fn gram(&self, states: &Self::Array, shape: (usize, usize), layers: usize, first: usize, tokens: usize)
+    -> Vec<f64>;
+    /// Statistics of states `[R, S, d]`, S to a token, for targets `[R]`. `references`, two at most, are the places of the states that
+    /// every state's divergences are taken to and from.
+    fn compare(
+        &self,
+        head: Unembedding<Self::View<'_>>,
+        states: &Self::Array,
+        places: usize,
+        references: &[usize],
+        targets: &[u32],
+        room: &mut Self::Array,
+    ) -> Comparison;
+    /// Whole rows of logits of hidden's rows from `first` on, `[n, V]`, on the host.
+    fn logits(
+        &self,
+        head: Unembedding<Self::View<'_>>,
+        hidden: &Self::Array,
+        first: usize,
+        n: usize,
+        room: &mut Self::Array,
+    ) -> Vec<f32>;
+}
