@@ -4,6 +4,7 @@
 //! device is a folder, and the operations have the same names in each.
 
 pub mod backend;
+pub mod choice;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
@@ -11,4 +12,5 @@ pub mod memory;
 pub mod packing;
 
 pub use backend::Backend;
+pub use choice::DeviceChoice;
 pub use packing::{Packing, Segment};
