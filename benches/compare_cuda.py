@@ -25,15 +25,18 @@ from batches import write_update
 # Name, what it says in the table, ours behind `bupo bench`, and the peer's. Braces are filled from the sizes.
 UPDATE = "update --shape {shape} --batch {batch} --micro-batch-tokens {micro_tokens} --recompute --compute bf16 --repeat {repeat}"
 PEER_UPDATE = "update --shape {shape} --rows {rows} --length {length} --micro {micro} --repeat {repeat}"
-ANALYSIS = " --shape {shape} --rows {analysis_rows} --length {length} --prompt 32 --repeat {repeat}"
+ANALYSIS = "analysis --shape {shape} --rows {analysis_rows} --length {length} --prompt 32"
 ROLLOUT = "rollout --shape {rollout_shape} --batch {batch_size} --prompt {prompt} --new {new} --repeat {long_repeat}"
 STEP = "step --shape {step_shape} --prompts {prompts} --group {group} --prompt {prompt} --new {step_new}"
 JOBS = {
     "limits": ("what the GPU does at best", "machine", "limits --size {size}"),
     "update": ("{shape}: update, final policy, {rows} x {length} tokens", UPDATE, PEER_UPDATE),
-    "update-layer": ("{shape}: update, layer {layer}, {rows} x {length} tokens", UPDATE + " --layer {layer}", PEER_UPDATE + " --layer {layer}"),
-    "analysis-bf16": ("{shape}: analysis, all taps, bf16", "analysis" + ANALYSIS + " --compute bf16", "analysis" + ANALYSIS + " --dtype bf16"),
-    "analysis-f32": ("{shape}: analysis, all taps, f32", "analysis" + ANALYSIS + " --compute f32", "analysis" + ANALYSIS + " --dtype f32"),
+    "update-layer": ("{shape}: update, layer {layer}, {rows} x {length} tokens", UPDATE + " --layer {layer}",
+                     PEER_UPDATE + " --layer {layer}"),
+    "analysis-bf16": ("{shape}: analysis, all taps, {analysis_rows} x {length} tokens, bf16", ANALYSIS + " --compute bf16 --repeat {repeat}",
+                      ANALYSIS + " --dtype bf16 --repeat {repeat}"),
+    "analysis-f32": ("{shape}: analysis, all taps, {analysis_rows} x {length} tokens, f32", ANALYSIS + " --compute f32 --repeat {long_repeat}",
+                     ANALYSIS + " --dtype f32 --repeat {long_repeat}"),
     "rollout": ("{rollout_shape}: rollout, {batch_size} x {new} tokens", ROLLOUT + " --compute bf16", ROLLOUT + " --at {at}"),
     "step": ("{step_shape}: one GRPO step, {prompts} x {group} x {step_new} tokens", STEP + " --compute bf16 --steps {steps}",
              STEP + " --micro {micro} --repeat {long_repeat}"),
@@ -49,7 +52,7 @@ ap.add_argument("--jobs", default=",".join(JOBS))
 ap.add_argument("--sides", default="ours,peers")
 ap.add_argument("--runs", type=int, default=1)
 ap.add_argument("--repeat", type=int, default=3, help="times within one process, after a warm-up")
-ap.add_argument("--long-repeat", type=int, default=1, help="the same for rollouts and steps")
+ap.add_argument("--long-repeat", type=int, default=1, help="the same for rollouts, steps and analyses in f32")
 ap.add_argument("--new", type=int, default=1024, help="new tokens of a rollout; --step-new of a step")
 ap.add_argument("--step-new", type=int, default=1024)
 ap.add_argument("--limit", type=float, default=120, help="seconds for one measurement")
