@@ -1,12 +1,14 @@
 """Ours and PyTorch side by side, in turns, in one run; a Markdown table of medians and ratios.
 
     python benches/compare.py --peers DIR --models small=DIR medium=DIR 0.6b=DIR [--runs 5] [--dtypes f32,bf16]
-        [--computes f32,bf16] [--jobs update,update-layer,rollout,analysis,step]
+        [--computes f32,bf16] [--jobs update,update-layer,rollout,analysis,step] [--seconds N] [--results FILE]
 
 DIR of --peers holds analyze_torch.py, update_torch.py, generate_hf.py and grpo_trl.py (plain PyTorch + transformers
 programs and TRL; see docs/PERFORMANCE.md for what each does) and this script's Python has torch, transformers and trl. All
 sides get the same number of threads. Values are compared too: losses and per-layer entropies in f32 must agree to 1e-4,
-or the script says so and fails. Peak memory is what the kernel counted for each process.
+or the script says so and fails. Peak memory is what the kernel counted for each process. A command that fails is said at the end, and the
+others go on. --seconds leaves out rounds for which no time is left, judging by the job's last round; --results keeps every measurement
+as it comes, and `--runs 0` prints the table of what a file holds.
 """
 import argparse
 import json
@@ -17,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 
 from batches import write_samples, write_update
 
@@ -27,22 +30,24 @@ ap.add_argument("--runs", type=int, default=5)
 ap.add_argument("--jobs", default="update,update-layer,rollout,analysis,step")
 ap.add_argument("--dtypes", default="f32,bf16", help="what the peers run in")
 ap.add_argument("--computes", default="f32,bf16", help="what ours multiplies in; f32 must be among them, whose values are compared")
+ap.add_argument("--seconds", type=float, default=float("inf"), help="starts no round of a job that would end later than that")
 ap.add_argument("--results", type=pathlib.Path, help="JSON lines of every measurement; those already there join the medians")
 ap.add_argument("--bupo", default="target/release/bupo")
 ap.add_argument("--threads", default="2")
 a = ap.parse_args()
 ENV = os.environ | {"OMP_NUM_THREADS": a.threads}
 HERE = pathlib.Path(__file__).parent
+START = time.monotonic()
 # A job's size by the model's name: what PyTorch survives in 24 GiB. `repeat`: updates timed within one process.
 FULL = dict(rows=16, length=256, repeat=3, layer=2, batch=64, new=128, samples=4)
 SIZES = {"0.6b": dict(rows=2, length=256, repeat=3, layer=6, batch=16, new=32, samples=1)}
-failures = []
+failures, compared = [], []
 jobs = a.jobs.split(",")
 DTYPES = {"torch": "f32", "torch_bf16": "bf16"}
 
 
 def measured(command):
-    """Last JSON line of a program's output, with its process's peak memory in MiB."""
+    """Last JSON line of a program's output, with its process's peak memory in MiB; nothing if it fails."""
     child = subprocess.Popen([*map(str, command)], env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     errors = []
     reader = threading.Thread(target=lambda: errors.append(child.stderr.read()))
@@ -51,7 +56,8 @@ def measured(command):
     _, status, usage = os.wait4(child.pid, 0)
     reader.join()
     if status:
-        sys.exit(f"{command} failed:\n{errors[0][-2000:]}")
+        failures.append(f"{' '.join(map(str, command))} failed:\n{errors[0][-2000:]}")
+        return None
     lines = [l for l in output.splitlines() if l.startswith("{")]
     result = json.loads(lines[-1]) if lines else {}
     result.setdefault("seconds", result.get("seconds_per_step"))
@@ -61,29 +67,40 @@ def measured(command):
 def agree(what, ours, theirs):
     # Below 0.1 the difference itself counts: PyTorch's log_softmax of a nearly certain token carries the rounding of its logits,
     # so that of 0.006893 nats (the same logits in f64; hidden size 1024, vocabulary 151,936) it makes 0.006884.
+    compared.append(what)
     worst = max(abs(x - y) / max(abs(y), 0.1) for x, y in zip(ours, theirs))
     if worst > 1e-4:
         failures.append(f"{what}: relative difference {worst:.1e}")
 
 
-def in_turns(**commands):
-    """Every command `runs` times, in turns; the results of each."""
-    results = {name: [] for name in commands}
+def both(results):
+    """Whether there are values of both sides in f32 to compare."""
+    return results.get("f32") and results.get("torch")
+
+
+def in_turns(job, **commands):
+    """Every command `runs` times, in turns, as long as there is time; the results of each, which the file of results gets too."""
+    results, last = {name: [] for name in commands}, 0
     for _ in range(a.runs):
+        start = time.monotonic()
+        if start + last > START + a.seconds:
+            break
         for name, command in commands.items():
-            results[name].append(measured(command))
+            if (r := measured(command)) is None:
+                continue
+            results[name].append(r)
+            if a.results:
+                line = dict(job=job, side=name, seconds=r["seconds"], peak_rss_mib=r["peak_rss_mib"])
+                with a.results.open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+        last = time.monotonic() - start
     return results
 
 
 def remembered(job, results):
-    """Adds a job's measurements to the file of results; returns all that it holds for the job."""
-    if not a.results:
+    """All that the file of results holds for a job, or what was measured now."""
+    if not a.results or not a.results.exists():
         return results
-    with a.results.open("a") as file:
-        for side, runs in results.items():
-            for r in runs:
-                line = dict(job=job, side=side, seconds=r["seconds"], peak_rss_mib=r["peak_rss_mib"])
-                file.write(json.dumps(line) + "\n")
     together = {}
     for line in map(json.loads, a.results.read_text().splitlines()):
         if line["job"] == job:
@@ -94,8 +111,8 @@ def remembered(job, results):
 def row(job, results):
     """One line: ours in f32 and bf16, PyTorch in f32 (and bf16), ratios to PyTorch's f32 and bf16."""
     results = remembered(job, results)
-    second = {name: statistics.median(r["seconds"] for r in runs) for name, runs in results.items()}
-    peak = {name: statistics.median(r["peak_rss_mib"] for r in runs) for name, runs in results.items()}
+    middle = lambda key: {name: statistics.median(r[key] for r in runs) for name, runs in results.items() if runs}
+    second, peak = middle("seconds"), middle("peak_rss_mib")
     over = lambda ours, theirs: f"{second[theirs] / second[ours]:.2f}x" if theirs in second and ours in second else "-"
     value = lambda table, name, form: form.format(table[name]) if name in table else "-"
     cells = [job, *(value(second, n, "{:.2f}") for n in ("f32", "bf16", "torch", "torch_bf16"))]
@@ -125,32 +142,36 @@ with tempfile.TemporaryDirectory() as scratch:
                 continue
             verb = ["bench", "update", model, "--batch", data, "--repeat", repeat, *layer]
             bf16 = [sys.executable, HERE / "update_bf16.py", a.peers, model, data, "--repeat", repeat, *layer]
-            results = in_turns(**ours(*verb, *recompute),
+            title = f"{name}: update, {label}, {rows} x {length} tokens"
+            results = in_turns(title, **ours(*verb, *recompute),
                                **theirs(peer("update_torch.py", model, data, "--repeat", repeat, *layer), bf16))
-            agree(f"{name} update, {label}", results["f32"][0]["losses"], results["torch"][0]["losses"])
-            row(f"{name}: update, {label}, {rows} x {length} tokens", results)
+            if both(results):
+                agree(f"{name} update, {label}", results["f32"][0]["losses"], results["torch"][0]["losses"])
+            row(title, results)
         if "rollout" in jobs:
             sizes = ["--batch", str(size["batch"]), "--new", str(size["new"]), "--repeat", "1"]
             command = peer("generate_hf.py", model, *sizes)
-            results = in_turns(**ours("bench", "rollout", model, *sizes), **theirs(command, [*command, "--dtype", "bfloat16"]))
-            row(f"{name}: rollout, {size['batch']} x {size['new']} tokens", results)
+            title = f"{name}: rollout, {size['batch']} x {size['new']} tokens"
+            row(title, in_turns(title, **ours("bench", "rollout", model, *sizes), **theirs(command, [*command, "--dtype", "bfloat16"])))
         if "analysis" in jobs:
-            out = scratch / "analysis"
+            out, title = scratch / "analysis", f"{name}: analysis, all taps, {samples} x {length - 32} tokens"
             commands = ours("analyze", model, "--data", tokens, "--json")
             commands = {c: [*command, "--out", out / c] for c, command in commands.items()}
             command = ["analyze_torch.py", model, tokens, "--out"]
-            results = in_turns(**commands, **theirs(peer(*command, scratch / "torch.json"), peer(
+            results = in_turns(title, **commands, **theirs(peer(*command, scratch / "torch.json"), peer(
                 *command, scratch / "torch_bf16.json", "--dtype", "bfloat16")))
-            mine = json.loads((out / "f32" / "analysis.json").read_text())
-            torch = json.loads((scratch / "torch.json").read_text())
-            for l in mine["per_layer"]:
-                keys = list(l["entropy"])
-                agree(f"{name} entropies of layer {l['layer']}", [l["entropy"][k] for k in keys],
-                      [torch["mean"][f"{k}.{l['layer']}"] for k in keys])
-                agree(f"{name} residual norm of layer {l['layer']}", [l["residual_norm"]], [torch["mean"][f"norm.{l['layer']}"]])
-            row(f"{name}: analysis, all taps, {samples} x {length - 32} tokens", results)
+            if both(results):
+                mine = json.loads((out / "f32" / "analysis.json").read_text())
+                torch = json.loads((scratch / "torch.json").read_text())
+                for l in mine["per_layer"]:
+                    keys = list(l["entropy"])
+                    agree(f"{name} entropies of layer {l['layer']}", [l["entropy"][k] for k in keys],
+                          [torch["mean"][f"{k}.{l['layer']}"] for k in keys])
+                    agree(f"{name} residual norm of layer {l['layer']}", [l["residual_norm"]], [torch["mean"][f"norm.{l['layer']}"]])
+            row(title, results)
         if "step" in jobs and name == "small":
             command = peer("grpo_trl.py", model, "--prompts", "8", "--group", "8", "--new", "128", "--steps", "3")
-            row(f"{name}: one GRPO step, 8 x 8 x 128 tokens (TRL)", in_turns(**ours("bench", "step", model), torch=command))
-print("\n".join(["", *failures]) if failures else "\nValues agree to 1e-4.")
+            title = f"{name}: one GRPO step, 8 x 8 x 128 tokens (TRL)"
+            row(title, in_turns(title, **ours("bench", "step", model), torch=command))
+print("\n".join(["", *failures] if failures else ["\nValues agree to 1e-4."] if compared else []))
 sys.exit(bool(failures))
