@@ -5,6 +5,7 @@ mod bench;
 pub use bench::{BenchCommand, BenchOpenArgs, BenchRolloutArgs, BenchStepArgs, BenchUpdateArgs};
 
 use crate::analysis::Lens;
+use crate::compute::DeviceChoice;
 use crate::model::weights::SaveDtype;
 use crate::model::{Compute, Target};
 use crate::rl::{Aggregation, LrSchedule};
@@ -195,6 +196,9 @@ pub struct ComputeArgs {
     /// What matrix products multiply in: f32, or bf16 (faster, about three digits)
     #[arg(long, default_value = "f32", value_parser = parse_compute)]
     pub compute: Compute,
+    /// Where it computes: cpu, cuda (the first GPU), cuda:N, or auto
+    #[arg(long, default_value = "cpu")]
+    pub device: DeviceChoice,
 }
 
 /// A LoRA adapter in place of the weights, where a recipe does not say.

@@ -4,6 +4,7 @@ pub mod adapter;
 pub mod analyze;
 pub mod bench;
 pub mod compare;
+mod device;
 pub mod diff;
 pub mod evaluate;
 pub mod generate;
@@ -19,9 +20,9 @@ pub mod train;
 pub mod verify;
 
 use crate::cli::PromptArgs;
+use crate::compute::Backend;
 use crate::hub::checkpoint;
-use crate::model::{Compute, Model};
-use crate::run::progress::say;
+use crate::model::Model;
 use crate::tasks::dataset::Row;
 use crate::text::{ChatTemplate, PromptEncoder, PromptTemplate, Tokenizer};
 use adapter::{base_of_adapter, open_adapter};
@@ -43,32 +44,19 @@ pub struct Opened {
 
 /// Opens a checkpoint folder, or a model of the hub by its name; prompts are asked as the options say, by the model's chat
 /// template without any.
-pub fn open(dir: &Path, prompt: &PromptArgs, compute: Compute) -> Result<Opened> {
+pub fn open(dir: &Path, prompt: &PromptArgs) -> Result<Opened> {
     let template = asked_template(prompt).unwrap_or_default();
     let dir = checkpoint(dir)?;
-    let model = open_model(&dir, compute)?;
+    let model = open_model(&dir)?;
     let prompts = prompt_encoder(&dir, template, model.config.max_position_embeddings)?;
     Ok(Opened { model, prompts })
 }
 
-/// A checkpoint's model, computing as asked where this machine can. The folder of an adapter opens its base, with the adapter beside
-/// the weights.
-pub fn open_model(dir: &Path, compute: Compute) -> Result<Model> {
+/// A checkpoint's model, on the host. The folder of an adapter opens its base, with the adapter beside the weights.
+pub fn open_model(dir: &Path) -> Result<Model> {
     match base_of_adapter(dir)? {
-        Some(base) => open_adapter(dir, &base, compute),
-        None => {
-            let mut model = Model::open(dir)?;
-            compute_in(&mut model, compute);
-            Ok(model)
-        }
-    }
-}
-
-/// Sets what a model's products multiply in, and says so where this machine cannot.
-pub fn compute_in(model: &mut Model, compute: Compute) {
-    model.backend.compute = compute.here();
-    if model.backend.compute != compute {
-        say("this machine has no AVX512-BF16: compute = \"bf16\" becomes f32, which is slower and more exact");
+        Some(base) => open_adapter(dir, &base),
+        None => Model::open(dir),
     }
 }
 
@@ -100,10 +88,10 @@ pub fn prompt_encoder_beside(
 }
 
 /// Room for a response: what was asked for, else `usual` or what the context leaves after the longest prompt.
-pub fn max_new_tokens<'a>(
+pub fn max_new_tokens<'a, B: Backend>(
     asked: Option<usize>,
     usual: usize,
-    model: &Model,
+    model: &Model<B>,
     prompts: impl Iterator<Item = &'a Vec<u32>>,
 ) -> usize {
     let longest = prompts.map(Vec::len).max().unwrap_or(0);

@@ -56,10 +56,10 @@ impl<B: Backend> Model<B> {
         }
     }
 
-    /// The same model on the host, its products in what `compute` says.
-    pub fn into_host(self, compute: Compute) -> Model {
+    /// The same model on the host, which multiplies in f32.
+    pub fn into_host(self) -> Model {
         let params = self.backend.unload(self.params);
-        Model { config: self.config, layout: self.layout, params, backend: Cpu { compute } }
+        Model { config: self.config, layout: self.layout, params, backend: Cpu::default() }
     }
 
     /// The parameters on the host, `[layout.len()]`.

@@ -10,6 +10,7 @@ pub use sections::{
     RolloutSection, RunSection, SetSource, WarmupSection,
 };
 
+use crate::compute::DeviceChoice;
 use crate::model::{Compute, LoraConfig};
 use crate::reward::RewardConfig;
 use crate::rl::{BupoConfig, CriticConfig, LossConfig, OptimizerConfig, PhaseConfig};
@@ -30,6 +31,9 @@ pub struct Recipe {
     /// What matrix products multiply in: `f32`, or `bf16` with weights, gradients, moments and sums in f32.
     #[serde(default)]
     pub compute: Compute,
+    /// Where it computes: `cpu`, `cuda` (the first GPU), `cuda:N`, or `auto`.
+    #[serde(default)]
+    pub device: DeviceChoice,
     #[serde(default)]
     pub run: RunSection,
     pub model: ModelSection,

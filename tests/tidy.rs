@@ -20,14 +20,17 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("hub", &["text", "run"]),
     ("rollout", &["policy", "model", "compute"]),
     ("rl", &["rollout", "reward", "verify", "tasks", "text", "policy", "model", "compute"]),
-    ("evaluate", &["rollout", "reward", "verify", "tasks", "text", "policy", "model"]),
+    ("evaluate", &["rollout", "reward", "verify", "tasks", "text", "policy", "model", "compute"]),
     ("analysis", &["policy", "model", "compute"]),
     (
         "recipe",
-        &["rl", "evaluate", "analysis", "rollout", "reward", "verify", "tasks", "text", "run", "policy", "model"],
+        &[
+            "rl", "evaluate", "analysis", "rollout", "reward", "verify", "tasks", "text", "run", "policy", "model",
+            "compute",
+        ],
     ),
     ("sweep", &["recipe", "evaluate", "run"]),
-    ("cli", &["verify", "analysis", "rl", "model", "text"]),
+    ("cli", &["verify", "analysis", "rl", "model", "text", "compute"]),
     (
         "commands",
         &[

@@ -1,10 +1,9 @@
 //! Adapters as the verbs meet them: opened beside their base, and begun beside a model's weights.
 
-use super::compute_in;
 use crate::cli::LoraArgs;
 use crate::hub::checkpoint;
 use crate::model::weights::{self, SaveOptions, base_of, is_adapter, load_adapter};
-use crate::model::{Compute, LoraConfig, Model, Target};
+use crate::model::{LoraConfig, Model, Target};
 use crate::run::atomic::write_dir_atomic;
 use crate::run::progress::say;
 use crate::text::Tokenizer;
@@ -15,9 +14,8 @@ use std::path::{Path, PathBuf};
 const BASE: &str = "base";
 
 /// The model in `base` with the adapter in `dir` beside its weights.
-pub fn open_adapter(dir: &Path, base: &Path, compute: Compute) -> Result<Model> {
+pub fn open_adapter(dir: &Path, base: &Path) -> Result<Model> {
     let mut model = Model::open(base).with_context(|| format!("the base of the adapter {}", dir.display()))?;
-    compute_in(&mut model, compute);
     load_adapter(dir, &mut model)?;
     Ok(model)
 }

@@ -6,6 +6,7 @@ mod source;
 mod state;
 pub mod tokens;
 
+use super::device::{self, Device, on_device};
 use super::{max_new_tokens, open_model, optional_encoder};
 use crate::analysis::flow::PACK_TOKENS;
 use crate::analysis::{Analysis, Reading, Sample, terminal};
@@ -41,8 +42,12 @@ pub fn run(args: &AnalyzeArgs) -> Result<()> {
     drop(stream_rows(&args.data)?);
     let twice = "rows are read more than once: save them to a file first";
     ensure!(args.data.is_file(), "{} is no plain file, and {twice}", args.data.display());
+    on_device!(device::open(args.numbers.device, args.numbers.compute)?, backend => run_on(args, backend))
+}
+
+fn run_on<B: Device>(args: &AnalyzeArgs, backend: B) -> Result<()> {
     let dir = checkpoint(&args.model)?;
-    let model = open_model(&dir, args.numbers.compute)?;
+    let model = open_model(&dir)?.on(backend);
     let layers = model.config.layers;
     if args.tokens.is_some() {
         let vocabulary = model.config.vocab_size;
@@ -71,7 +76,7 @@ pub fn run(args: &AnalyzeArgs) -> Result<()> {
         answers: answers.as_ref().map(|a| a.fingerprint.clone()),
         lens: args.lens,
         layer: args.layer,
-        compute: model.backend.compute,
+        compute: model.backend.compute(),
     };
     let mut saved = state::Progress::new(&args.out, Duration::from_secs(args.save_every), about);
     let mut flow = saved.open(layers, Reading { lens: args.lens, chosen })?;
@@ -127,11 +132,11 @@ pub fn run(args: &AnalyzeArgs) -> Result<()> {
 }
 
 /// How the rows without a response are answered.
-fn answers<'a>(
+fn answers<'a, B: Device>(
     args: &'a AnalyzeArgs,
     source: &'a Source<'a>,
     contents: &Contents,
-    model: &Model,
+    model: &Model<B>,
     weights: String,
 ) -> Answers<'a> {
     let longest = std::iter::once(&contents.longest_prompt);
@@ -141,7 +146,7 @@ fn answers<'a>(
     fingerprint.text(&contents.fingerprint);
     fingerprint.number(args.seed);
     fingerprint.number(max_new_tokens as u64);
-    fingerprint.text(&format!("{:?}", model.backend.compute));
+    fingerprint.text(&format!("{:?}", model.backend.compute()));
     Answers {
         source,
         unanswered: contents.unanswered,

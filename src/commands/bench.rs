@@ -6,6 +6,7 @@ mod cuda;
 use super::adapter::asked;
 use super::open_model;
 use crate::cli::{BenchCommand, BenchOpenArgs, BenchRolloutArgs, BenchStepArgs, BenchUpdateArgs, LoraArgs};
+use crate::compute::cpu::Cpu;
 use crate::compute::cpu::gemm::{Write, linear};
 use crate::model::{Compute, Keep, Model, Workspace, weights};
 use crate::policy::{InternalPolicy, LayerIndex};
@@ -115,7 +116,7 @@ fn bench_update(args: &BenchUpdateArgs) -> Result<()> {
 
 /// A model, with a fresh adapter if one is asked for.
 fn open_with_adapter(dir: &Path, compute: Compute, adapter: &LoraArgs) -> Result<Model> {
-    let mut model = open_model(dir, compute)?;
+    let mut model = open_model(dir)?.on(Cpu { compute: compute.here() });
     if let Some(config) = asked(adapter) {
         model.add_adapter(&config, &dir.to_string_lossy(), 1).context("--lora")?;
     }
@@ -152,7 +153,7 @@ fn groups(batch: &Batch, model: &Model) -> Result<(Vec<ResponseGroup>, Option<Lo
 }
 
 fn bench_rollout(args: &BenchRolloutArgs) -> Result<()> {
-    let model = open_model(&args.model, args.numbers.compute)?;
+    let model = open_model(&args.model)?.on(Cpu { compute: args.numbers.compute.here() });
     let requests = random_requests(&model, args.batch, args.prompt, 1);
     let sampling = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, max_new_tokens: args.new };
     // No token ends a response: every sequence gets its full length.

@@ -3,6 +3,7 @@
 mod plan;
 mod rescore;
 
+use super::device::{self, Device, on_device};
 use super::open;
 use crate::cli::EvaluateArgs;
 use crate::evaluate::result::{Evaluation, Settings};
@@ -43,18 +44,24 @@ pub fn run(args: &EvaluateArgs) -> Result<()> {
         bail!("expected a model and --out, or --rescore with a folder");
     };
     let plans = plan::plans(args)?;
-    let opened = open(Path::new(name), &args.prompt, args.numbers.compute)?;
-    let policy = InternalPolicy::parse(&args.policy, opened.model.config.layers)?;
-    let mut ws = Workspace::new(&opened.model);
+    let device = device::open(args.numbers.device, args.numbers.compute)?;
+    on_device!(device, backend => run_on(args, name, out, &plans, backend))
+}
+
+fn run_on<B: Device>(args: &EvaluateArgs, name: &str, out: &Path, plans: &[Plan], backend: B) -> Result<()> {
+    let opened = open(Path::new(name), &args.prompt)?;
+    let (model, asked) = (opened.model.on(backend), opened.prompts);
+    let policy = InternalPolicy::parse(&args.policy, model.config.layers)?;
+    let mut ws = Workspace::new(&model);
     let mut done = Vec::with_capacity(plans.len());
-    for plan in &plans {
-        let dir = if args.suite.is_empty() { out.clone() } else { out.join(&plan.suite.name) };
+    for plan in plans {
+        let dir = if args.suite.is_empty() { out.to_path_buf() } else { out.join(&plan.suite.name) };
         let prompts = match &plan.template {
-            Some(template) => opened.prompts.with_template(template.clone())?,
-            None => opened.prompts.clone(),
+            Some(template) => asked.with_template(template.clone())?,
+            None => asked.clone(),
         };
-        let settings = settings(args, plan, policy, &opened.model, &prompts)?;
-        let evaluated = one(name, &opened.model, &mut ws, &prompts, plan, &settings, &dir);
+        let settings = settings(args, plan, policy, &model, &prompts)?;
+        let evaluated = one(name, &model, &mut ws, &prompts, plan, &settings, &dir);
         done.push(evaluated.with_context(|| format!("evaluation of {}", plan.suite.name))?);
     }
     if !args.suite.is_empty() {
@@ -65,11 +72,11 @@ pub fn run(args: &EvaluateArgs) -> Result<()> {
     Ok(())
 }
 
-fn settings(
+fn settings<B: Device>(
     args: &EvaluateArgs,
     plan: &Plan,
     policy: InternalPolicy,
-    model: &Model,
+    model: &Model<B>,
     prompts: &PromptEncoder,
 ) -> Result<EvaluateSettings> {
     let s = &plan.suite;
@@ -92,10 +99,10 @@ fn settings(
 }
 
 /// One set: what is missing is sampled and saved as it comes; then everything is judged and scored.
-fn one(
+fn one<B: Device>(
     name: &str,
-    model: &Model,
-    ws: &mut Workspace,
+    model: &Model<B>,
+    ws: &mut Workspace<B>,
     prompts: &PromptEncoder,
     plan: &Plan,
     settings: &EvaluateSettings,

@@ -4,6 +4,7 @@ mod side_by_side;
 
 use side_by_side::{Answer, side_by_side};
 
+use super::device::{self, Device, on_device};
 use super::{open, row_tokens};
 use crate::cli::GenerateArgs;
 use crate::model::Workspace;
@@ -39,8 +40,12 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     ensure!(args.temperature >= 0.0, "--temperature {}: expected 0 (greedy) or more", args.temperature);
     ensure!(args.top_p > 0.0 && args.top_p <= 1.0, "--top-p {}: expected above 0, up to 1", args.top_p);
     ensure!(args.n > 0, "-n 0: expected at least one sample");
-    let opened = open(&args.model, &args.style, args.numbers.compute)?;
-    let (model, prompts) = (&opened.model, &opened.prompts);
+    on_device!(device::open(args.numbers.device, args.numbers.compute)?, backend => run_on(args, backend))
+}
+
+fn run_on<B: Device>(args: &GenerateArgs, backend: B) -> Result<()> {
+    let opened = open(&args.model, &args.style)?;
+    let (model, prompts) = (&opened.model.on(backend), &opened.prompts);
     let mut policies: Vec<InternalPolicy> = Vec::with_capacity(args.policy.len());
     for name in &args.policy {
         let policy = InternalPolicy::parse(name, model.config.layers)?;

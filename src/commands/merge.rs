@@ -4,7 +4,6 @@ use super::adapter::{base_of_adapter, open_adapter};
 use super::prompt_encoder_beside;
 use crate::cli::MergeArgs;
 use crate::hub::checkpoint;
-use crate::model::Compute;
 use crate::model::weights::{self, SaveOptions};
 use crate::run::atomic::write_dir_atomic;
 use crate::run::progress::say;
@@ -22,7 +21,7 @@ pub fn run(args: &MergeArgs) -> Result<()> {
         None => base_of_adapter(&args.adapter)?,
     }
     .context("an adapter has a base")?;
-    let mut model = open_adapter(&args.adapter, &base, Compute::F32)?;
+    let mut model = open_adapter(&args.adapter, &base)?;
     model.merge_adapter();
     // A model without a tokenizer stays one.
     let with_text = [&args.adapter, &base].iter().any(|dir| dir.join("tokenizer.json").is_file());

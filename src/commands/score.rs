@@ -1,10 +1,11 @@
 //! `bupo score`: log-probs and entropies of given responses under any policy.
 
+use super::device::{self, Device, on_device};
 use super::{open_model, optional_encoder, response_tokens};
 use crate::cli::ScoreArgs;
 use crate::compute::Packing;
 use crate::hub::checkpoint;
-use crate::model::Workspace;
+use crate::model::{Model, Workspace};
 use crate::policy::{InternalPolicy, Targets};
 use crate::run::jsonl::write_jsonl;
 use crate::run::progress::{Progress, say};
@@ -32,8 +33,9 @@ pub fn run(args: &ScoreArgs) -> Result<()> {
         args.temperature
     );
     let rows = read_rows(&args.data)?;
+    let device = device::open(args.numbers.device, args.numbers.compute)?;
     let dir = checkpoint(&args.model)?;
-    let model = open_model(&dir, args.numbers.compute)?;
+    let model = open_model(&dir)?;
     let policy = InternalPolicy::parse(&args.policy, model.config.layers)?;
     let prompts = optional_encoder(&dir, &args.prompt, model.config.max_position_embeddings)?;
     let mut sequences = Vec::with_capacity(rows.len());
@@ -42,9 +44,22 @@ pub fn run(args: &ScoreArgs) -> Result<()> {
         model.check_tokens(&ids).with_context(|| format!("{} row {}", args.data.display(), i + 1))?;
         sequences.push((ids, start));
     }
-    let (mut ws, mut out) = (Workspace::new(&model), Vec::with_capacity(rows.len()));
-    let mut progress = Progress::new("score", rows.len() as u64);
-    let mut rest = &sequences[..];
+    let out = on_device!(device, backend => score(&model.on(backend), policy, &sequences, args.temperature))?;
+    write_jsonl(&args.out, &out)?;
+    say(&format!("scored {} rows under {policy}; written to {}", out.len(), args.out.display()));
+    Ok(())
+}
+
+/// Rows of sequences and where their responses start.
+fn score<B: Device>(
+    model: &Model<B>,
+    policy: InternalPolicy,
+    sequences: &[(Vec<u32>, usize)],
+    temperature: f32,
+) -> Result<Vec<ScoreRow>> {
+    let (mut ws, mut out) = (Workspace::new(model), Vec::with_capacity(sequences.len()));
+    let mut progress = Progress::new("score", sequences.len() as u64);
+    let mut rest = sequences;
     while !rest.is_empty() {
         let (mut packing, mut targets, mut lengths) = (Packing::new(), Targets::default(), Vec::new());
         for (ids, start) in rest {
@@ -55,12 +70,12 @@ pub fn run(args: &ScoreArgs) -> Result<()> {
             targets.push_response(ids, first, *start);
             lengths.push(ids.len() - start);
         }
-        let stats = policy.score(&model, &mut ws, &packing, &targets, args.temperature);
+        let stats = policy.score(model, &mut ws, &packing, &targets, temperature);
         let mut from = 0;
         for n in &lengths {
             out.push(ScoreRow {
                 policy: policy.to_string(),
-                temperature: args.temperature,
+                temperature,
                 log_probs: stats.log_probs[from..from + n].to_vec(),
                 entropy: stats.entropy[from..from + n].to_vec(),
             });
@@ -70,7 +85,6 @@ pub fn run(args: &ScoreArgs) -> Result<()> {
         rest = &rest[lengths.len()..];
     }
     progress.finish();
-    write_jsonl(&args.out, &out)?;
-    say(&format!("scored {} rows under {policy}; written to {}", out.len(), args.out.display()));
-    Ok(())
+    model.backend.status()?;
+    Ok(out)
 }

@@ -3,13 +3,16 @@
 mod data;
 
 use super::adapter::{self, asked, base_of_run, merge_first, open_adapter, opens_with};
+use super::device::{self, Device, on_device};
 use super::evaluate::write_json;
 use super::train::state::{Counters, save_part};
 use super::{asked_template, open_model, prompt_encoder, prompt_encoder_beside};
 use crate::cli::SftArgs;
+use crate::compute::Backend;
+use crate::compute::backend::Kind;
 use crate::hub::checkpoint;
 use crate::model::weights::is_adapter;
-use crate::model::{Keep, LoraConfig, Model, Workspace};
+use crate::model::{Compute, Keep, LoraConfig, Model, Workspace};
 use crate::rl::OptimizerConfig;
 use crate::rl::adamw::Optimizer;
 use crate::rl::supervised::{Example, SupervisedSettings, supervised_loss, supervised_step};
@@ -45,7 +48,7 @@ struct Settings {
     seed: u64,
     micro_batch_tokens: usize,
     recompute: bool,
-    compute: crate::model::Compute,
+    compute: Compute,
     #[serde(default)]
     lora: Option<LoraConfig>,
     counts: Counts,
@@ -101,9 +104,10 @@ pub fn run(args: &SftArgs) -> Result<()> {
         (Some(_), Some(_)) => Some(base_of_run(&args.out, kept.as_deref())?),
         _ => None,
     };
+    let device = device::open(args.numbers.device, args.numbers.compute)?;
     let mut model = match &base {
-        Some(base) => open_adapter(&start, base, args.numbers.compute)?,
-        None => open_model(&start, args.numbers.compute)?,
+        Some(base) => open_adapter(&start, base)?,
+        None => open_model(&start)?,
     };
     if last.is_none() {
         merge_first(&start, &mut model);
@@ -116,7 +120,8 @@ pub fn run(args: &SftArgs) -> Result<()> {
         None => prompt_encoder(&start, template.clone(), context)?,
     };
     let data = Data::read(args, &prompts)?;
-    let settings = settings(args, &data, template, &model);
+    let compute = on_device!(&device, backend => backend.compute());
+    let settings = settings(args, &data, template, compute);
     interrupt::install()?;
     checkpoints.create()?;
     let _lock = FolderLock::take(&args.out)?;
@@ -139,7 +144,11 @@ pub fn run(args: &SftArgs) -> Result<()> {
     about.write(&manifest)?;
     keep_steps_until(&args.out.join("metrics.jsonl"), step)?;
     let mut run = Sft { args, settings, data, prompts, checkpoints, step };
-    if run.train(&mut model, &mut optimizer)? {
+    let finished = on_device!(device, backend => {
+        let optimizer = &mut optimizer.on(&backend);
+        run.train(&mut model.on(backend), optimizer)?
+    });
+    if finished {
         about.finished = Some(now());
         about.write(&manifest)?;
     }
@@ -179,7 +188,7 @@ fn optimizer_config(args: &SftArgs) -> OptimizerConfig {
     }
 }
 
-fn settings(args: &SftArgs, data: &Data, prompt: PromptTemplate, model: &Model) -> Settings {
+fn settings(args: &SftArgs, data: &Data, prompt: PromptTemplate, compute: Compute) -> Settings {
     let whole = args.epochs.saturating_mul(data.train.len().div_ceil(args.batch));
     Settings {
         model: args.model.clone(),
@@ -195,7 +204,7 @@ fn settings(args: &SftArgs, data: &Data, prompt: PromptTemplate, model: &Model) 
         seed: args.seed,
         micro_batch_tokens: args.micro_batch_tokens,
         recompute: args.recompute,
-        compute: model.backend.compute,
+        compute,
         lora: asked(&args.adapter),
         counts: data.counts.clone(),
     }
@@ -230,14 +239,15 @@ struct Sft<'a> {
 
 impl Sft<'_> {
     /// Steps from where the run stands to its end. False if it was interrupted.
-    fn train(&mut self, model: &mut Model, optimizer: &mut Optimizer) -> Result<bool> {
+    fn train<B: Device>(&mut self, model: &mut Model<B>, optimizer: &mut Optimizer<B>) -> Result<bool> {
         let s = self.settings.clone();
         let per_epoch = self.data.train.len().div_ceil(s.batch);
         let (eval_every, save_every) =
             (self.args.eval_every.unwrap_or(per_epoch), self.args.checkpoint_every.unwrap_or(per_epoch));
         let keep = if s.recompute { Keep::LayerInputs } else { Keep::Activations };
         let how = SupervisedSettings { micro_batch_tokens: s.micro_batch_tokens, keep };
-        let (mut ws, mut grads) = (Workspace::new(model), vec![0f32; model.layout.trainable().len()]);
+        let (mut ws, mut grads) = (Workspace::new(model), B::Array::default());
+        model.backend.resize(&mut grads, model.layout.trainable().len(), Kind::F32);
         let mut metrics = JsonlWriter::open(&self.args.out.join("metrics.jsonl"))?;
         let mut eval_loss = None;
         if self.step == 0 && !self.data.held_out.is_empty() {
@@ -306,7 +316,7 @@ impl Sft<'_> {
         positions.map(of).collect()
     }
 
-    fn save(&self, model: &Model, optimizer: &Optimizer) -> Result<()> {
+    fn save<B: Device>(&self, model: &Model<B>, optimizer: &Optimizer<B>) -> Result<()> {
         let metadata = Metadata { step: self.step, counters: Counters::of(optimizer), sft: self.settings.clone() };
         write_dir_atomic(&self.checkpoints.path(self.step), |tmp| {
             self.prompts.tokenizer().save(tmp)?;

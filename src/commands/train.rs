@@ -10,6 +10,7 @@ pub mod state;
 mod summary;
 mod warm;
 
+use super::device::{self, Device, on_device, on_host};
 use crate::analysis::{Analysis, Flow, Reading, Sample, terminal};
 use crate::cli::TrainArgs;
 use crate::commands::open_model;
@@ -73,7 +74,12 @@ pub fn run(args: &TrainArgs, threads: Option<usize>) -> Result<()> {
     if args.while_stdin {
         interrupt::when_stdin_ends();
     }
-    let mut run = Run::open(recipe, dir, checkpoints)?;
+    on_device!(device::open(recipe.device, recipe.compute)?, backend => {
+        run_on(Run::open(recipe, dir, checkpoints, backend)?)
+    })
+}
+
+fn run_on<B: Device>(mut run: Run<B>) -> Result<()> {
     match run.checkpoints.latest() {
         Some(step) => run.resume(step)?,
         None => {
@@ -86,7 +92,7 @@ pub fn run(args: &TrainArgs, threads: Option<usize>) -> Result<()> {
 }
 
 /// A run in progress: everything but the trainer's own state.
-struct Run {
+struct Run<B: Device> {
     recipe: Recipe,
     dir: PathBuf,
     checkpoints: Checkpoints,
@@ -97,9 +103,9 @@ struct Run {
     started: Instant,
     plan: Option<Plan>,
     // What `begin` or `resume` found:
-    model: Option<Model>,
-    optimizer: Option<Optimizer>,
-    critic: Option<Critic>,
+    model: Option<Model<B>>,
+    optimizer: Option<Optimizer<B>>,
+    critic: Option<Critic<B>>,
     /// What `"auto"` stands for, once it was looked for.
     boundary: Option<LayerIndex>,
     schedule: Schedule,
@@ -112,9 +118,9 @@ struct Run {
     position: u64,
 }
 
-impl Run {
+impl<B: Device> Run<B> {
     /// Checks everything that can be checked before anything heavy starts: model, data, template, folder.
-    fn open(recipe: Recipe, dir: PathBuf, checkpoints: Checkpoints) -> Result<Run> {
+    fn open(recipe: Recipe, dir: PathBuf, checkpoints: Checkpoints, backend: B) -> Result<Run<B>> {
         recipe.check_inputs(checkpoints.latest().is_some())?;
         let Start { model, prompts } = setup::start(&recipe, &checkpoints)?;
         recipe.check_against(&model.config)?;
@@ -143,7 +149,7 @@ impl Run {
             manifest,
             started: Instant::now(),
             plan,
-            model: Some(model),
+            model: Some(model.on(backend)),
             optimizer: None,
             critic: None,
             boundary: None,
@@ -176,11 +182,16 @@ impl Run {
         let analysis = self.analyse(&model, "before")?;
         println!("{}\n{}\n", terminal::table(&analysis), terminal::summary(&analysis));
         self.choose_schedule(&model, &analysis)?;
-        setup::add_adapter(&self.recipe, &self.dir, &self.prompts, &mut model)?;
+        let mut critic = None;
+        let model = on_host(model, |model| {
+            setup::add_adapter(&self.recipe, &self.dir, &self.prompts, model)?;
+            // Beside the policy as it is after the warm-up.
+            critic = self.recipe.critic.as_ref().map(|config| Critic::beside(model, config)).transpose()?;
+            Ok(())
+        })?;
         let scales = lr_scales(&self.recipe.optimizer.group, &model.layout)?;
-        let optimizer = Optimizer::with_scales(&model.layout, scales);
-        // Beside the policy as it is after the warm-up.
-        let critic = self.recipe.critic.as_ref().map(|config| Critic::beside(&model, config)).transpose()?;
+        let optimizer = Optimizer::begin(&model.backend, &model.layout, scales);
+        let critic = critic.map(|critic| critic.on(&model.backend));
         if let Some(plan) = self.plan.take() {
             let mut probe = Probe::make(plan, &self.recipe, &self.prompts, &model, &self.dir)?;
             let row = probe.look(&model, 0, &self.schedule)?;
@@ -193,7 +204,7 @@ impl Run {
     }
 
     /// The run's phases, with the boundary layer where the recipe says `"auto"`.
-    fn choose_schedule(&mut self, model: &Model, analysis: &Analysis) -> Result<()> {
+    fn choose_schedule(&mut self, model: &Model<B>, analysis: &Analysis) -> Result<()> {
         let layers = model.config.layers;
         if self.recipe.phases().iter().any(PhaseConfig::needs_boundary_layer) {
             let found = analysis.boundary_layer.map(|layer| LayerIndex::from_one_based(layer, layers));
@@ -221,7 +232,10 @@ impl Run {
         self.boundary = standing.boundary.map(|layer| LayerIndex::from_one_based(layer, layers)).transpose()?;
         self.schedule = self.phases_of(layers)?;
         standing.ended_early.iter().for_each(|step| self.schedule.end_internal_at(*step));
-        (self.optimizer, self.critic, self.step) = (Some(state.optimizer), state.critic, step);
+        let backend = model.backend.clone();
+        self.optimizer = Some(state.optimizer.on(&backend));
+        self.critic = state.critic.map(|critic| critic.on(&backend));
+        self.step = step;
         self.position = standing.position;
         self.ended_early = standing.ended_early;
         self.probe = Probe::resume(&self.recipe, &self.dir, standing.guard)?;
@@ -246,8 +260,9 @@ impl Run {
         // A model with an adapter is its own reference.
         let reference = match self.recipe.loss.kl_coef != 0.0 && self.recipe.lora.is_none() {
             true => Some(
-                open_model(&self.checkpoints.path(0), self.recipe.compute)
-                    .context("the reference model of the KL penalty")?,
+                open_model(&self.checkpoints.path(0))
+                    .context("the reference model of the KL penalty")?
+                    .on(model.backend.clone()),
             ),
             false => None,
         };
@@ -316,7 +331,12 @@ impl Run {
     }
 
     /// Looks inside after a step where a look is due; the guard may make it the last of the internal phase.
-    fn look_inside(&mut self, trainer: &mut Trainer<'_>, metrics: &mut StepMetrics, events: &mut Events) -> Result<()> {
+    fn look_inside(
+        &mut self,
+        trainer: &mut Trainer<'_, B>,
+        metrics: &mut StepMetrics,
+        events: &mut Events,
+    ) -> Result<()> {
         let (step, steps) = (metrics.step, self.recipe.rl.steps);
         let Some(probe) = self.probe.as_mut().filter(|probe| probe.due(step, steps)) else { return Ok(()) };
         let start = Instant::now();
@@ -354,13 +374,13 @@ impl Run {
     }
 
     /// Evaluates every set; a time that was evaluated before is read back.
-    fn scores(&self, model: &mut Model, time: &str) -> Result<SetScores> {
+    fn scores(&self, model: &mut Model<B>, time: &str) -> Result<SetScores> {
         let (dir, checkpoint) = (self.dir.join(format!("evaluation-{time}")), self.checkpoints.path(self.step));
         evaluations::scores(&self.recipe, &self.sets, &self.prompts, model, &checkpoint, &dir, time)
     }
 
     /// Samples responses from the final policy and analyses them.
-    fn analyse(&self, model: &Model, name: &str) -> Result<Analysis> {
+    fn analyse(&self, model: &Model<B>, name: &str) -> Result<Analysis> {
         let section = &self.recipe.analysis;
         let problems: Vec<Problem> = match self.sets.first() {
             Some(set) => set.problems.iter().take(section.responses).cloned().collect(),
@@ -416,7 +436,7 @@ impl Run {
     }
 
     /// Writes a checkpoint whole, and lets old ones go.
-    fn save(&self, model: &Model, optimizer: &Optimizer, critic: Option<&Critic>, step: usize) -> Result<()> {
+    fn save(&self, model: &Model<B>, optimizer: &Optimizer<B>, critic: Option<&Critic<B>>, step: usize) -> Result<()> {
         let standing = Standing {
             position: self.position,
             boundary: self.boundary.map(LayerIndex::one_based),

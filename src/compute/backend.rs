@@ -10,6 +10,7 @@ mod inspect;
 
 pub use inspect::{Comparison, Divergences, Inspect, Placed};
 
+use super::cpu::gemm::Compute;
 use super::packing::Packing;
 use std::borrow::Cow;
 use std::convert::Infallible;
@@ -195,7 +196,9 @@ pub trait Backend: Clone + Debug + Send + Sync + 'static {
     /// An array of f32 from the host.
     fn upload(&self, values: &[f32], array: &mut Self::Array);
     /// An array's elements on the host, as f32.
-    fn download(&self, array: &Self::Array) -> Vec<f32>;
+    fn host<'a>(&self, array: &'a Self::Array) -> Cow<'a, [f32]>;
+    /// What products multiply in.
+    fn compute(&self) -> Compute;
     /// The first failure of an operation so far.
     fn status(&self) -> anyhow::Result<()>;
 

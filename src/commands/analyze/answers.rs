@@ -5,6 +5,7 @@ use super::source::{Source, Tokens};
 use crate::analysis::Sample;
 use crate::model::{Model, Workspace};
 use crate::policy::InternalPolicy;
+use crate::rollout::Rollout;
 use crate::rollout::engine::{Completion, Engine, Finish, Request, generate_each};
 use crate::rollout::sampler::Sampling;
 use crate::run::interrupt;
@@ -63,7 +64,7 @@ impl<'a> Answers<'a> {
     }
 
     /// Samples what is missing. False if it was interrupted.
-    pub fn complete(&self, model: &Model, ws: &mut Workspace) -> Result<bool> {
+    pub fn complete<B: Rollout>(&self, model: &Model<B>, ws: &mut Workspace<B>) -> Result<bool> {
         let have = self.there()?;
         match have.len() {
             0 => say(&format!("{} rows have no response: the model answers them first", self.unanswered)),

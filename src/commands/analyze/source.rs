@@ -2,6 +2,7 @@
 
 use super::super::row_tokens;
 use crate::analysis::{Sample, flow};
+use crate::compute::Backend;
 use crate::model::Model;
 use crate::run::fingerprint::Fingerprint;
 use crate::run::progress::Progress;
@@ -50,7 +51,7 @@ impl<'a> Source<'a> {
     }
 
     /// Reads everything once, so that no row turns out bad after hours.
-    pub fn scan(&self, model: &Model) -> Result<Contents> {
+    pub fn scan<B: Backend>(&self, model: &Model<B>) -> Result<Contents> {
         let mut fingerprint = Fingerprint::new();
         let mut contents = Contents { rows: 0, unanswered: 0, longest_prompt: Vec::new(), fingerprint: String::new() };
         let mut progress = Progress::counter("read");

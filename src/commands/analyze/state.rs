@@ -2,6 +2,8 @@
 
 use crate::analysis::flow::Sums;
 use crate::analysis::{Flow, Lens, Reading};
+use crate::compute::Backend;
+use crate::compute::backend::Inspect;
 use crate::model::{Compute, Model};
 use crate::run::atomic::{read, remove, write_file_atomic};
 use crate::run::fingerprint::Fingerprint;
@@ -58,7 +60,7 @@ impl<F: Fn() -> About> Progress<F> {
     }
 
     /// An analysis at its beginning, or where it was interrupted.
-    pub fn open(&self, layers: usize, reading: Reading) -> Result<Flow> {
+    pub fn open<B: Inspect>(&self, layers: usize, reading: Reading) -> Result<Flow<B>> {
         if !self.path.is_file() {
             return Ok(Flow::new(layers, reading));
         }
@@ -76,7 +78,7 @@ impl<F: Fn() -> About> Progress<F> {
     }
 
     /// Saves, if it is time or if it must be.
-    pub fn save(&mut self, flow: &Flow, now: bool) -> Result<()> {
+    pub fn save<B: Inspect>(&mut self, flow: &Flow<B>, now: bool) -> Result<()> {
         if now || self.last.elapsed() >= self.every {
             let text = serde_json::to_vec(&Saving { about: &(self.about)(), sums: flow.sums() });
             write_file_atomic(&self.path, &text.context("the sums cannot be written as JSON")?)?;
@@ -92,9 +94,9 @@ impl<F: Fn() -> About> Progress<F> {
 }
 
 /// Of a model's configuration and of every weight.
-pub fn of_model(model: &Model) -> String {
+pub fn of_model<B: Backend>(model: &Model<B>) -> String {
     let mut fingerprint = Fingerprint::new();
     fingerprint.text(&format!("{:?}", model.config));
-    fingerprint.floats(&model.params);
+    fingerprint.floats(&model.host_params());
     fingerprint.hex()
 }

@@ -1,6 +1,7 @@
 //! `DIR/tokens.parquet`: the first samples of an analysis, token by token and layer by layer.
 
 use crate::analysis::{Lens, Sample, TokenRow, map_tokens};
+use crate::compute::backend::Inspect;
 use crate::model::{Model, Workspace};
 use crate::policy::InternalPolicy;
 use crate::run::parquet::{Column, ParquetWriter};
@@ -17,9 +18,9 @@ pub const TOKENS: &str = "tokens.parquet";
 const GROUP_VALUES: usize = 1 << 20;
 
 /// Writes the map of some samples; returns where. Rows are written as they come, a row group at a time.
-pub fn save(
+pub fn save<B: Inspect>(
     dir: &Path,
-    (model, ws): (&Model, &mut Workspace),
+    (model, ws): (&Model<B>, &mut Workspace<B>),
     samples: &[Sample],
     lens: Lens,
     top: usize,

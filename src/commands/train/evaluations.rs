@@ -1,6 +1,7 @@
 //! A run's evaluations: one, or one for each named set, in a folder for each time that is evaluated.
 
 use super::setup::EvaluationSet;
+use crate::commands::device::Device;
 use crate::commands::evaluate::{save_result, save_rows, save_summary};
 use crate::evaluate::result::Evaluation;
 use crate::evaluate::run::{EvaluateSettings, evaluate};
@@ -19,11 +20,11 @@ use std::path::Path;
 pub type SetScores = Vec<(String, Scores)>;
 
 /// Evaluates every set once into `dir`, whose name is `evaluation-TIME`; what was evaluated before is read back.
-pub fn scores(
+pub fn scores<B: Device>(
     recipe: &Recipe,
     sets: &[EvaluationSet],
     prompts: &PromptEncoder,
-    model: &mut Model,
+    model: &mut Model<B>,
     checkpoint: &Path,
     dir: &Path,
     time: &str,
@@ -54,11 +55,11 @@ pub fn scores(
     Ok(all)
 }
 
-fn one(
+fn one<B: Device>(
     recipe: &Recipe,
     set: &EvaluationSet,
     prompts: &PromptEncoder,
-    model: &mut Model,
+    model: &mut Model<B>,
     checkpoint: &Path,
     dir: &Path,
     name: &str,

@@ -10,6 +10,7 @@ use crate::analysis::flow::check;
 use crate::analysis::perplexity::perplexity;
 use crate::analysis::profile::Profile;
 use crate::analysis::{Flow, Reading, Sample};
+use crate::commands::device::Device;
 use crate::commands::{response_tokens, row_tokens};
 use crate::model::{Model, Workspace};
 use crate::policy::{InternalPolicy, LayerIndex};
@@ -173,7 +174,13 @@ struct Tokens {
 
 impl Probe {
     /// Lets the starting model answer, and saves the tokens in the run's folder.
-    pub fn make(plan: Plan, recipe: &Recipe, prompts: &PromptEncoder, model: &Model, dir: &Path) -> Result<Probe> {
+    pub fn make<B: Device>(
+        plan: Plan,
+        recipe: &Recipe,
+        prompts: &PromptEncoder,
+        model: &Model<B>,
+        dir: &Path,
+    ) -> Result<Probe> {
         let mut requests = Vec::new();
         for asked in &plan.asked {
             if let Asked::Prompt(id, prompt) = asked {
@@ -237,7 +244,7 @@ impl Probe {
     }
 
     /// Looks at a model after `step`. The guard judges while the next step would still be internal.
-    pub fn look(&mut self, model: &Model, step: usize, schedule: &Schedule) -> Result<Row> {
+    pub fn look<B: Device>(&mut self, model: &Model<B>, step: usize, schedule: &Schedule) -> Result<Row> {
         let next = schedule.phase_at(step + 1);
         let layer = schedule.internal_policy_at(step.max(1)).and_then(|policy| policy.tap().layer());
         let mut ws = Workspace::new(model);

@@ -1,7 +1,7 @@
 //! From a recipe to what a run works with: model, prompts, problems, settings.
 
 use crate::commands::adapter::{self, open_adapter};
-use crate::commands::{compute_in, open_model, prompt_encoder, prompt_encoder_beside};
+use crate::commands::{open_model, prompt_encoder, prompt_encoder_beside};
 use crate::evaluate::run::distinct_ids;
 use crate::model::init::random_params;
 use crate::model::weights::is_adapter;
@@ -31,10 +31,7 @@ pub struct Start {
 pub fn start(recipe: &Recipe, checkpoints: &Checkpoints) -> Result<Start> {
     let limit = recipe.rollout.max_prompt_tokens;
     let open = |dir: &Path| -> Result<Start> {
-        Ok(Start {
-            model: open_model(dir, recipe.compute)?,
-            prompts: prompt_encoder(dir, recipe.prompt.clone(), limit)?,
-        })
+        Ok(Start { model: open_model(dir)?, prompts: prompt_encoder(dir, recipe.prompt.clone(), limit)? })
     };
     if let Some(step) = checkpoints.latest() {
         let dir = checkpoints.path(step);
@@ -44,7 +41,7 @@ pub fn start(recipe: &Recipe, checkpoints: &Checkpoints) -> Result<Start> {
         let run = checkpoints.dir().parent().unwrap_or(Path::new(""));
         let base = adapter::base_of_run(run, weights_kept(recipe))?;
         return Ok(Start {
-            model: open_adapter(&dir, &base, recipe.compute)?,
+            model: open_adapter(&dir, &base)?,
             prompts: prompt_encoder_beside(&dir, Some(&base), recipe.prompt.clone(), limit)?,
         });
     }
@@ -60,9 +57,7 @@ pub fn start(recipe: &Recipe, checkpoints: &Checkpoints) -> Result<Start> {
     let layout = ParamLayout::new(&config);
     let params = random_params(&config, &layout, init.std, recipe.seed);
     let prompts = PromptEncoder::new(tokenizer, None, recipe.prompt.clone(), limit)?;
-    let mut model = Model::new(config, params);
-    compute_in(&mut model, recipe.compute);
-    Ok(Start { model, prompts })
+    Ok(Start { model: Model::new(config, params), prompts })
 }
 
 /// Puts the recipe's adapter, if it has one, beside the weights that the run begins with.

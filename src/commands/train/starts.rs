@@ -3,7 +3,9 @@
 
 use super::setup::Source;
 use super::warm;
+use crate::commands::device::Device;
 use crate::commands::open_model;
+use crate::compute::DeviceChoice;
 use crate::model::weights::{self, SaveOptions};
 use crate::model::{Compute, Model};
 use crate::recipe::{DataSection, ModelSection, Recipe, RolloutSection, WarmupSection};
@@ -25,6 +27,7 @@ struct Beginning<'a> {
     bupo_version: &'static str,
     threads: usize,
     compute: Compute,
+    device: DeviceChoice,
     seed: u64,
     model: &'a ModelSection,
     data: &'a DataSection,
@@ -43,6 +46,7 @@ impl Beginning<'_> {
             bupo_version: env!("CARGO_PKG_VERSION"),
             threads: rayon::current_num_threads(),
             compute: recipe.compute,
+            device: recipe.device,
             seed: recipe.seed,
             model: &recipe.model,
             data: &recipe.data,
@@ -56,7 +60,12 @@ impl Beginning<'_> {
 }
 
 /// [`warm::warm_up`], or what a run that began alike left in `run.starts`. False if it was interrupted.
-pub fn warm_up(recipe: &Recipe, source: &Source, prompts: &PromptEncoder, model: &mut Model) -> Result<bool> {
+pub fn warm_up<B: Device>(
+    recipe: &Recipe,
+    source: &Source,
+    prompts: &PromptEncoder,
+    model: &mut Model<B>,
+) -> Result<bool> {
     let Some((starts, beginning)) = recipe.run.starts.as_ref().zip(Beginning::of(recipe)) else {
         return warm::warm_up(recipe, source, prompts, model);
     };
@@ -71,7 +80,7 @@ pub fn warm_up(recipe: &Recipe, source: &Source, prompts: &PromptEncoder, model:
             "{} holds the start of another recipe: remove it, or choose another run.starts",
             dir.display()
         );
-        model.params = open_model(&dir, recipe.compute).context("a shared start")?.params;
+        model.params = model.backend.load(open_model(&dir).context("a shared start")?.params);
         say(&format!("warm-up: taken from {}, where a run that began alike left it", dir.display()));
         return Ok(true);
     }
@@ -80,7 +89,7 @@ pub fn warm_up(recipe: &Recipe, source: &Source, prompts: &PromptEncoder, model:
     }
     write_dir_atomic(&dir, |tmp| {
         prompts.tokenizer().save(tmp)?;
-        weights::save(tmp, &model.config, &model.layout, &model.params, &SaveOptions::default())?;
+        weights::save(tmp, &model.config, &model.layout, &model.host_params(), &SaveOptions::default())?;
         write_file_atomic(&tmp.join(ABOUT), &about)
     })?;
     Ok(true)

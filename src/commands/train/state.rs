@@ -1,6 +1,7 @@
 //! A run's checkpoint: the model as a HuggingFace folder, or its adapter as PEFT's, and beside it what training needs to go on bit
 //! for bit.
 
+use crate::compute::Backend;
 use crate::model::Model;
 use crate::model::weights::{self, SaveOptions};
 use crate::recipe::Recipe;
@@ -39,7 +40,7 @@ pub struct Counters {
 }
 
 impl Counters {
-    pub fn of(optimizer: &Optimizer) -> Counters {
+    pub fn of<B: Backend>(optimizer: &Optimizer<B>) -> Counters {
         Counters {
             optimizer_steps: optimizer.steps,
             skipped_steps: optimizer.skipped,
@@ -109,12 +110,12 @@ pub struct State {
 }
 
 #[allow(clippy::too_many_arguments)]
-pub fn save(
+pub fn save<B: Backend>(
     dir: &Path,
-    model: &Model,
+    model: &Model<B>,
     tokenizer: &Tokenizer,
-    optimizer: &Optimizer,
-    critic: Option<&Critic>,
+    optimizer: &Optimizer<B>,
+    critic: Option<&Critic<B>>,
     recipe: &Recipe,
     standing: Standing,
     step: usize,
@@ -133,30 +134,36 @@ pub fn save(
 }
 
 /// A model and the state of its training.
-pub fn save_part(dir: &Path, model: &Model, optimizer: &Optimizer, metadata: &impl Serialize) -> Result<()> {
+pub fn save_part<B: Backend>(
+    dir: &Path,
+    model: &Model<B>,
+    optimizer: &Optimizer<B>,
+    metadata: &impl Serialize,
+) -> Result<()> {
     let metadata = serde_json::to_value(metadata).context("the training state cannot be written as JSON")?;
     match model.layout.adapter {
         Some(_) => weights::save_adapter(dir, model)?,
-        None => weights::save(dir, &model.config, &model.layout, &model.params, &SaveOptions::default())?,
+        None => weights::save(dir, &model.config, &model.layout, &model.host_params(), &SaveOptions::default())?,
     }
-    save_state(dir, &metadata, &[("m", &optimizer.m), ("v", &optimizer.v)])
+    let [m, v] = [&optimizer.m, &optimizer.v].map(|moments| model.backend.host(moments));
+    model.backend.status()?;
+    save_state(dir, &metadata, &[("m", &m), ("v", &v)])
 }
 
-/// The state that a run of `recipe` left; `model` is the checkpoint's own.
-pub fn load(dir: &Path, model: &Model, recipe: &Recipe) -> Result<State> {
+/// The state that a run of `recipe` left, on the host; `model` is the checkpoint's own.
+pub fn load<B: Backend>(dir: &Path, model: &Model<B>, recipe: &Recipe) -> Result<State> {
     let (metadata, arrays) = load_state(dir)?;
     let what = || format!("the training state in {}", dir.display());
     let metadata: Metadata = serde_json::from_value(metadata).with_context(what)?;
     let mut optimizer = Optimizer::with_scales(&model.layout, lr_scales(&recipe.optimizer.group, &model.layout)?);
     metadata.optimizer.restore(arrays, &mut optimizer).with_context(what)?;
-    let critic = recipe.critic.as_ref().map(|config| load_critic(&dir.join(CRITIC), model, config)).transpose()?;
+    let critic = recipe.critic.as_ref().map(|config| load_critic(&dir.join(CRITIC), config)).transpose()?;
     Ok(State { optimizer, critic, standing: metadata.standing, recipe: metadata.recipe })
 }
 
-fn load_critic(dir: &Path, policy: &Model, config: &CriticConfig) -> Result<Critic> {
+fn load_critic(dir: &Path, config: &CriticConfig) -> Result<Critic> {
     let what = || format!("the critic in {}", dir.display());
-    let mut model = Model::open_value_model(dir).with_context(what)?;
-    model.backend.compute = policy.backend.compute;
+    let model = Model::open_value_model(dir).with_context(what)?;
     let (metadata, arrays) = load_state(dir).with_context(what)?;
     let counts: Counters = serde_json::from_value(metadata).with_context(what)?;
     let mut critic = Critic::new(model, config)?;

@@ -1,6 +1,8 @@
 //! The supervised warm-up of a fresh model.
 
 use super::setup::Source;
+use crate::commands::device::Device;
+use crate::compute::backend::Kind;
 use crate::model::{Keep, Model, Workspace};
 use crate::policy::InternalPolicy;
 use crate::recipe::{Recipe, WarmupSection};
@@ -21,13 +23,19 @@ const WARMUP_FROM: u64 = 1 << 40;
 const PROBES_FROM: u64 = 1 << 41;
 
 /// Trains until `stop_at` or `max_steps`. False if it was interrupted.
-pub fn warm_up(recipe: &Recipe, source: &Source, prompts: &PromptEncoder, model: &mut Model) -> Result<bool> {
+pub fn warm_up<B: Device>(
+    recipe: &Recipe,
+    source: &Source,
+    prompts: &PromptEncoder,
+    model: &mut Model<B>,
+) -> Result<bool> {
     let Some(w) = &recipe.warmup else { return Ok(true) };
     let own = w.task.clone().map(Source::Task);
     let source = own.as_ref().unwrap_or(source);
     let config = OptimizerConfig { warmup_steps: w.lr_warmup_steps, ..OptimizerConfig::default() };
-    let mut optimizer = Optimizer::new(&model.layout);
-    let (mut ws, mut grads) = (Workspace::new(model), vec![0f32; model.layout.len()]);
+    let mut optimizer = Optimizer::new(&model.layout).on(&model.backend);
+    let (mut ws, mut grads) = (Workspace::new(model), B::Array::default());
+    model.backend.resize(&mut grads, model.layout.len(), Kind::F32);
     let probes: Vec<Problem> =
         (0..w.probe_problems as u64).map(|i| source.problem(recipe.seed, PROBES_FROM + i)).collect::<Result<_>>()?;
     let reward = Reward::new(&recipe.reward, recipe.rollout.max_new_tokens)?;
@@ -68,13 +76,13 @@ pub fn warm_up(recipe: &Recipe, source: &Source, prompts: &PromptEncoder, model:
 
 /// Share of probe problems that one sampled response each solves.
 #[allow(clippy::too_many_arguments)]
-fn probe(
+fn probe<B: Device>(
     recipe: &Recipe,
     w: &WarmupSection,
     reward: &Reward,
     prompts: &PromptEncoder,
-    model: &Model,
-    ws: &mut Workspace,
+    model: &Model<B>,
+    ws: &mut Workspace<B>,
     probes: &[Problem],
     step: usize,
 ) -> Result<f64> {

@@ -87,8 +87,12 @@ impl Backend for Cpu {
         array.extend_from_slice(values);
     }
 
-    fn download(&self, array: &Vec<f32>) -> Vec<f32> {
-        array.clone()
+    fn host<'a>(&self, array: &'a Vec<f32>) -> Cow<'a, [f32]> {
+        Cow::Borrowed(array)
+    }
+
+    fn compute(&self) -> Compute {
+        self.compute
     }
 
     fn status(&self) -> anyhow::Result<()> {

@@ -7,6 +7,7 @@ use super::load::{Tensors, convert};
 use super::name_some;
 use super::save::{SaveDtype, write_json, write_shard};
 use super::shard::Shard;
+use crate::compute::Backend;
 use crate::model::lora::{LoraConfig, MAX_RANK, Target};
 use crate::model::{Model, ModelConfig, ParamLayout, TensorSpec};
 use anyhow::{Context, Result, bail, ensure};
@@ -219,9 +220,10 @@ fn places(shard: &Shard, base: &str, layers: usize) -> Result<BTreeSet<(usize, T
 
 /// Writes a model's adapter to `dir`, which is made if it is not there, as PEFT opens it. Errors: a model without an adapter, values that
 /// are not finite; then nothing is written.
-pub fn save_adapter(dir: &Path, model: &Model) -> Result<()> {
+pub fn save_adapter<B: Backend>(dir: &Path, model: &Model<B>) -> Result<()> {
     let adapter = model.layout.adapter.as_ref().context("this model has no adapter to save")?;
-    let values = &model.params[adapter.range.clone()];
+    let params = model.host_params();
+    let values = &params[adapter.range.clone()];
     ensure!(
         values.iter().all(|x| x.is_finite()),
         "the adapter holds values that are not finite: nothing was written to {}",

@@ -1,0 +1,67 @@
+//! The device that a command computes on.
+
+use crate::compute::backend::Inspect;
+use crate::compute::cpu::Cpu;
+use crate::compute::{Backend, DeviceChoice};
+use crate::model::{Compute, Model};
+use crate::rollout::Rollout;
+use crate::run::progress::say;
+use anyhow::Result;
+
+/// What the commands need of a device.
+pub trait Device: Rollout + Inspect {
+    /// The most memory of the device that was taken so far, in MiB; none where it is the process's own.
+    fn peak_memory_mib(&self) -> Option<f64>;
+}
+
+impl Device for Cpu {
+    fn peak_memory_mib(&self) -> Option<f64> {
+        None
+    }
+}
+
+/// A device that is open.
+#[derive(Debug)]
+pub enum Opened {
+    Cpu(Cpu),
+}
+
+/// Opens the device that was asked for, to multiply in `compute`. Says what is not as it was asked: a CPU without bf16, the CPU for
+/// `auto`.
+pub fn open(choice: DeviceChoice, compute: Compute) -> Result<Opened> {
+    match choice {
+        DeviceChoice::Cpu => {}
+        DeviceChoice::Auto => say("device = \"auto\" is the CPU: this bupo was built without CUDA"),
+        DeviceChoice::Cuda(_) => anyhow::bail!(
+            "device = \"{choice}\", but this bupo was built without CUDA: take device = \"cpu\", or build it with \
+             `cargo build --release --features cuda` (docs/CUDA.md)"
+        ),
+    }
+    Ok(Opened::Cpu(cpu(compute)))
+}
+
+/// The CPU, computing as asked where this machine can.
+fn cpu(compute: Compute) -> Cpu {
+    if compute.here() != compute {
+        say("this machine has no AVX512-BF16: compute = \"bf16\" becomes f32, which is slower and more exact");
+    }
+    Cpu { compute: compute.here() }
+}
+
+/// Runs `$body` for whichever device was opened, with `$backend` as it.
+macro_rules! on_device {
+    ($opened:expr, $backend:ident => $body:expr) => {
+        match $opened {
+            $crate::commands::device::Opened::Cpu($backend) => $body,
+        }
+    };
+}
+pub(crate) use on_device;
+
+/// Changes a model in ways that only the host knows.
+pub fn on_host<B: Backend>(model: Model<B>, change: impl FnOnce(&mut Model) -> Result<()>) -> Result<Model<B>> {
+    let backend = model.backend.clone();
+    let mut host = model.into_host();
+    change(&mut host)?;
+    Ok(host.on(backend))
+}
