@@ -6,6 +6,7 @@
 
 pub mod arena;
 pub mod array;
+pub mod backend;
 pub mod cache;
 pub mod compile;
 pub mod device;
