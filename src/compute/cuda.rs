@@ -4,15 +4,22 @@
 //! [`compile`] makes a kernel's source into code for it through [`nvrtc`], and [`cache`] keeps that code between runs. [`kernels`]
 //! are the operations of [`super::cpu`], for which the host prepares [`lists`]. Nothing launches them yet (docs/CUDA.md).
 
+pub mod arena;
+pub mod array;
+pub mod backend;
 pub mod cache;
 pub mod compile;
 pub mod device;
+pub mod driver;
 #[cfg(test)]
 mod emulated;
+#[cfg(any(test, feature = "emulator"))]
+pub mod emulator;
 pub mod kernels;
 pub mod libraries;
 pub mod lists;
 pub mod nvrtc;
+pub mod runtime;
 
 use std::fmt;
 
