@@ -4,6 +4,8 @@
 //! [`compile`] makes a kernel's source into code for it through [`nvrtc`], and [`cache`] keeps that code between runs. [`kernels`]
 //! are the operations of [`super::cpu`], for which the host prepares [`lists`]. Nothing launches them yet (docs/CUDA.md).
 
+pub mod arena;
+pub mod array;
 pub mod cache;
 pub mod compile;
 pub mod device;
@@ -13,6 +15,7 @@ pub mod kernels;
 pub mod libraries;
 pub mod lists;
 pub mod nvrtc;
+pub mod runtime;
 
 use std::fmt;
 

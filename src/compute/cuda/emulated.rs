@@ -19,28 +19,11 @@ use std::process::Command;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 impl Real {
-    pub const BOTH: [Real; 2] = [Real::F32, Real::Bf16];
-
     /// What is left of numbers when they are stored.
     pub fn stored(self, x: &[f32]) -> Vec<f32> {
         match self {
             Real::F32 => x.to_vec(),
             Real::Bf16 => x.iter().map(|x| bf16::from_f32(*x).to_f32()).collect(),
-        }
-    }
-
-    pub fn bytes(self) -> usize {
-        match self {
-            Real::F32 => 4,
-            Real::Bf16 => 2,
-        }
-    }
-
-    /// `f32` or `bf16`.
-    pub fn pick<T>(self, f32: T, bf16: T) -> T {
-        match self {
-            Real::F32 => f32,
-            Real::Bf16 => bf16,
         }
     }
 }

@@ -26,10 +26,27 @@ pub const KERNELS: &[(&str, &str)] = &[
 ];
 
 /// The format of a module's activations on the device. Streams, statistics, sums and parameters are f32 in both.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Real {
     F32,
     Bf16,
+}
+
+impl Real {
+    pub const BOTH: [Real; 2] = [Real::F32, Real::Bf16];
+
+    /// Of one number.
+    pub fn bytes(self) -> usize {
+        self.pick(4, 2)
+    }
+
+    /// `f32` or `bf16`.
+    pub fn pick<T>(self, f32: T, bf16: T) -> T {
+        match self {
+            Real::F32 => f32,
+            Real::Bf16 => bf16,
+        }
+    }
 }
 
 /// Every kernel file as it is compiled for activations in `real`.

@@ -1,0 +1,183 @@
+//! Memory for a run: taken from the device once, handed out in pieces.
+//!
+//! A piece is returned when it is dropped and may be another's at once: all work is on one stream, so what the old owner asked for is
+//! done before what the new one asks for.
+
+use super::runtime::{ALIGNMENT, Address, CudaError, Runtime};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Whether an arena may ask the device for more than it took at its start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Growth {
+    /// What was taken is all; more is [`CudaError::ArenaFull`].
+    Never,
+    /// By blocks of at least this many bytes.
+    By(usize),
+}
+
+/// Blocks of a device's memory and what of them is free.
+#[derive(Debug)]
+pub struct Arena {
+    runtime: Arc<dyn Runtime>,
+    growth: Growth,
+    blocks: Mutex<Vec<Block>>,
+}
+
+#[derive(Debug)]
+struct Block {
+    at: Address,
+    free: FreeList,
+}
+
+impl Arena {
+    /// Takes `bytes` of the device at once; none is possible where the arena may grow.
+    pub fn new(runtime: Arc<dyn Runtime>, bytes: usize, growth: Growth) -> Result<Arc<Arena>, CudaError> {
+        let mut blocks = Vec::new();
+        if bytes > 0 {
+            let size = bytes.next_multiple_of(ALIGNMENT);
+            blocks.push(Block { at: runtime.allocate(size)?, free: FreeList::new(size) });
+        }
+        Ok(Arc::new(Arena { runtime, growth, blocks: Mutex::new(blocks) }))
+    }
+
+    pub fn runtime(&self) -> &Arc<dyn Runtime> {
+        &self.runtime
+    }
+
+    /// Bytes in use, and bytes of all blocks.
+    pub fn usage(&self) -> (usize, usize) {
+        let blocks = self.blocks.lock().unwrap_or_else(PoisonError::into_inner);
+        let size = blocks.iter().map(|block| block.free.size).sum();
+        (size - blocks.iter().map(|block| block.free.bytes()).sum::<usize>(), size)
+    }
+
+    /// A piece of `bytes`, from the smallest free place that holds it; what it holds is not known. Nothing is a piece, too.
+    pub fn take(self: &Arc<Arena>, bytes: usize) -> Result<Piece, CudaError> {
+        if bytes == 0 {
+            return Ok(Piece::of_nothing(self));
+        }
+        let piece = |at, bytes| Piece { arena: Arc::clone(self), at, bytes };
+        let bytes = bytes.next_multiple_of(ALIGNMENT);
+        let mut blocks = self.blocks.lock().unwrap_or_else(PoisonError::into_inner);
+        let fits = blocks.iter_mut().filter_map(|block| Some((block.free.best(bytes)?, block)));
+        if let Some(((_, at), block)) = fits.min_by_key(|((len, _), _)| *len) {
+            block.free.take(at, bytes);
+            return Ok(piece(block.at.offset(at), bytes));
+        }
+        let Growth::By(step) = self.growth else {
+            let size: usize = blocks.iter().map(|block| block.free.size).sum();
+            return Err(CudaError::ArenaFull {
+                device: self.runtime.info().name.clone(),
+                wanted: bytes,
+                size,
+                taken: size - blocks.iter().map(|block| block.free.bytes()).sum::<usize>(),
+                largest: blocks.iter().map(|block| block.free.longest()).max().unwrap_or(0),
+            });
+        };
+        let size = bytes.max(step.next_multiple_of(ALIGNMENT));
+        let mut block = Block { at: self.runtime.allocate(size)?, free: FreeList::new(size) };
+        block.free.take(0, bytes);
+        let at = block.at;
+        blocks.push(block);
+        Ok(piece(at, bytes))
+    }
+}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        for block in self.blocks.get_mut().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            self.runtime.free(block.at);
+        }
+    }
+}
+
+/// A piece of an arena, until it is dropped.
+#[derive(Debug)]
+pub struct Piece {
+    arena: Arc<Arena>,
+    at: Address,
+    bytes: usize,
+}
+
+impl Piece {
+    pub(super) fn of_nothing(arena: &Arc<Arena>) -> Piece {
+        Piece { arena: Arc::clone(arena), at: Address::default(), bytes: 0 }
+    }
+
+    /// Aligned to [`ALIGNMENT`]; zero of nothing.
+    pub fn address(&self) -> Address {
+        self.at
+    }
+
+    /// All that it has, which may be a little more than was asked for.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub fn arena(&self) -> &Arc<Arena> {
+        &self.arena
+    }
+}
+
+impl Drop for Piece {
+    fn drop(&mut self) {
+        if self.bytes == 0 {
+            return;
+        }
+        let mut blocks = self.arena.blocks.lock().unwrap_or_else(PoisonError::into_inner);
+        let inside = |block: &&mut Block| (block.at.0..block.at.0 + block.free.size as u64).contains(&self.at.0);
+        if let Some(block) = blocks.iter_mut().find(inside) {
+            block.free.give((self.at.0 - block.at.0) as usize, self.bytes);
+        }
+    }
+}
+
+/// What of a block is free: beginnings and lengths, no two of which touch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct FreeList {
+    size: usize,
+    free: BTreeMap<usize, usize>,
+}
+
+impl FreeList {
+    fn new(size: usize) -> FreeList {
+        FreeList { size, free: BTreeMap::from([(0, size)]) }
+    }
+
+    fn bytes(&self) -> usize {
+        self.free.values().sum()
+    }
+
+    fn longest(&self) -> usize {
+        self.free.values().copied().max().unwrap_or(0)
+    }
+
+    /// The smallest free place of `bytes` or more, the first of several: its length and where it begins.
+    fn best(&self, bytes: usize) -> Option<(usize, usize)> {
+        self.free.iter().filter(|(_, len)| **len >= bytes).map(|(at, len)| (*len, *at)).min()
+    }
+
+    /// Takes the first `bytes` of the free place at `at`.
+    fn take(&mut self, at: usize, bytes: usize) {
+        if let Some(len) = self.free.remove(&at)
+            && len > bytes
+        {
+            self.free.insert(at + bytes, len - bytes);
+        }
+    }
+
+    /// Returns a piece, as one with free neighbours.
+    fn give(&mut self, at: usize, bytes: usize) {
+        let (mut from, mut end) = (at, at + bytes);
+        if let Some((before, len)) = self.free.range(..at).next_back().map(|(at, len)| (*at, *len))
+            && before + len == at
+        {
+            from = before;
+        }
+        if let Some(len) = self.free.remove(&end) {
+            end += len;
+        }
+        self.free.insert(from, end - from);
+    }
+}
