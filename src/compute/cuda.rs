@@ -6,11 +6,15 @@
 
 pub mod arena;
 pub mod array;
+pub mod backend;
 pub mod cache;
 pub mod compile;
 pub mod device;
+pub mod driver;
 #[cfg(test)]
 mod emulated;
+#[cfg(any(test, feature = "emulator"))]
+pub mod emulator;
 pub mod kernels;
 pub mod libraries;
 pub mod lists;

@@ -35,6 +35,11 @@ impl RopeTable {
         }
     }
 
+    /// All cosines and all sines, as they lie.
+    pub fn values(&self) -> [&[f32]; 2] {
+        [&self.cos, &self.sin]
+    }
+
     #[inline(always)]
     fn row(&self, position: u32) -> (&[f32], &[f32]) {
         let half = self.inv_freq.len();

@@ -68,7 +68,7 @@ impl Arena {
         let Growth::By(step) = self.growth else {
             let size: usize = blocks.iter().map(|block| block.free.size).sum();
             return Err(CudaError::ArenaFull {
-                device: self.runtime.info().name.clone(),
+                device: self.runtime.info().to_string(),
                 wanted: bytes,
                 size,
                 taken: size - blocks.iter().map(|block| block.free.bytes()).sum::<usize>(),

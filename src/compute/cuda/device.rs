@@ -120,6 +120,12 @@ pub struct DeviceInfo {
     pub memory_bytes: usize,
 }
 
+impl fmt::Display for DeviceInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cuda:{} ({})", self.index, self.name)
+    }
+}
+
 /// NVIDIA's driver, open and started.
 #[derive(Clone, Debug)]
 pub struct Driver {

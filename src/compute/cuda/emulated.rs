@@ -1,22 +1,64 @@
-//! The kernels' numbers without a GPU: their source, compiled by g++ with the emulator beside it, against the CPU's operations.
+//! The kernels' numbers against the CPU's operations: on the emulator, or on the GPU that `BUPO_TEST_DEVICE` names (`cuda:0`).
 //!
-//! Every launch runs three times, with the threads and blocks of a grid in their order, backwards and shuffled, and must give the
-//! same bytes: what a missing barrier leaves to chance shows. Memory behind every array is watched.
+//! Every launch runs three times and must give the same bytes. On the emulator the threads and blocks of a grid go in their order,
+//! backwards and shuffled: what a missing barrier leaves to chance shows. Memory behind every array is watched.
 
 mod attention;
 mod faults;
 mod head;
+mod memory;
+mod products;
 mod rows;
 mod sampling;
 mod update;
 
+use super::device::{Chosen, DeviceChoice};
+use super::driver::Gpu;
+use super::emulator::{Emulator, Order};
 use super::kernels::Real;
+use super::libraries::Search;
+use super::runtime::{Address, Arg as Value, CudaError, Launch, Runtime};
 use half::bf16;
-use libloading::Library;
-use std::ffi::{CStr, CString, c_char, c_void};
-use std::path::Path;
-use std::process::Command;
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+/// The variable that names a GPU for these tests; the emulator where there is none.
+const TEST_DEVICE: &str = "BUPO_TEST_DEVICE";
+
+/// Memory of an emulated device.
+const EMULATED_BYTES: usize = 1 << 30;
+
+/// A GPU of its own stream, if the tests are to run on one.
+fn own_gpu() -> Option<Gpu> {
+    let name = std::env::var(TEST_DEVICE).ok()?;
+    let choice: DeviceChoice = name.parse().unwrap_or_else(|error| panic!("{TEST_DEVICE}: {error}"));
+    let search = Search::from_env();
+    match choice.open(&search).unwrap_or_else(|error| panic!("{TEST_DEVICE}: {error}")) {
+        Chosen::Cpu { .. } => None,
+        Chosen::Cuda(device) => Some(Gpu::new(device, &search, None).unwrap_or_else(|error| panic!("{error}"))),
+    }
+}
+
+/// The GPU that kernels run on, one for all tests, with all of them compiled.
+fn gpu() -> Option<Arc<dyn Runtime>> {
+    static GPU: OnceLock<Option<Arc<Gpu>>> = OnceLock::new();
+    let gpu = GPU.get_or_init(|| {
+        let gpu = own_gpu()?;
+        gpu.load(&Real::BOTH).unwrap_or_else(|error| panic!("{error}"));
+        Some(Arc::new(gpu))
+    });
+    gpu.clone().map(|gpu| gpu as Arc<dyn Runtime>)
+}
+
+/// A device to be used by one test alone.
+fn device() -> Arc<dyn Runtime> {
+    // One at a time, so that their compilers and pinned memory do not add up.
+    static OPENING: Mutex<()> = Mutex::new(());
+    let _one = OPENING.lock().unwrap_or_else(PoisonError::into_inner);
+    match own_gpu() {
+        Some(gpu) => Arc::new(gpu),
+        None => Arc::new(Emulator::new(Order::Forward, EMULATED_BYTES)),
+    }
+}
 
 impl Real {
     /// What is left of numbers when they are stored.
@@ -117,51 +159,20 @@ pub enum Arg<'a> {
     Float(f32),
 }
 
-type Launch = unsafe extern "C" fn(*const c_char, *const u32, *const u32, u32, *mut *mut c_void, i32) -> *const c_char;
+/// All kernels, in one format.
+pub struct Kernels(Real);
 
-/// All kernels, compiled for one REAL.
-pub struct Kernels {
-    library: Library,
-}
-
-/// The compiled kernels. Locked: the emulator has one set of fibers.
-pub fn kernels(real: Real) -> MutexGuard<'static, Kernels> {
-    static COMPILED: OnceLock<[Mutex<Kernels>; 2]> = OnceLock::new();
-    let compiled = COMPILED.get_or_init(|| {
-        // Side by side: each takes the compiler seconds.
-        std::thread::scope(|scope| {
-            Real::BOTH.map(|real| scope.spawn(move || Mutex::new(compile(real)))).map(|t| t.join().expect("compiled"))
-        })
-    });
-    compiled[real.pick(0, 1)].lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn compile(real: Real) -> Kernels {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/compute/cuda/emulator");
-    let folder = tempfile::tempdir().expect("a folder for the compiled kernels");
-    let out = folder.path().join("kernels.so");
-    let mut command = Command::new("g++");
-    // No contraction: a product and a sum round twice where the kernel does not say fmaf, as they are written.
-    command.args(["-std=c++17", "-O2", "-march=native", "-ffp-contract=off", "-fPIC", "-shared", "-DBUPO_EMULATED"]);
-    command.arg(real.pick("-DREAL=float", "-DREAL=bf16"));
-    command.args(["-Wall", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused-variable", "-Wno-sign-compare"]);
-    command.args([source.join("emulator.cpp"), source.join("kernels.cpp")]).arg("-o").arg(&out);
-    let ran = command.output().unwrap_or_else(|error| {
-        panic!("the CUDA kernels' tests compile them for the CPU and need g++, which could not be started: {error}; install it (Debian: apt-get install g++)")
-    });
-    assert!(ran.status.success(), "g++ refused the kernels:\n{}", String::from_utf8_lossy(&ran.stderr));
-    // SAFETY: the library was just made from this crate's source; nothing runs when it is loaded.
-    let library = unsafe { Library::new(&out) }.expect("the compiled kernels load");
-    Kernels { library }
+pub fn kernels(real: Real) -> Kernels {
+    Kernels(real)
 }
 
 impl Kernels {
-    /// Runs a kernel on grid `[x, y, z]` and blocks of `threads`, in three orders that must agree.
+    /// Runs a kernel on grid `[x, y, z]` and blocks of `threads` three times, which must agree.
     pub fn launch(&self, kernel: &str, grid: [usize; 3], threads: usize, shared: usize, args: &mut [Arg<'_>]) {
         self.try_launch(kernel, grid, threads, shared, args).unwrap_or_else(|message| panic!("{message}"));
     }
 
-    /// [`Kernels::launch`], or what the emulator found wrong.
+    /// [`Kernels::launch`], or what was wrong.
     pub fn try_launch(
         &self,
         kernel: &str,
@@ -171,14 +182,10 @@ impl Kernels {
         args: &mut [Arg<'_>],
     ) -> Result<(), String> {
         let mut first: Option<Vec<Memory>> = None;
-        for order in 0..3 {
-            let mut outputs = Vec::new();
-            for arg in args.iter() {
-                if let Arg::Out(memory) = arg {
-                    outputs.push((**memory).clone());
-                }
-            }
-            self.launch_once(kernel, grid, threads, shared, args, &mut outputs, order)?;
+        for order in Order::ALL {
+            let runtime = gpu().unwrap_or_else(|| Arc::new(Emulator::new(order, EMULATED_BYTES)));
+            let launched = self.launched(runtime.as_ref(), kernel, grid, [threads, shared], args);
+            let outputs = launched.map_err(|error| error.to_string())?;
             outputs.iter().for_each(|memory| memory.check_guard(kernel));
             match &first {
                 None => first = Some(outputs),
@@ -198,44 +205,46 @@ impl Kernels {
         Ok(())
     }
 
-    #[allow(clippy::too_many_arguments)]
-    fn launch_once(
+    /// Runs it once, on copies of all arrays in the device's memory; what is then in those that it may write.
+    fn launched(
         &self,
+        runtime: &dyn Runtime,
         kernel: &str,
         grid: [usize; 3],
-        threads: usize,
-        shared: usize,
+        [threads, shared]: [usize; 2],
         args: &[Arg<'_>],
-        outputs: &mut [Memory],
-        order: i32,
-    ) -> Result<(), String> {
-        let mut outputs = outputs.iter_mut();
-        let mut values: Vec<u64> = Vec::with_capacity(args.len());
+    ) -> Result<Vec<Memory>, CudaError> {
+        let mut places = Vec::new();
+        let mut there = |memory: &Memory| -> Result<Address, CudaError> {
+            let bytes = bytemuck::cast_slice(&memory.words);
+            let at = runtime.allocate(bytes.len())?;
+            places.push(at);
+            runtime.upload(bytes, at);
+            Ok(at)
+        };
+        let (mut values, mut outputs) = (Vec::new(), Vec::new());
         for arg in args {
             values.push(match arg {
-                Arg::In(memory) => memory.words.as_ptr() as u64,
-                Arg::Out(_) => outputs.next().expect("a copy of each output").words.as_mut_ptr() as u64,
-                Arg::Null => 0,
-                Arg::Int(x) => i32::try_from(*x).expect("an int") as u64,
-                Arg::Long(x) => *x as u64,
-                Arg::Float(x) => x.to_bits() as u64,
+                Arg::In(memory) => Value::At(there(memory)?),
+                Arg::Out(memory) => {
+                    let at = there(memory)?;
+                    outputs.push((at, (**memory).clone()));
+                    Value::At(at)
+                }
+                Arg::Null => Value::Null,
+                Arg::Int(x) => Value::Int(i32::try_from(*x).expect("an int")),
+                Arg::Long(x) => Value::Long(*x as u64),
+                Arg::Float(x) => Value::Float(*x),
             });
         }
-        let mut pointers: Vec<*mut c_void> = values.iter_mut().map(|v| (v as *mut u64).cast()).collect();
-        let name = CString::new(kernel).expect("a kernel's name");
-        let (grid, block) = (grid.map(|x| x as u32), [threads as u32, 1, 1]);
-        // SAFETY: the emulator's only entry point, whose type is Launch (emulator.cpp).
-        let launch = unsafe { self.library.get::<Launch>(c"emulated_launch") }.expect("the emulator's entry point");
-        // SAFETY: every argument lies behind its pointer, arrays live for as long as the call; the caller gives what the
-        // kernel's documentation asks for, and the guards behind arrays are looked at afterwards.
-        let message = unsafe {
-            launch(name.as_ptr(), grid.as_ptr(), block.as_ptr(), shared as u32, pointers.as_mut_ptr(), order)
-        };
-        if message.is_null() {
-            return Ok(());
+        let launch = Launch { real: self.0, kernel, grid, threads, shared, args: &values };
+        // SAFETY: tests give what the kernels' documentation asks for; guards behind arrays are looked at afterwards.
+        unsafe { runtime.launch(launch) };
+        for (at, memory) in &mut outputs {
+            runtime.download(*at, bytemuck::cast_slice_mut(&mut memory.words))?;
         }
-        // SAFETY: a message lives until the next launch, and the lock is held.
-        Err(unsafe { CStr::from_ptr(message) }.to_string_lossy().into_owned())
+        places.into_iter().for_each(|at| runtime.free(at));
+        Ok(outputs.into_iter().map(|(_, memory)| memory).collect())
     }
 }
 

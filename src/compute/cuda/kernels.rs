@@ -25,6 +25,48 @@ pub const KERNELS: &[(&str, &str)] = &[
     ("value.cu", include_str!("value.cu")),
 ];
 
+/// Which file each kernel is in. `_HD` stands for a head dimension.
+const FUNCTIONS: &[(&str, &[&str])] = &[
+    ("adamw.cu", &["adamw", "sum_of_squares", "sum_f64"]),
+    ("attention.cu", &["attention_HD"]),
+    ("attention_backward.cu", &["attention_pull", "attention_backward_queries_HD", "attention_backward_keys_HD"]),
+    ("attention_decode.cu", &["kv_write", "attention_decode_HD", "attention_decode_merge"]),
+    (
+        "embedding.cu",
+        &[
+            "embed",
+            "gather_rows",
+            "gather_rows_real",
+            "sum_rows_partial",
+            "add_partial_rows",
+            "scatter_rows_add",
+            "scatter_rows_add_f32",
+        ],
+    ),
+    ("head.cu", &["head_fold", "head_finish", "head_d_logits", "head_top"]),
+    ("norm.cu", &["rms_norm", "add_rms_norm", "rms_norm_again", "rms_norm_backward", "rms_norm_backward_f32"]),
+    (
+        "reduce.cu",
+        &[
+            "column_sums_partial",
+            "add_column_sums",
+            "add_bias",
+            "add",
+            "scaled_add",
+            "scale",
+            "round_to_real",
+            "widen_to_f32",
+        ],
+    ),
+    ("rope.cu", &["qk_rope", "qk_rope_backward"]),
+    ("sample.cu", &["sample"]),
+    ("swiglu.cu", &["swiglu", "swiglu_backward"]),
+    ("value.cu", &["values", "values_backward", "values_backward_weight"]),
+];
+
+/// Head dimensions that every compilation has; each other one is a compilation of its own.
+const HEAD_DIMS: [usize; 3] = [32, 64, 128];
+
 /// The format of a module's activations on the device. Streams, statistics, sums and parameters are f32 in both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Real {
@@ -49,13 +91,45 @@ impl Real {
     }
 }
 
-/// Every kernel file as it is compiled for activations in `real`.
-pub fn sources(real: Real) -> impl Iterator<Item = Source<'static>> {
-    let defines: &[(&str, &str)] = match real {
-        Real::F32 => &[("REAL", "float")],
-        Real::Bf16 => &[("REAL", "bf16")],
-    };
-    KERNELS.iter().map(move |(name, text)| Source { name, text, headers: HEADERS, defines })
+/// One compilation: a file, for activations in one format. What a module holds, once it is loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Compilation {
+    pub real: Real,
+    /// `norm.cu`.
+    pub file: &'static str,
+    /// Where attention is not for one of the head dimensions that all have.
+    pub head_dim: Option<usize>,
+}
+
+impl Compilation {
+    /// The one that has a kernel by its name; none if there is no such kernel. Head dimensions are multiples of 16.
+    pub fn of(real: Real, kernel: &str) -> Option<Compilation> {
+        let head_dim_of = |name: &str| {
+            let digits = kernel.strip_prefix(name.strip_suffix("HD")?)?;
+            digits.parse().ok().filter(|hd: &usize| hd % 16 == 0 && *hd > 0 && digits == hd.to_string())
+        };
+        FUNCTIONS.iter().find_map(|(file, names)| {
+            if names.contains(&kernel) {
+                return Some(Compilation { real, file, head_dim: None });
+            }
+            let head_dim: usize = names.iter().find_map(|name| head_dim_of(name))?;
+            Some(Compilation { real, file, head_dim: Some(head_dim).filter(|hd| !HEAD_DIMS.contains(hd)) })
+        })
+    }
+
+    /// Does this with its source.
+    pub fn with_source<T>(self, then: impl FnOnce(&Source<'_>) -> T) -> T {
+        let text = KERNELS.iter().find(|(name, _)| *name == self.file).map_or("", |(_, text)| text);
+        let head_dim = self.head_dim.map(|hd| hd.to_string());
+        let mut defines = vec![("REAL", self.real.pick("float", "bf16"))];
+        defines.extend(head_dim.as_ref().map(|hd| ("HEAD_DIM", hd.as_str())));
+        then(&Source { name: self.file, text, headers: HEADERS, defines: &defines })
+    }
+}
+
+/// Every kernel file for activations in `real`.
+pub fn compilations(real: Real) -> impl Iterator<Item = Compilation> {
+    KERNELS.iter().map(move |(file, _)| Compilation { real, file, head_dim: None })
 }
 
 #[cfg(test)]
@@ -65,6 +139,7 @@ mod tests {
     use crate::compute::cuda::compile::compile;
     use crate::compute::cuda::compile::tests::{A100, B200, H100, nvrtc};
     use rayon::prelude::*;
+    use std::collections::BTreeSet;
 
     /// Which of the kernels' files in the source folder are in the table.
     #[test]
@@ -84,14 +159,45 @@ mod tests {
     #[test]
     fn every_kernel_compiles_for_every_architecture_without_a_warning() {
         let nvrtc = nvrtc();
-        let jobs: Vec<(Source, Capability)> = [A100, H100, B200]
+        let jobs: Vec<(Compilation, Capability)> = [A100, H100, B200]
             .into_iter()
-            .flat_map(|capability| [Real::F32, Real::Bf16].map(|real| (real, capability)))
-            .flat_map(|(real, capability)| sources(real).map(move |source| (source, capability)))
+            .flat_map(|capability| Real::BOTH.map(|real| (real, capability)))
+            .flat_map(|(real, capability)| compilations(real).map(move |compilation| (compilation, capability)))
             .collect();
-        jobs.par_iter().for_each(|(source, capability)| {
-            let compiled = compile(&nvrtc, source, *capability).unwrap_or_else(|error| panic!("{error}"));
-            assert_eq!(compiled.warnings, "", "{} for {capability}", source.name);
+        jobs.par_iter().for_each(|(compilation, capability)| {
+            let compiled = compilation.with_source(|source| compile(&nvrtc, source, *capability));
+            let compiled = compiled.unwrap_or_else(|error| panic!("{error}"));
+            assert_eq!(compiled.warnings, "", "{} for {capability}", compilation.file);
+            // Sections of code are named by their kernels: .text.rms_norm.
+            let text = String::from_utf8_lossy(&compiled.cubin);
+            let sections = text.split('\0').filter_map(|name| name.strip_prefix(".text."));
+            let got: BTreeSet<String> = sections.map(str::to_string).collect();
+            let named = FUNCTIONS.iter().filter(|(file, _)| *file == compilation.file).flat_map(|(_, names)| *names);
+            let expected: BTreeSet<String> = named.flat_map(|name| with_head_dims(name)).collect();
+            assert_eq!(got, expected, "{}", compilation.file);
         });
+    }
+
+    fn with_head_dims(name: &str) -> Vec<String> {
+        match name.strip_suffix("HD") {
+            Some(stem) => HEAD_DIMS.iter().map(|hd| format!("{stem}{hd}")).collect(),
+            None => vec![name.to_string()],
+        }
+    }
+
+    #[test]
+    fn a_kernel_is_found_by_its_name() {
+        let of = |kernel| Compilation::of(Real::Bf16, kernel).map(|c| (c.file, c.head_dim));
+        assert_eq!(of("rms_norm_again"), Some(("norm.cu", None)));
+        assert_eq!(of("attention_64"), Some(("attention.cu", None)));
+        assert_eq!(of("attention_96"), Some(("attention.cu", Some(96))));
+        assert_eq!(of("attention_backward_keys_80"), Some(("attention_backward.cu", Some(80))));
+        assert_eq!(of("attention_decode_merge"), Some(("attention_decode.cu", None)));
+        for nothing in ["", "attention", "attention_", "attention_0", "attention_064", "attention_20", "attention_HD"] {
+            assert_eq!(of(nothing), None, "{nothing}");
+        }
+        let define =
+            Compilation::of(Real::Bf16, "attention_96").unwrap().with_source(|source| source.defines.to_vec().len());
+        assert_eq!(define, 2);
     }
 }

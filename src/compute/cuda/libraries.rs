@@ -5,7 +5,7 @@
 //! (`LD_LIBRARY_PATH`, ldconfig). An opened library stays open until the process ends.
 
 use libloading::Library;
-use std::ffi::{OsStr, c_void};
+use std::ffi::{CStr, OsStr, c_void};
 use std::fmt;
 use std::path::PathBuf;
 
@@ -199,8 +199,17 @@ pub fn open(library: CudaLibrary, search: &Search, newest: u32) -> Result<Opened
 }
 
 /// What the system said of a library; the error itself says only which call failed.
-pub(super) fn spelled_out(error: &libloading::Error) -> String {
+fn spelled_out(error: &libloading::Error) -> String {
     std::error::Error::source(error).map_or_else(|| error.to_string(), |said| said.to_string())
+}
+
+/// A function of a library by name; the error is what the system says.
+///
+/// # Safety
+/// `F` is the function pointer's type that the library's header gives it.
+pub(super) unsafe fn symbol<F: Copy>(library: &'static Library, name: &CStr) -> Result<F, String> {
+    // SAFETY: by the caller's promise; the library is never closed.
+    unsafe { library.get::<F>(name) }.map(|symbol| *symbol).map_err(|reason| spelled_out(&reason))
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! the library that the system finds before the one that a folder names.
 
 use super::Version;
-use super::libraries::{CudaLibrary, MissingLibrary, NEWEST_MAJOR, Opened, Search, open, spelled_out};
+use super::libraries::{CudaLibrary, MissingLibrary, NEWEST_MAJOR, Opened, Search, open, symbol};
 use libloading::Library;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::PathBuf;
@@ -79,7 +79,7 @@ impl Nvrtc {
         let (mut major, mut minor) = (0, 0);
         // SAFETY: the name and type are nvrtc.h's, and both places live through the call.
         let answered = unsafe {
-            let version: unsafe extern "C" fn(*mut c_int, *mut c_int) -> c_int = function(library, c"nvrtcVersion")?;
+            let version: unsafe extern "C" fn(*mut c_int, *mut c_int) -> c_int = symbol(library, c"nvrtcVersion")?;
             version(&mut major, &mut minor)
         };
         let number = |n: c_int| u32::try_from(n).ok().filter(|_| answered == SUCCESS);
@@ -91,14 +91,14 @@ impl Nvrtc {
             Ok(Nvrtc {
                 version: Version { major, minor },
                 path,
-                create: function(library, c"nvrtcCreateProgram")?,
-                compile: function(library, c"nvrtcCompileProgram")?,
-                destroy: function(library, c"nvrtcDestroyProgram")?,
-                code_size: function(library, c"nvrtcGetCUBINSize")?,
-                code: function(library, c"nvrtcGetCUBIN")?,
-                log_size: function(library, c"nvrtcGetProgramLogSize")?,
-                log: function(library, c"nvrtcGetProgramLog")?,
-                error_string: function(library, c"nvrtcGetErrorString")?,
+                create: symbol(library, c"nvrtcCreateProgram")?,
+                compile: symbol(library, c"nvrtcCompileProgram")?,
+                destroy: symbol(library, c"nvrtcDestroyProgram")?,
+                code_size: symbol(library, c"nvrtcGetCUBINSize")?,
+                code: symbol(library, c"nvrtcGetCUBIN")?,
+                log_size: symbol(library, c"nvrtcGetProgramLogSize")?,
+                log: symbol(library, c"nvrtcGetProgramLog")?,
+                error_string: symbol(library, c"nvrtcGetErrorString")?,
             })
         }
     }
@@ -152,13 +152,4 @@ impl Nvrtc {
         // SAFETY: not null, and NVRTC's strings end in NUL.
         Err(unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned())
     }
-}
-
-/// A function of the library by name.
-///
-/// # Safety
-/// `F` is the type that NVRTC's header gives it.
-unsafe fn function<F: Copy>(library: &'static Library, name: &CStr) -> Result<F, String> {
-    // SAFETY: by the caller's promise; the library is never closed.
-    unsafe { library.get::<F>(name) }.map(|symbol| *symbol).map_err(|reason| spelled_out(&reason))
 }

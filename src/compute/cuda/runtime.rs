@@ -111,6 +111,25 @@ impl Product {
     }
 }
 
+impl Product {
+    /// Whether rows are as long as the matrices say, and formats go together.
+    pub(super) fn check(&self) -> Result<(), CudaError> {
+        let Product { m, n, k, a, b, c, .. } = *self;
+        let columns = |rows, columns, transposed| if transposed { rows } else { columns };
+        let short = |matrix: Matrix, columns| matrix.stride < columns;
+        let rows_overlap =
+            short(a, columns(m, k, self.a_transposed)) || short(b, columns(k, n, self.b_transposed)) || short(c, n);
+        if rows_overlap || a.real != b.real || (c.real != a.real && c.real != Real::F32) {
+            return Err(CudaError::Refused {
+                what: "a product".to_string(),
+                got: format!("{self:?}"),
+                expected: "strides of a row or more, A and B of one format, C of theirs or f32".to_string(),
+            });
+        }
+        Ok(())
+    }
+}
+
 /// Memory of a device in bytes, as it is now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeviceMemory {

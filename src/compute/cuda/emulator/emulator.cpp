@@ -252,17 +252,22 @@ void load_matrices(unsigned (&to)[4], const void* row, bool transposed, int line
 
 using namespace emulator;
 
-// Runs a kernel. grid and block: x, y, z; args as cuLaunchKernel takes them. order: 0 as threads count, warps in step; 1
+// Runs a kernel. grid and block: x, y, z; args as cuLaunchKernel takes them, kinds: what they are, as launch.h has it. order: 0 as threads count, warps in step; 1
 // backwards, 2 shuffled, both with warps that run ahead. Asynchronous copies happen at once in order 1, as late as they may in 0 and 2.
 // Returns null, or what was wrong (valid until the next launch).
 extern "C" __attribute__((visibility("default"))) const char* emulated_launch(const char* name, const unsigned* grid,
                                                                               const unsigned* block, unsigned shared_bytes,
-                                                                              void** args, int order) {
+                                                                              void** args, const char* kinds, int order) {
     message.clear();
     now = nullptr;
     kernel = find_kernel(name);
     if (!kernel) {
         message = std::string("no kernel of the name ") + name;
+        return message.c_str();
+    }
+    if (strcmp(kinds, kernel->kinds)) {
+        message = std::string(name) + ": arguments " + kinds + ", expected " + kernel->kinds +
+                  " (p a pointer, f float, d double, i an integer of 4 bytes, l of 8)";
         return message.c_str();
     }
     arguments = args;

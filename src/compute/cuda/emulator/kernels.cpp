@@ -47,7 +47,7 @@ namespace faults {
 #include "faults.cu"
 }
 
-#define KERNEL(space, name) {#name, Unpack<space::name>::call},
+#define KERNEL(space, name) {#name, Unpack<space::name>::call, Unpack<space::name>::kinds},
 #define HEAD_DIMS(space, name) KERNEL(space, name##_32) KERNEL(space, name##_64) KERNEL(space, name##_128)
 
 static const Kernel KERNELS[] = {
