@@ -113,8 +113,16 @@ pub fn generate_each<B: Rollout>(
     ended: &mut Ended<'_>,
 ) -> Result<Vec<Vec<Completion>>> {
     check(model, engine, requests)?;
-    let longest = requests.iter().map(|r| r.prompt.len()).max().unwrap_or(0) + engine.sampling.max_new_tokens;
-    let mut session = B::session(model, ws, engine, longest)?;
+    run(&mut B::session(model, ws, engine, requests)?, engine, requests, ended)
+}
+
+/// The loop itself.
+pub(super) fn run<S: Session>(
+    session: &mut S,
+    engine: &Engine<'_>,
+    requests: &[Request],
+    ended: &mut Ended<'_>,
+) -> Result<Vec<Vec<Completion>>> {
     let mut done: Vec<Vec<Completion>> = requests.iter().map(|r| vec![Completion::EMPTY; r.seeds.len()]).collect();
     let mut live = Vec::new();
     let mut ready = Vec::new();
@@ -124,8 +132,8 @@ pub fn generate_each<B: Rollout>(
         // A few free slots are not worth a prefill of their own while others are decoding.
         if free * 8 >= engine.slots || live.is_empty() {
             let supply: usize = ready.iter().map(|p: &Prompt<_>| requests[p.request].seeds.len() - p.next_sample).sum();
-            prefill(&mut session, requests, &mut next_request, free.saturating_sub(supply), &mut ready)?;
-            let mut fresh = admit(&session, requests, &mut ready, free);
+            prefill(session, requests, &mut next_request, free.saturating_sub(supply), &mut ready)?;
+            let mut fresh = admit(session, requests, &mut ready, free);
             if !fresh.is_empty() {
                 session.first(&mut fresh)?;
                 live.append(&mut fresh);

@@ -1,6 +1,6 @@
 //! Rollouts on the CPU: every thread takes its share of the sequences through a whole step.
 
-use super::engine::Engine;
+use super::engine::{Engine, Request};
 use super::sampler::{Draw, sample};
 use super::session::{Live, Rollout, Session};
 use crate::compute::Packing;
@@ -25,7 +25,7 @@ impl Rollout for Cpu {
         model: &'m Model,
         ws: &'m mut Workspace,
         engine: &'m Engine<'m>,
-        _: usize,
+        _: &[Request],
     ) -> Result<HostSession<'m>> {
         ws.pack(model, engine.policy.tap());
         let workers = (0..rayon::current_num_threads()).map(|_| Worker::beside(ws, model)).collect();

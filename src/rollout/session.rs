@@ -1,6 +1,6 @@
 //! What a device does in a rollout: prompts to caches, sequences one or more tokens further.
 
-use super::engine::{Completion, Engine};
+use super::engine::{Completion, Engine, Request};
 use super::sampler::SampleRng;
 use crate::compute::Backend;
 use crate::model::{Model, Workspace};
@@ -10,13 +10,13 @@ use anyhow::Result;
 pub trait Rollout: Backend {
     type Session<'m>: Session;
 
-    /// Makes ready what lasts for one rollout of the model: the weights must not change while it is there. `longest`: tokens of the
-    /// longest sequence to come, prompt and response. Errors: a rollout that does not fit the device.
+    /// Makes ready what lasts for one rollout of the model: the weights must not change while it is there. `requests`: all that are to
+    /// come, which have been checked against the model's context. Errors: a rollout that does not fit the device.
     fn session<'m>(
         model: &'m Model<Self>,
         ws: &'m mut Workspace<Self>,
         engine: &'m Engine<'m>,
-        longest: usize,
+        requests: &[Request],
     ) -> Result<Self::Session<'m>>;
 }
 
