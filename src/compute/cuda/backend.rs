@@ -27,6 +27,7 @@ use crate::compute::backend::{
     AdamwStep, AttentionForward, Backend, HeadStats, Heads, Kind, LinearShape, LowRank, QkNorms, RowGradients,
     Unembedding,
 };
+use crate::compute::cpu::gemm::Compute;
 use half::bf16;
 use launch::{chunk_rows, int, long, row_threads};
 use std::borrow::Cow;
@@ -131,8 +132,12 @@ impl Backend for Cuda {
         }
     }
 
-    fn download(&self, array: &Array) -> Vec<f32> {
-        self.numbers(array)
+    fn host<'a>(&self, array: &'a Array) -> Cow<'a, [f32]> {
+        Cow::Owned(self.numbers(array))
+    }
+
+    fn compute(&self) -> Compute {
+        self.real.pick(Compute::F32, Compute::Bf16)
     }
 
     fn status(&self) -> anyhow::Result<()> {
@@ -151,6 +156,10 @@ impl Backend for Cuda {
 
     fn store<'a>(&self, params: &'a Params) -> Cow<'a, [f32]> {
         Cow::Owned(params.master.to_host().unwrap_or_else(|_| vec![f32::NAN; params.master.len()]))
+    }
+
+    fn unload(&self, params: Params) -> Vec<f32> {
+        self.store(&params).into_owned()
     }
 
     fn params<'a>(params: &'a Params, range: &Range<usize>) -> View<'a> {
