@@ -3,6 +3,7 @@
 //! Every launch runs three times, with the threads and blocks of a grid in their order, backwards and shuffled, and must give the
 //! same bytes: what a missing barrier leaves to chance shows. Memory behind every array is watched.
 
+mod analysis;
 mod attention;
 mod faults;
 mod head;

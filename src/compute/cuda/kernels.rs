@@ -16,6 +16,7 @@ pub const KERNELS: &[(&str, &str)] = &[
     ("attention_backward.cu", include_str!("attention_backward.cu")),
     ("attention_decode.cu", include_str!("attention_decode.cu")),
     ("embedding.cu", include_str!("embedding.cu")),
+    ("gram.cu", include_str!("gram.cu")),
     ("head.cu", include_str!("head.cu")),
     ("norm.cu", include_str!("norm.cu")),
     ("reduce.cu", include_str!("reduce.cu")),

@@ -31,6 +31,9 @@ namespace attention_of_one {
 namespace head {
 #include "../head.cu"
 }
+namespace products {
+#include "../gram.cu"
+}
 namespace sampler {
 #include "../sample.cu"
 }
@@ -54,6 +57,8 @@ static const Kernel KERNELS[] = {
     KERNEL(norm, rms_norm)
     KERNEL(norm, add_rms_norm)
     KERNEL(norm, rms_norm_again)
+    KERNEL(norm, read_states)
+    KERNEL(norm, read_states_real)
     KERNEL(norm, rms_norm_backward)
     KERNEL(norm, rms_norm_backward_f32)
     KERNEL(rope, qk_rope)
@@ -63,6 +68,7 @@ static const Kernel KERNELS[] = {
     KERNEL(embedding, embed)
     KERNEL(embedding, gather_rows)
     KERNEL(embedding, gather_rows_real)
+    KERNEL(embedding, hold_rows)
     KERNEL(embedding, sum_rows_partial)
     KERNEL(embedding, add_partial_rows)
     KERNEL(embedding, scatter_rows_add)
@@ -78,6 +84,8 @@ static const Kernel KERNELS[] = {
     KERNEL(head, head_finish)
     KERNEL(head, head_d_logits)
     KERNEL(head, head_top)
+    KERNEL(products, gram)
+    KERNEL(products, row_cosines)
     KERNEL(sampler, sample)
     KERNEL(optimizer, adamw)
     KERNEL(optimizer, sum_of_squares)
