@@ -15,6 +15,7 @@ pub const KERNELS: &[(&str, &str)] = &[
     ("attention.cu", include_str!("attention.cu")),
     ("attention_backward.cu", include_str!("attention_backward.cu")),
     ("attention_decode.cu", include_str!("attention_decode.cu")),
+    ("divergence.cu", include_str!("divergence.cu")),
     ("embedding.cu", include_str!("embedding.cu")),
     ("gram.cu", include_str!("gram.cu")),
     ("head.cu", include_str!("head.cu")),

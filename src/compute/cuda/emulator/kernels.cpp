@@ -31,6 +31,9 @@ namespace attention_of_one {
 namespace head {
 #include "../head.cu"
 }
+namespace divergence {
+#include "../divergence.cu"
+}
 namespace products {
 #include "../gram.cu"
 }
@@ -84,6 +87,9 @@ static const Kernel KERNELS[] = {
     KERNEL(head, head_finish)
     KERNEL(head, head_d_logits)
     KERNEL(head, head_top)
+    KERNEL(divergence, compare_fold)
+    KERNEL(divergence, compare_merge)
+    KERNEL(divergence, compare_finish)
     KERNEL(products, gram)
     KERNEL(products, row_cosines)
     KERNEL(sampler, sample)
