@@ -22,6 +22,7 @@ pub const KERNELS: &[(&str, &str)] = &[
     ("norm.cu", include_str!("norm.cu")),
     ("reduce.cu", include_str!("reduce.cu")),
     ("rope.cu", include_str!("rope.cu")),
+    ("row.cu", include_str!("row.cu")),
     ("sample.cu", include_str!("sample.cu")),
     ("swiglu.cu", include_str!("swiglu.cu")),
     ("value.cu", include_str!("value.cu")),

@@ -1,9 +1,9 @@
-//! What an analysis computes: policies side by side, products of states, states as a lens shows them.
+//! What an analysis computes: policies side by side, products of states, whole rows of logits, states as a lens shows them.
 
 use super::{Arg, Kernels, Memory, Real, close, kernels, numbers, row_threads};
 use crate::compute::cpu::gemm::Compute;
 use crate::compute::cpu::gram::{gram, pairs, row_cosines};
-use crate::compute::cpu::head::{Comparison, Divergences, Head};
+use crate::compute::cpu::head::{Comparison, Divergences, Head, LogitRow};
 use crate::compute::cpu::norm::rms_norm_in_place;
 
 /// Columns of a segment, and bytes of a row's sums (divergence.cu).
@@ -291,6 +291,64 @@ fn products_and_cosines_of_states_equal_the_cpus() {
                     let expected = expected[row as usize];
                     assert!((got - expected).abs() <= 1e-14, "row {row}: {got} {expected}");
                 }
+            }
+        }
+    }
+}
+
+#[test]
+fn ranks_and_likeliest_tokens_of_whole_rows_equal_the_cpus() {
+    let gpu = kernels(Real::F32);
+    for (tokens, states, v, stride, k, threads) in
+        [(1, 1, 1, 1, 1, 32), (2, 3, 700, 700, 5, 64), (3, 2, 1031, 1040, 12, 256), (1, 2, 40, 41, 40, 32)]
+    {
+        for scale in [0.001, 1.0, 5.0] {
+            let rows = tokens * states;
+            // Few different values, so that there are ties, and a zero of either sign.
+            let z: Vec<f32> = whole(rows * v, 3, scale).iter().map(|z| if *z == scale { -0.0 } else { *z }).collect();
+            let mut padded = vec![f32::NAN; rows * stride];
+            for (to, from) in padded.chunks_exact_mut(stride).zip(z.chunks_exact(v)) {
+                to[..v].copy_from_slice(from);
+            }
+            let (logits, targets) = (Memory::f32(&padded), (0..tokens).map(|t| ((t * 397 + 3) % v) as u32));
+            let targets: Vec<u32> = targets.collect();
+            let mut rank = Memory::u32(&vec![0; rows]);
+            gpu.launch(
+                "row_rank",
+                [rows, 1, 1],
+                threads,
+                0,
+                &mut [
+                    Arg::In(&logits),
+                    Arg::Long(stride),
+                    Arg::Int(v),
+                    Arg::Int(states),
+                    Arg::In(&Memory::u32(&targets)),
+                    Arg::Out(&mut rank),
+                ],
+            );
+            let (mut top, mut probabilities) = (Memory::u32(&vec![0; rows * k]), Memory::room(rows * k));
+            gpu.launch(
+                "row_top",
+                [rows, 1, 1],
+                threads,
+                0,
+                &mut [
+                    Arg::In(&logits),
+                    Arg::Long(stride),
+                    Arg::Int(v),
+                    Arg::Int(k),
+                    Arg::Out(&mut top),
+                    Arg::Out(&mut probabilities),
+                ],
+            );
+            let (rank, top, probabilities) = (rank.u32s(), top.u32s(), probabilities.floats());
+            for (row, z) in z.chunks_exact(v).enumerate() {
+                let expected = LogitRow::new(z);
+                assert_eq!(rank[row], expected.rank(targets[row / states]));
+                let (ids, likely): (Vec<u32>, Vec<f32>) = expected.top(k).into_iter().unzip();
+                assert_eq!(top[row * k..(row + 1) * k], ids);
+                close("probabilities", &probabilities[row * k..(row + 1) * k], &likely, 1e-6);
             }
         }
     }

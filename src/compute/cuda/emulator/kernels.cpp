@@ -37,6 +37,9 @@ namespace divergence {
 namespace products {
 #include "../gram.cu"
 }
+namespace whole_rows {
+#include "../row.cu"
+}
 namespace sampler {
 #include "../sample.cu"
 }
@@ -92,6 +95,8 @@ static const Kernel KERNELS[] = {
     KERNEL(divergence, compare_finish)
     KERNEL(products, gram)
     KERNEL(products, row_cosines)
+    KERNEL(whole_rows, row_rank)
+    KERNEL(whole_rows, row_top)
     KERNEL(sampler, sample)
     KERNEL(optimizer, adamw)
     KERNEL(optimizer, sum_of_squares)
