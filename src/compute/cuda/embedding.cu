@@ -29,6 +29,12 @@ extern "C" __global__ void gather_rows_real(const real* state, const unsigned* r
     copy_row(state + (size_t)rows[blockIdx.x] * d, out + (size_t)blockIdx.x * d, d);
 }
 
+// The same in f32, a row of d every out_stride elements: one of the states of each token that wait side by side for their products
+// (gram.cu). state f32 [T, d], out f32; out_stride: a multiple of 8. Grid R; block: any.
+extern "C" __global__ void hold_rows(const float* state, const unsigned* rows, float* out, unsigned long long out_stride, int d) {
+    copy_row(state + (size_t)rows[blockIdx.x] * d, out + blockIdx.x * out_stride, d);
+}
+
 // out[to] (+)= sum over i in starts[list]..starts[list + 1] of values[rows[i]], with `to` list's destination.
 template <class From>
 __device__ __forceinline__ void sum_rows(const From* values, const unsigned* rows, const unsigned* starts, const unsigned* to,

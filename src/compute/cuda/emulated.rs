@@ -3,6 +3,7 @@
 //! Every launch runs three times and must give the same bytes. On the emulator the threads and blocks of a grid go in their order,
 //! backwards and shuffled: what a missing barrier leaves to chance shows. Memory behind every array is watched.
 
+mod analysis;
 mod attention;
 mod faults;
 mod head;

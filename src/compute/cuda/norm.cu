@@ -12,8 +12,8 @@ __device__ __forceinline__ float squares8(const float (&v)[8], float sum) {
 }
 
 // y = x inv w, one row.
-template <class Y>
-__device__ __forceinline__ void scale_row(const float* x, const float* w, float inv, Y* y, int d) {
+template <class X, class Y>
+__device__ __forceinline__ void scale_row(const X* x, const float* w, float inv, Y* y, int d) {
     for (int c = threadIdx.x * 8; c < d; c += blockDim.x * 8) {
         float v[8], s[8];
         load8(x + c, v);
@@ -65,6 +65,44 @@ extern "C" __global__ void __launch_bounds__(1024)
     rms_norm_again(const float* x, const float* w, const float* inv_rms, real* y, int d) {
     size_t row = blockIdx.x;
     scale_row(x + row * d, w, inv_rms[row], y + row * d, d);
+}
+
+template <class X>
+__device__ __forceinline__ void read_row(const X* x, const float* w, float eps, real* out, int d) {
+    if (!w) {
+        for (int c = threadIdx.x * 8; c < d; c += blockDim.x * 8) {
+            float v[8];
+            load8(x + c, v);
+            store8(out + c, v);
+        }
+        return;
+    }
+    float squares = 0.0f;
+    for (int c = threadIdx.x * 8; c < d; c += blockDim.x * 8) {
+        float v[8];
+        load8(x + c, v);
+        squares = squares8(v, squares);
+    }
+    scale_row(x, w, inverse_rms(block_sum(squares), d, eps), out, d);
+}
+
+// States as an analysis reads them (analysis/flow.rs, its lenses): out[r] = state[rows[r]], under the final norm (the logit lens)
+// or as it is (w null), rounded for the product with the unembedding. state f32 [T, d], rows u32 [R], or null for all T; w f32 [d],
+// or null; out REAL, a row of d every out_stride elements, so that the states of a token can lie side by side. out may be state
+// itself where types, rows and strides are the same. d, out_stride: multiples of 8. Grid R; block: whole warps.
+extern "C" __global__ void __launch_bounds__(1024)
+    read_states(const float* state, const unsigned* rows, const float* w, float eps, real* out, unsigned long long out_stride,
+                int d) {
+    size_t row = rows ? rows[blockIdx.x] : blockIdx.x;
+    read_row(state + row * d, w, eps, out + blockIdx.x * out_stride, d);
+}
+
+// The same for a state in REAL: what a module reads or writes, the final norm's output (without w). Grid R; block: whole warps.
+extern "C" __global__ void __launch_bounds__(1024)
+    read_states_real(const real* state, const unsigned* rows, const float* w, float eps, real* out, unsigned long long out_stride,
+                     int d) {
+    size_t row = rows ? rows[blockIdx.x] : blockIdx.x;
+    read_row(state + row * d, w, eps, out + blockIdx.x * out_stride, d);
 }
 
 // dx = r (w dy) - x r^3 / d sum(w dy x) of `rows` rows a block, and the block's sum of dy x r into dw_partial [blocks, d].

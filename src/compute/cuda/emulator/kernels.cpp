@@ -31,6 +31,15 @@ namespace attention_of_one {
 namespace head {
 #include "../head.cu"
 }
+namespace divergence {
+#include "../divergence.cu"
+}
+namespace products {
+#include "../gram.cu"
+}
+namespace whole_rows {
+#include "../row.cu"
+}
 namespace sampler {
 #include "../sample.cu"
 }
@@ -54,6 +63,8 @@ static const Kernel KERNELS[] = {
     KERNEL(norm, rms_norm)
     KERNEL(norm, add_rms_norm)
     KERNEL(norm, rms_norm_again)
+    KERNEL(norm, read_states)
+    KERNEL(norm, read_states_real)
     KERNEL(norm, rms_norm_backward)
     KERNEL(norm, rms_norm_backward_f32)
     KERNEL(rope, qk_rope)
@@ -63,6 +74,7 @@ static const Kernel KERNELS[] = {
     KERNEL(embedding, embed)
     KERNEL(embedding, gather_rows)
     KERNEL(embedding, gather_rows_real)
+    KERNEL(embedding, hold_rows)
     KERNEL(embedding, sum_rows_partial)
     KERNEL(embedding, add_partial_rows)
     KERNEL(embedding, scatter_rows_add)
@@ -78,6 +90,13 @@ static const Kernel KERNELS[] = {
     KERNEL(head, head_finish)
     KERNEL(head, head_d_logits)
     KERNEL(head, head_top)
+    KERNEL(divergence, compare_fold)
+    KERNEL(divergence, compare_merge)
+    KERNEL(divergence, compare_finish)
+    KERNEL(products, gram)
+    KERNEL(products, row_cosines)
+    KERNEL(whole_rows, row_rank)
+    KERNEL(whole_rows, row_top)
     KERNEL(sampler, sample)
     KERNEL(optimizer, adamw)
     KERNEL(optimizer, sum_of_squares)
