@@ -36,20 +36,22 @@ __device__ __forceinline__ unsigned long long block_highest(unsigned long long x
 
 // cpu/head/row.rs `LogitRow::top`: the k likeliest tokens and their probabilities, likeliest first, of equal ones the lower id. A
 // pass over the row each: for tens, not thousands. logits f32 [R, V], rows `stride` apart, divided by the temperature already;
-// tokens u32, probabilities f32 [R, k]; k: V at most. A NaN comes before all numbers, and makes every probability one.
+// tokens u32, probabilities f32 [R, k]; k: V at most. A NaN has a place as well, and
+// makes every probability one.
 // Grid R; block: whole warps.
 extern "C" __global__ void __launch_bounds__(1024)
     row_top(const float* logits, unsigned long long stride, int v, int k, unsigned* tokens, float* probabilities) {
     const float* z = logits + blockIdx.x * stride;
     size_t at = (size_t)blockIdx.x * k;
-    unsigned long long before = ~0ull;
+    unsigned long long before = 0;
     float m = 0.0f;
     double s = 0.0;
     for (int i = 0; i < k; i++) {
         unsigned long long best = 0;
         for (int t = threadIdx.x; t < v; t += blockDim.x) {
             unsigned long long place = place_of(z[t], t);
-            if (place < before) best = max(best, place);
+            // No bound the first time: a NaN may be as large as a number gets.
+            if (i == 0 || place < before) best = max(best, place);
         }
         before = block_highest(best);
         unsigned token = 0xffffffffu - (unsigned)before;

@@ -399,3 +399,28 @@ fn states_are_read_under_either_lens_and_lie_side_by_side() {
         }
     }
 }
+
+#[test]
+fn a_row_of_what_is_no_number_still_names_every_token_once() {
+    let gpu = kernels(Real::F32);
+    let nan = [f32::from_bits(0x7fff_ffff), f32::NAN, -f32::NAN, 1.0, f32::from_bits(0xffff_ffff)];
+    let (mut top, mut probabilities) = (Memory::u32(&[9; 5]), Memory::f32(&[0.0; 5]));
+    gpu.launch(
+        "row_top",
+        [1, 1, 1],
+        32,
+        0,
+        &mut [
+            Arg::In(&Memory::f32(&nan)),
+            Arg::Long(5),
+            Arg::Int(5),
+            Arg::Int(5),
+            Arg::Out(&mut top),
+            Arg::Out(&mut probabilities),
+        ],
+    );
+    let mut tokens = top.u32s();
+    tokens.sort_unstable();
+    assert_eq!(tokens, [0, 1, 2, 3, 4]);
+    assert!(probabilities.floats().iter().all(|p| p.is_nan()));
+}
