@@ -8,7 +8,7 @@ mod sums;
 pub use sums::Sums;
 
 use super::result::{Analysis, Lens};
-use crate::compute::backend::{Inspect, Kind, Placed};
+use crate::compute::backend::{FinalNorm, Inspect, Kind, Placed};
 use crate::compute::cpu::Cpu;
 use crate::compute::{Backend, Packing};
 use crate::model::{LayerIndex, Model, Tap, Workspace};
@@ -144,8 +144,8 @@ impl<B: Inspect> Flow<B> {
         let (norm, eps) = (model.param(&model.layout.final_norm), model.config.rms_norm_eps);
         // H^0, then what a layer's modules read and write.
         backend.resize(waiting, 5 * n * d, Kind::Factor);
-        backend.resize(stream, n * d, Kind::Factor);
-        backend.resize(held, n * states * d, Kind::Factor);
+        backend.resize(stream, n * d, Kind::F32);
+        backend.resize(held, n * states * d, Kind::F32);
         let side_by_side = |place: usize| Placed { first: place * d, stride: states * d, d };
         let block = |place: usize| Placed { first: place * n * d, stride: d, d };
         let mut embedding: Vec<f32> = Vec::new();
@@ -163,19 +163,19 @@ impl<B: Inspect> Flow<B> {
                 Tap::Attn(layer) => {
                     let at = block(first(layer) + 1);
                     backend.place_rows(state, rows, waiting, at);
-                    sums.layers[layer.index()].cos_attn.extend(backend.row_cosines(waiting, at, stream, block(0), n));
+                    sums.layers[layer.index()].cos_attn.extend(backend.row_cosines(waiting, at.first, stream, d));
                 }
                 Tap::ResidMid(_) => backend.place_rows(state, rows, stream, block(0)),
                 Tap::FfnIn(layer) => backend.place_rows(state, rows, waiting, block(first(layer) + 2)),
                 Tap::Ffn(layer) => {
                     let at = block(first(layer) + 3);
                     backend.place_rows(state, rows, waiting, at);
-                    sums.layers[layer.index()].cos_ffn.extend(backend.row_cosines(waiting, at, stream, block(0), n));
+                    sums.layers[layer.index()].cos_ffn.extend(backend.row_cosines(waiting, at.first, stream, d));
                 }
                 Tap::ResidPost(layer) => {
                     backend.resize(waiting, (4 + first(layer)) * n * d, Kind::Factor);
                     if reading.lens == Lens::FinalNorm {
-                        backend.norm_rows(waiting, norm, eps, d, 1, 1);
+                        backend.norm_rows(waiting, norm, eps, d);
                     }
                     // One pass over the unembedding serves the layer's states.
                     let mut entropies = backend.head(head, waiting, None, logits).entropy;
@@ -195,12 +195,10 @@ impl<B: Inspect> Flow<B> {
             let products = backend.gram(held, (states, d), layers, first, GRAM_TOKENS.min(n - first));
             products.chunks_exact(layers * (layers + 1) / 2).for_each(|products| sums.add_products(products));
         }
-        if reading.lens == Lens::FinalNorm {
-            // The final state is normed already.
-            backend.norm_rows(held, norm, eps, d, layers, states);
-        }
+        // The final state is normed already.
+        let through = (reading.lens == Lens::FinalNorm).then_some(FinalNorm { weight: norm, eps, states: layers });
         let references: Vec<usize> = [layers].into_iter().chain(reading.chosen.map(LayerIndex::index)).collect();
-        let comparison = backend.compare(head, held, states, &references, targets, logits);
+        let comparison = backend.compare(head, held, states, through, &references, targets, logits);
         sums.add_comparison(&comparison, &embedding);
     }
 

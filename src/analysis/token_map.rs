@@ -99,7 +99,7 @@ fn states<B: Inspect>(
         // The final state is normed already.
         if lens == Lens::FinalNorm && tap != Tap::Final {
             let w = model.param(&model.layout.final_norm);
-            backend.norm_rows(&mut states[place], w, model.config.rms_norm_eps, d, 1, 1);
+            backend.norm_rows(&mut states[place], w, model.config.rms_norm_eps, d);
         }
     });
     states

@@ -1,5 +1,8 @@
 //! The device that a command computes on.
 
+#[cfg(feature = "cuda")]
+mod cuda;
+
 use crate::compute::backend::Inspect;
 use crate::compute::cpu::Cpu;
 use crate::compute::{Backend, DeviceChoice};
@@ -24,20 +27,28 @@ impl Device for Cpu {
 #[derive(Debug)]
 pub enum Opened {
     Cpu(Cpu),
+    #[cfg(feature = "cuda")]
+    Cuda(crate::compute::cuda::backend::Cuda),
 }
 
 /// Opens the device that was asked for, to multiply in `compute`. Says what is not as it was asked: a CPU without bf16, the CPU for
 /// `auto`.
 pub fn open(choice: DeviceChoice, compute: Compute) -> Result<Opened> {
     match choice {
-        DeviceChoice::Cpu => {}
-        DeviceChoice::Auto => say("device = \"auto\" is the CPU: this bupo was built without CUDA"),
+        DeviceChoice::Cpu => Ok(Opened::Cpu(cpu(compute))),
+        #[cfg(feature = "cuda")]
+        DeviceChoice::Auto | DeviceChoice::Cuda(_) => cuda::open(choice, compute),
+        #[cfg(not(feature = "cuda"))]
+        DeviceChoice::Auto => {
+            say("device = \"auto\" is the CPU: this bupo was built without CUDA");
+            Ok(Opened::Cpu(cpu(compute)))
+        }
+        #[cfg(not(feature = "cuda"))]
         DeviceChoice::Cuda(_) => anyhow::bail!(
             "device = \"{choice}\", but this bupo was built without CUDA: take device = \"cpu\", or build it with \
              `cargo build --release --features cuda` (docs/CUDA.md)"
         ),
     }
-    Ok(Opened::Cpu(cpu(compute)))
 }
 
 /// The CPU, computing as asked where this machine can.
@@ -53,6 +64,8 @@ macro_rules! on_device {
     ($opened:expr, $backend:ident => $body:expr) => {
         match $opened {
             $crate::commands::device::Opened::Cpu($backend) => $body,
+            #[cfg(feature = "cuda")]
+            $crate::commands::device::Opened::Cuda($backend) => $body,
         }
     };
 }

@@ -32,25 +32,36 @@ pub struct Placed {
     pub d: usize,
 }
 
+/// The final norm, where a lens reads the first `states` of a token's states through it.
+#[derive(Clone, Copy, Debug)]
+pub struct FinalNorm<V> {
+    /// `[d]`
+    pub weight: V,
+    pub eps: f32,
+    pub states: usize,
+}
+
 /// The operations of an analysis.
 pub trait Inspect: Backend {
-    /// Copies rows of a state `[T, d]` of either kind to their places in `out`, which is a factor and long enough.
+    /// Copies rows of a state `[T, d]` of either kind to their places in `out`, which is of either kind and long enough.
     fn place_rows(&self, state: &Self::Array, rows: &[usize], out: &mut Self::Array, at: Placed);
-    /// Cosines of `n` rows of a with as many of b, summed in f64.
-    fn row_cosines(&self, a: &Self::Array, in_a: Placed, b: &Self::Array, in_b: Placed, n: usize) -> Vec<f64>;
-    /// `x / rms(x) * w` in place, of the first `count` of every `places` rows of width d.
-    fn norm_rows(&self, x: &mut Self::Array, w: Self::View<'_>, eps: f32, d: usize, count: usize, places: usize);
-    /// Inner products of the first `layers` of a token's states `[R, S, d]`, shape (S, d), with each other, `i >= j` in order of i, summed in f64;
+    /// Cosines of n rows of a, a factor, from element `first` on, with b's, f32 `[n, d]`, summed in f64.
+    fn row_cosines(&self, a: &Self::Array, first: usize, b: &Self::Array, d: usize) -> Vec<f64>;
+    /// `x / rms(x) * w` in place: x a factor `[R, d]`.
+    fn norm_rows(&self, x: &mut Self::Array, w: Self::View<'_>, eps: f32, d: usize);
+    /// Inner products of the first `layers` of a token's states f32 `[R, S, d]`, shape (S, d), with each other, `i >= j` in order of i, summed in f64;
     /// of `tokens` tokens from `first` on: `[tokens, layers (layers + 1) / 2]`.
     fn gram(&self, states: &Self::Array, shape: (usize, usize), layers: usize, first: usize, tokens: usize)
     -> Vec<f64>;
-    /// Statistics of states `[R, S, d]`, S to a token, for targets `[R]`. `references`, two at most, are the places of the states that
-    /// every state's divergences are taken to and from.
+    /// Statistics of states f32 `[R, S, d]`, S to a token, for targets `[R]`. `references`, two at most, are the places of the states
+    /// that every state's divergences are taken to and from. The states are of no use afterwards.
+    #[allow(clippy::too_many_arguments)]
     fn compare(
         &self,
         head: Unembedding<Self::View<'_>>,
-        states: &Self::Array,
+        states: &mut Self::Array,
         places: usize,
+        norm: Option<FinalNorm<Self::View<'_>>>,
         references: &[usize],
         targets: &[u32],
         room: &mut Self::Array,

@@ -3,7 +3,7 @@
 use super::backend::Cpu;
 use super::gram::{gram, pairs, row_cosine};
 use super::norm::rms_norm_in_place;
-use crate::compute::backend::{Comparison, Inspect, Placed, Unembedding};
+use crate::compute::backend::{Comparison, FinalNorm, Inspect, Placed, Unembedding};
 use rayon::prelude::*;
 
 impl Inspect for Cpu {
@@ -15,18 +15,12 @@ impl Inspect for Cpu {
         }
     }
 
-    fn row_cosines(&self, a: &Vec<f32>, in_a: Placed, b: &Vec<f32>, in_b: Placed, n: usize) -> Vec<f64> {
-        fn row(x: &[f32], at: Placed, i: usize) -> &[f32] {
-            &x[at.first + i * at.stride..][..at.d]
-        }
-        (0..n).into_par_iter().map(|i| row_cosine(row(a, in_a, i), row(b, in_b, i))).collect()
+    fn row_cosines(&self, a: &Vec<f32>, first: usize, b: &Vec<f32>, d: usize) -> Vec<f64> {
+        a[first..].par_chunks(d).zip(b.par_chunks(d)).with_min_len(64).map(|(a, b)| row_cosine(a, b)).collect()
     }
 
-    fn norm_rows(&self, x: &mut Vec<f32>, w: &[f32], eps: f32, d: usize, count: usize, places: usize) {
-        if count == places {
-            return rms_norm_in_place(x, w, eps);
-        }
-        x.par_chunks_mut(places * d).for_each(|rows| rms_norm_in_place(&mut rows[..count * d], w, eps));
+    fn norm_rows(&self, x: &mut Vec<f32>, w: &[f32], eps: f32, _: usize) {
+        rms_norm_in_place(x, w, eps);
     }
 
     fn gram(
@@ -45,12 +39,17 @@ impl Inspect for Cpu {
     fn compare(
         &self,
         head: Unembedding<&[f32]>,
-        states: &Vec<f32>,
+        states: &mut Vec<f32>,
         places: usize,
+        norm: Option<FinalNorm<&[f32]>>,
         references: &[usize],
         targets: &[u32],
         _: &mut Vec<f32>,
     ) -> Comparison {
+        if let Some(FinalNorm { weight, eps, states: count }) = norm {
+            let d = weight.len();
+            states.par_chunks_mut(places * d).for_each(|rows| rms_norm_in_place(&mut rows[..count * d], weight, eps));
+        }
         self.head_of(head).compare(states, places, references, Some(targets))
     }
 

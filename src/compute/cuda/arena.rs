@@ -5,6 +5,7 @@
 
 use super::runtime::{ALIGNMENT, Address, CudaError, Runtime};
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Whether an arena may ask the device for more than it took at its start.
@@ -22,6 +23,7 @@ pub struct Arena {
     runtime: Arc<dyn Runtime>,
     growth: Growth,
     blocks: Mutex<Vec<Block>>,
+    peak: AtomicUsize,
 }
 
 #[derive(Debug)]
@@ -38,7 +40,7 @@ impl Arena {
             let size = bytes.next_multiple_of(ALIGNMENT);
             blocks.push(Block { at: runtime.allocate(size)?, free: FreeList::new(size) });
         }
-        Ok(Arc::new(Arena { runtime, growth, blocks: Mutex::new(blocks) }))
+        Ok(Arc::new(Arena { runtime, growth, blocks: Mutex::new(blocks), peak: AtomicUsize::new(0) }))
     }
 
     pub fn runtime(&self) -> &Arc<dyn Runtime> {
@@ -52,6 +54,11 @@ impl Arena {
         (size - blocks.iter().map(|block| block.free.bytes()).sum::<usize>(), size)
     }
 
+    /// The most bytes that were in use at a time.
+    pub fn peak(&self) -> usize {
+        self.peak.load(Ordering::Relaxed)
+    }
+
     /// A piece of `bytes`, from the smallest free place that holds it; what it holds is not known. Nothing is a piece, too.
     pub fn take(self: &Arc<Arena>, bytes: usize) -> Result<Piece, CudaError> {
         if bytes == 0 {
@@ -63,7 +70,9 @@ impl Arena {
         let fits = blocks.iter_mut().filter_map(|block| Some((block.free.best(bytes)?, block)));
         if let Some(((_, at), block)) = fits.min_by_key(|((len, _), _)| *len) {
             block.free.take(at, bytes);
-            return Ok(piece(block.at.offset(at), bytes));
+            let place = block.at.offset(at);
+            self.note(&blocks);
+            return Ok(piece(place, bytes));
         }
         let Growth::By(step) = self.growth else {
             let size: usize = blocks.iter().map(|block| block.free.size).sum();
@@ -80,7 +89,13 @@ impl Arena {
         block.free.take(0, bytes);
         let at = block.at;
         blocks.push(block);
+        self.note(&blocks);
         Ok(piece(at, bytes))
+    }
+
+    fn note(&self, blocks: &[Block]) {
+        let used = blocks.iter().map(|block| block.free.size - block.free.bytes()).sum();
+        self.peak.fetch_max(used, Ordering::Relaxed);
     }
 }
 

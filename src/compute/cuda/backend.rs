@@ -10,6 +10,7 @@
 mod arrays;
 mod attention;
 mod head;
+mod inspect;
 mod launch;
 mod linear;
 mod rows;

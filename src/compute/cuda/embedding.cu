@@ -35,6 +35,11 @@ extern "C" __global__ void hold_rows(const float* state, const unsigned* rows, f
     copy_row(state + (size_t)rows[blockIdx.x] * d, out + blockIdx.x * out_stride, d);
 }
 
+// The same for a state in REAL. Grid R; block: any.
+extern "C" __global__ void hold_rows_real(const real* state, const unsigned* rows, float* out, unsigned long long out_stride, int d) {
+    copy_row(state + (size_t)rows[blockIdx.x] * d, out + blockIdx.x * out_stride, d);
+}
+
 // out[to] (+)= sum over i in starts[list]..starts[list + 1] of values[rows[i]], with `to` list's destination.
 template <class From>
 __device__ __forceinline__ void sum_rows(const From* values, const unsigned* rows, const unsigned* starts, const unsigned* to,

@@ -1,0 +1,247 @@
+//! The operations of an analysis: states side by side, and what they say.
+
+use super::launch::{at, int, long, row_threads};
+use super::{Array, Cuda, View};
+use crate::compute::backend::{Comparison, Divergences, FinalNorm, Inspect, Placed, Unembedding};
+use crate::compute::cpu::gemm::Write;
+use crate::compute::cuda::array::DeviceArray;
+use crate::compute::cuda::kernels::Real;
+use crate::compute::cuda::runtime::{Arg, Matrix, Product};
+
+/// Logits of a block of tokens' states in f32, at most.
+const LOGIT_BYTES: usize = 1 << 30;
+
+/// Columns that one block of `compare_fold` adds up, and what a row adds up to (divergence.cu: SEGMENT, Sums).
+const SEGMENT: usize = 1024;
+const SUMS: usize = 64;
+
+/// Threads of the products of a token's states: eight warps take turns.
+const GRAM_THREADS: usize = 256;
+
+impl Inspect for Cuda {
+    fn place_rows(&self, state: &Array, rows: &[usize], out: &mut Array, to: Placed) {
+        let Placed { first, stride, d } = to;
+        if !self.in_eights("place_rows", d) || !self.in_eights("place_rows", stride) {
+            return;
+        }
+        let rows: Vec<u32> = rows.iter().map(|row| *row as u32).collect();
+        let ([list], _memory) = self.lists([&rows]);
+        let (grid, threads) = ([rows.len(), 1, 1], row_threads(d));
+        let (from, list, to) = (state.arg(), at(list), at(out.at(first)));
+        match (state.real(), out.real()) {
+            (Real::F32, Real::F32) => {
+                self.launch("hold_rows", grid, threads, 0, &[from, list, to, long(stride), int(d)])
+            }
+            (Real::Bf16, Real::F32) => {
+                self.launch("hold_rows_real", grid, threads, 0, &[from, list, to, long(stride), int(d)]);
+            }
+            (real, Real::Bf16) => {
+                let kernel = if real == Real::F32 { "read_states" } else { "read_states_real" };
+                let args = [from, list, Arg::Null, Arg::Float(0.0), to, long(stride), int(d)];
+                self.launch(kernel, grid, threads, 0, &args);
+            }
+        }
+    }
+
+    fn row_cosines(&self, a: &Array, first: usize, b: &Array, d: usize) -> Vec<f64> {
+        let n = b.len() / d.max(1);
+        if n == 0 || !self.in_eights("row_cosines", d) {
+            return Vec::new();
+        }
+        let out = DeviceArray::<f64>::new(&self.arena, n);
+        let args = [at(a.at(first)), b.arg(), Arg::Null, out.arg(), int(d)];
+        self.launch("row_cosines", [n, 1, 1], row_threads(d), 0, &args);
+        numbers(&out)
+    }
+
+    fn norm_rows(&self, x: &mut Array, w: View<'_>, eps: f32, d: usize) {
+        if !self.in_eights("norm_rows", d) {
+            return;
+        }
+        let kernel = if x.real() == Real::F32 { "read_states" } else { "read_states_real" };
+        let args = [x.arg(), Arg::Null, w.arg(), Arg::Float(eps), x.arg(), long(d), int(d)];
+        self.launch(kernel, [x.len() / d, 1, 1], row_threads(d), 0, &args);
+    }
+
+    fn gram(
+        &self,
+        states: &Array,
+        (places, d): (usize, usize),
+        layers: usize,
+        first: usize,
+        tokens: usize,
+    ) -> Vec<f64> {
+        let width = layers * (layers + 1) / 2;
+        if tokens * width == 0 || !self.in_eights("gram", d) {
+            return Vec::new();
+        }
+        let out = DeviceArray::<f64>::new(&self.arena, tokens * width);
+        let args = [at(states.at(first * places * d)), int(places), int(d), int(layers), out.arg()];
+        self.launch("gram", [tokens, 1, 1], GRAM_THREADS, 0, &args);
+        numbers(&out)
+    }
+
+    fn compare(
+        &self,
+        head: Unembedding<View<'_>>,
+        states: &mut Array,
+        places: usize,
+        norm: Option<FinalNorm<View<'_>>>,
+        references: &[usize],
+        targets: &[u32],
+        room: &mut Array,
+    ) -> Comparison {
+        let (tokens, d) = (targets.len(), head.hidden_size);
+        let mut out =
+            Comparison { divergences: vec![Divergences::default(); references.len()], ..Comparison::default() };
+        if tokens == 0 || !self.in_eights("compare", d) {
+            return out;
+        }
+        let stride = head.vocab.next_multiple_of(8);
+        let most = (LOGIT_BYTES / (4 * stride * places)).clamp(1, tokens);
+        self.resize_to(room, most * places * stride, Real::F32);
+        let ([targets], _memory) = self.lists([targets]);
+        let read = self.scratch(most * places * d, self.real());
+        for from in (0..tokens).step_by(most) {
+            let n = most.min(tokens - from);
+            self.read_tokens(states, from, n, places, d, norm, &read);
+            let product = Product::linear(
+                read.matrix(d),
+                self.weight(&head.weight, d),
+                Matrix::new(room.address(), Real::F32, stride),
+                [n * places, d, head.vocab],
+                Write::Replace,
+            );
+            self.runtime().product(&product);
+            let of = Side { tokens: n, places, vocab: head.vocab, stride, temperature: head.temperature };
+            self.fold_side_by_side(of, references, at(targets.offset(4 * from)), room, &mut out);
+        }
+        out
+    }
+
+    fn logits(
+        &self,
+        head: Unembedding<View<'_>>,
+        hidden: &Array,
+        first: usize,
+        n: usize,
+        room: &mut Array,
+    ) -> Vec<f32> {
+        let (d, stride) = (head.hidden_size, head.vocab.next_multiple_of(8));
+        self.resize_to(room, n * stride, Real::F32);
+        let rows = Matrix { at: hidden.at(first * d), ..hidden.matrix(d) };
+        let logits = Matrix::new(room.address(), Real::F32, stride);
+        let sizes = [n, d, head.vocab];
+        self.runtime().product(&Product::linear(rows, self.weight(&head.weight, d), logits, sizes, Write::Replace));
+        let mut rows = self.numbers(room);
+        let inv_temperature = 1.0 / head.temperature;
+        for row in 0..n {
+            rows.copy_within(row * stride..row * stride + head.vocab, row * head.vocab);
+        }
+        rows.truncate(n * head.vocab);
+        rows.iter_mut().for_each(|z| *z *= inv_temperature);
+        rows
+    }
+}
+
+/// A block of tokens' states, side by side, and their logits.
+#[derive(Clone, Copy)]
+struct Side {
+    tokens: usize,
+    places: usize,
+    vocab: usize,
+    stride: usize,
+    temperature: f32,
+}
+
+impl Cuda {
+    /// The states of n tokens from `from` on as the unembedding reads them, `[n * places, d]` in REAL: through the final norm where
+    /// the lens has one, but for the states behind those that it reads.
+    #[allow(clippy::too_many_arguments)]
+    fn read_tokens(
+        &self,
+        states: &Array,
+        from: usize,
+        n: usize,
+        places: usize,
+        d: usize,
+        norm: Option<FinalNorm<View<'_>>>,
+        read: &Array,
+    ) {
+        let (first, rows) = (from * places * d, n * places);
+        let (w, eps) = norm.map_or((Arg::Null, 0.0), |norm| (norm.weight.arg(), norm.eps));
+        let args = [at(states.at(first)), Arg::Null, w, Arg::Float(eps), read.arg(), long(d), int(d)];
+        self.launch("read_states", [rows, 1, 1], row_threads(d), 0, &args);
+        let Some(norm) = norm else { return };
+        for place in norm.states..places {
+            let rows: Vec<u32> = (0..n).map(|token| (token * places + place) as u32).collect();
+            let ([list], _memory) = self.lists([&rows]);
+            let to = at(read.at(place * d));
+            let args = [at(states.at(first)), at(list), Arg::Null, Arg::Float(0.0), to, long(places * d), int(d)];
+            self.launch("read_states", [n, 1, 1], row_threads(d), 0, &args);
+        }
+    }
+
+    /// What a block's logits say of every state, behind what `out` has of the blocks before.
+    fn fold_side_by_side(&self, of: Side, references: &[usize], targets: Arg, logits: &Array, out: &mut Comparison) {
+        let Side { tokens, places, vocab, stride, temperature } = of;
+        let (rows, segments, count) = (tokens * places, vocab.div_ceil(SEGMENT), references.len());
+        let place = |k: usize| int(references.get(k).copied().unwrap_or(0));
+        let parts = DeviceArray::<u64>::new(&self.arena, rows * segments * SUMS / 8);
+        let sums = DeviceArray::<u64>::new(&self.arena, rows * SUMS / 8);
+        let (warps, inv_temperature) = (places.min(8), Arg::Float(1.0 / temperature));
+        let args = [
+            logits.arg(),
+            long(stride),
+            int(vocab),
+            inv_temperature,
+            int(places),
+            int(count),
+            place(0),
+            place(1),
+            targets,
+            int(0),
+            parts.arg(),
+        ];
+        self.launch("compare_fold", [tokens, segments, 1], 32 * warps, 0, &args);
+        let args =
+            [parts.arg(), int(segments), int(places), int(count), place(0), place(1), int(0), sums.arg(), int(1)];
+        self.launch("compare_merge", [tokens, 1, 1], 32 * places.min(16), places * SUMS, &args);
+        // Entropies, log-probs, tops, then both divergences of every reference: each begins where 16 bytes do.
+        let apart = rows.next_multiple_of(4);
+        let results = DeviceArray::<u32>::new(&self.arena, 3 * apart);
+        let result = |which: usize| at(results.at(which * apart));
+        // The kernel has the references' results one behind the other, rows apart.
+        let divergences = DeviceArray::<f32>::new(&self.arena, 2 * count * rows + 8);
+        let from = (count * rows).next_multiple_of(4);
+        let args = [
+            sums.arg(),
+            int(rows),
+            int(places),
+            int(count),
+            place(0),
+            place(1),
+            result(0),
+            result(1),
+            result(2),
+            divergences.arg(),
+            at(divergences.at(from.min(divergences.len()))),
+        ];
+        self.launch("compare_finish", [rows.div_ceil(128), 1, 1], 128, 0, &args);
+        let results = numbers(&results);
+        let floats = |which: usize| results[which * apart..][..rows].iter().map(|bits| f32::from_bits(*bits));
+        out.entropy.extend(floats(0));
+        out.log_probs.extend(floats(1));
+        out.top.extend(&results[2 * apart..][..rows]);
+        let values = numbers(&divergences);
+        for (k, of) in out.divergences.iter_mut().enumerate() {
+            of.to.extend(&values[k * rows..][..rows]);
+            of.from.extend(&values[from + k * rows..][..rows]);
+        }
+    }
+}
+
+/// An array's elements; zeros once work has failed, as [`Backend::status`](crate::compute::Backend::status) tells.
+fn numbers<T: bytemuck::Pod>(array: &DeviceArray<T>) -> Vec<T> {
+    array.to_host().unwrap_or_else(|_| vec![T::zeroed(); array.len()])
+}
