@@ -5,6 +5,7 @@
 //! are the operations of [`super::cpu`], for which the host prepares [`lists`]. A [`runtime`] carries them out: [`driver`]'s on a GPU,
 //! the emulator's in tests; [`arena`] and [`array`] are its memory.
 
+mod api;
 pub mod arena;
 pub mod array;
 pub mod cache;
