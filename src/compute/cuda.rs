@@ -1,9 +1,11 @@
-//! What an NVIDIA GPU needs before it can compute: its libraries, the device, its kernels. The feature `cuda`.
+//! What an NVIDIA GPU needs to compute: its libraries, the device, its kernels, its memory and its work. The feature `cuda`.
 //!
 //! Nothing of CUDA is linked: [`libraries`] finds it when the program runs and says what is missing, [`device`] opens a GPU,
 //! [`compile`] makes a kernel's source into code for it through [`nvrtc`], and [`cache`] keeps that code between runs. [`kernels`]
-//! are the operations of [`super::cpu`], for which the host prepares [`lists`]. Nothing launches them yet (docs/CUDA.md).
+//! are the operations of [`super::cpu`], for which the host prepares [`lists`]. A [`runtime`] carries them out: [`driver`]'s on a GPU,
+//! the emulator's in tests; [`arena`] and [`array`] are its memory.
 
+mod api;
 pub mod arena;
 pub mod array;
 pub mod backend;

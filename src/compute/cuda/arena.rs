@@ -181,3 +181,80 @@ impl FreeList {
         self.free.insert(from, end - from);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compute::cuda::emulator::{Emulator, Order};
+    use proptest::prelude::*;
+
+    fn arena(bytes: usize, growth: Growth) -> Arc<Arena> {
+        Arena::new(Arc::new(Emulator::new(Order::Forward, 1 << 20)), bytes, growth).unwrap()
+    }
+
+    /// No two pieces overlap, all are aligned, and what is in use is their sum.
+    fn whole(arena: &Arena, pieces: &[Piece]) {
+        let mut ends: Vec<(u64, usize)> = pieces.iter().map(|p| (p.at.0, p.bytes)).filter(|(_, b)| *b > 0).collect();
+        ends.sort_unstable();
+        assert!(ends.windows(2).all(|w| w[0].0 + w[0].1 as u64 <= w[1].0), "{ends:?}");
+        assert!(ends.iter().all(|(at, bytes)| at % ALIGNMENT as u64 == 0 && bytes % ALIGNMENT == 0));
+        assert_eq!(arena.usage().0, ends.iter().map(|(_, bytes)| bytes).sum::<usize>());
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_never_overlap_and_all_of_them_come_back(
+            grows: bool,
+            asked in prop::collection::vec((0usize..5000, any::<prop::sample::Index>(), any::<bool>()), 1..120),
+        ) {
+            let arena = arena(1 << 15, if grows { Growth::By(1 << 13) } else { Growth::Never });
+            let mut pieces = Vec::new();
+            for (bytes, which, give) in asked {
+                match arena.take(bytes) {
+                    Ok(piece) => {
+                        prop_assert!(piece.bytes() >= bytes && piece.bytes() < bytes + ALIGNMENT);
+                        pieces.push(piece);
+                    }
+                    Err(CudaError::ArenaFull { wanted, size, taken, largest, .. }) => {
+                        prop_assert!(!grows && wanted > largest && largest <= size - taken);
+                    }
+                    Err(error) => prop_assert!(false, "{}", error),
+                }
+                if give && !pieces.is_empty() {
+                    pieces.swap_remove(which.index(pieces.len()));
+                }
+                whole(&arena, &pieces);
+            }
+            drop(pieces);
+            // As it was at first: one free place a block.
+            let size = arena.usage().1;
+            prop_assert_eq!(arena.usage(), (0, size));
+            let blocks = arena.blocks.lock().unwrap();
+            prop_assert!(blocks.iter().all(|block| block.free == FreeList::new(block.free.size)));
+        }
+    }
+
+    #[test]
+    fn the_smallest_place_that_holds_a_piece_is_taken() {
+        let arena = arena(1 << 14, Growth::Never);
+        let sizes = [512, 256, 1024, 256, 512, 256];
+        let mut pieces: Vec<Option<Piece>> = sizes.iter().map(|bytes| Some(arena.take(*bytes).unwrap())).collect();
+        let places: Vec<Address> = pieces.iter().flatten().map(Piece::address).collect();
+        [0, 2, 4].into_iter().for_each(|gap| pieces[gap] = None);
+        assert_eq!(arena.take(500).unwrap().address(), places[0], "the first of two of a size");
+        assert_eq!(arena.take(513).unwrap().address(), places[2]);
+        pieces[1] = None;
+        assert_eq!(arena.take(1792).unwrap().address(), places[0], "neighbours became one");
+    }
+
+    #[test]
+    fn an_arena_gives_its_memory_back_to_the_device() {
+        let runtime = Arc::new(Emulator::new(Order::Forward, 1 << 20));
+        let arena = Arena::new(Arc::clone(&runtime) as Arc<dyn Runtime>, 1000, Growth::By(1 << 16)).unwrap();
+        let large = arena.take(1 << 17).unwrap();
+        assert_eq!((arena.usage(), large.bytes()), ((1 << 17, 1024 + (1 << 17)), 1 << 17));
+        assert!(matches!(arena.take(1 << 20), Err(CudaError::OutOfMemory { .. })));
+        drop((large, arena));
+        assert_eq!(runtime.memory().unwrap().free, 1 << 20);
+    }
+}

@@ -1,21 +1,19 @@
 //! Which device computes: what was asked for, what is there, and what can be used.
 
-use super::cache::Kernel;
-use super::libraries::{CudaLibrary, MissingLibrary, NEWEST_MAJOR, Search, open};
+use super::api::{CAPABILITY, Cuda, DriverVersion, NO_DEVICE, Object};
+use super::libraries::{CudaLibrary, MissingLibrary, NEWEST_MAJOR, Search, open, symbol};
 use super::{Capability, Version};
-use cudarc::driver::result::{self, DriverError};
-use cudarc::driver::sys::{self, CUdevice_attribute, CUresult};
-use cudarc::driver::{CudaContext, CudaModule};
-use cudarc::nvrtc::Ptx;
 use serde::{Deserialize, Serialize};
+use std::ffi::{CStr, c_int};
 use std::fmt;
+use std::ptr;
 use std::str::FromStr;
 use std::sync::Arc;
 
 /// Ampere: the first with bf16 in its matrix units.
 pub const CAPABILITY_AT_LEAST: Capability = Capability { major: 8, minor: 0 };
 
-/// Older drivers lack functions that `cudarc` asks for, over which it would panic.
+/// Older drivers lack functions that are called here.
 pub const DRIVER_AT_LEAST: Version = Version { major: 12, minor: 0 };
 
 /// A device as it is asked for: `cpu`, `cuda` (the first), `cuda:1`, or `auto`.
@@ -99,15 +97,6 @@ pub enum DeviceError {
     Driver { what: String, reason: String, next: String },
 }
 
-/// What failed, in words, with the driver's name for the reason, and what to look at.
-fn failed(what: impl fmt::Display, next: impl fmt::Display) -> impl Fn(DriverError) -> DeviceError {
-    move |error| {
-        let said = error.error_string().map(|text| format!(" ({})", text.to_string_lossy())).unwrap_or_default();
-        let reason = format!("{:?}{said}", error.0);
-        DeviceError::Driver { what: what.to_string(), reason, next: next.to_string() }
-    }
-}
-
 const WORKS: &str = "does `nvidia-smi` work?";
 
 /// A GPU as the driver describes it.
@@ -133,58 +122,74 @@ pub struct Driver {
     pub version: Version,
     /// GPUs that it finds, 1 or more.
     pub count: usize,
+    cuda: Cuda,
 }
 
 impl Driver {
     pub fn open(search: &Search) -> Result<Driver, DeviceError> {
-        open(CudaLibrary::Driver, search, NEWEST_MAJOR)?;
+        let library = open(CudaLibrary::Driver, search, NEWEST_MAJOR)?.library;
+        let unusable = |reason| {
+            let (what, next) = ("be used".to_string(), "install a newer driver".to_string());
+            DeviceError::Driver { what, reason, next }
+        };
+        // SAFETY: every driver has this function, of this type.
+        let version_of = unsafe { symbol::<DriverVersion>(library, c"cuDriverGetVersion") }.map_err(unusable)?;
         let mut number = 0;
-        // SAFETY: the library is there, as was just seen, and the place lives through the call.
-        let asked = unsafe { sys::cuDriverGetVersion(&mut number) };
-        asked.result().map_err(failed("give its version", WORKS))?;
-        // 13000 is 13.0, 12080 is 12.8.
-        let number = u32::try_from(number).unwrap_or(0);
+        // SAFETY: the place lives through the call.
+        let answer = unsafe { version_of(&mut number) };
+        // A driver that does not tell is as good as one of no version.
+        let number = u32::try_from(number).ok().filter(|_| answer == 0).unwrap_or(0);
         let version = Version { major: number / 1000, minor: number % 1000 / 10 };
         if version < DRIVER_AT_LEAST {
             return Err(DeviceError::OldDriver { got: version });
         }
-        match result::init() {
-            Err(DriverError(CUresult::CUDA_ERROR_NO_DEVICE)) => return Err(DeviceError::NoGpu),
-            started => started.map_err(failed("start", WORKS))?,
+        // SAFETY: this is NVIDIA's driver.
+        let cuda = unsafe { Cuda::of(library) }.map_err(unusable)?;
+        // SAFETY: it may be called at any time, and any number of times.
+        let started = unsafe { (cuda.initialise)(0) };
+        if started == NO_DEVICE {
+            return Err(DeviceError::NoGpu);
         }
-        let count = result::device::get_count().map_err(failed("count its GPUs", WORKS))?;
+        checked(&cuda, started, "start", WORKS)?;
+        let mut count = 0;
+        // SAFETY: the place lives through the call.
+        checked(&cuda, unsafe { (cuda.device_count)(&mut count) }, "count its GPUs", WORKS)?;
         match usize::try_from(count) {
-            Ok(count) if count > 0 => Ok(Driver { version, count }),
+            Ok(count) if count > 0 => Ok(Driver { version, count, cuda }),
             _ => Err(DeviceError::NoGpu),
         }
     }
 
     /// Describes a GPU by its number, one that cannot be used too.
     pub fn describe(&self, index: usize) -> Result<DeviceInfo, DeviceError> {
-        let number = self.number(index)?;
-        let failed = || failed(format!("describe cuda:{index}"), WORKS);
-        let device = result::device::get(number).map_err(failed())?;
-        // SAFETY: the driver gave this device.
-        let attribute = |asked| unsafe { result::device::get_attribute(device, asked) };
-        let capability = |asked| attribute(asked).map(|n| u32::try_from(n).unwrap_or(0)).map_err(failed());
-        Ok(DeviceInfo {
-            index,
-            name: result::device::get_name(device).map_err(failed())?,
-            capability: Capability {
-                major: capability(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
-                minor: capability(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
-            },
-            // SAFETY: as above.
-            memory_bytes: unsafe { result::device::total_mem(device) }.map_err(failed())?,
-        })
+        let (cuda, device) = (&self.cuda, self.number(index)?);
+        let checked = |answer| checked(cuda, answer, format!("describe cuda:{index}"), WORKS);
+        let attribute = |asked| -> Result<u32, DeviceError> {
+            let mut value = 0;
+            // SAFETY: the driver gave this device, and the place lives through the call.
+            checked(unsafe { (cuda.device_attribute)(&mut value, asked, device) })?;
+            Ok(u32::try_from(value).unwrap_or(0))
+        };
+        let [major, minor] = CAPABILITY.map(attribute);
+        let (mut name, mut memory_bytes) = ([0u8; 256], 0);
+        // SAFETY: there is room for as many bytes as is said, the end included.
+        checked(unsafe { (cuda.device_name)(name.as_mut_ptr().cast(), name.len() as c_int, device) })?;
+        // SAFETY: as above.
+        checked(unsafe { (cuda.device_memory)(&mut memory_bytes, device) })?;
+        let name = CStr::from_bytes_until_nul(&name).unwrap_or_default().to_string_lossy().into_owned();
+        Ok(DeviceInfo { index, name, capability: Capability { major: major?, minor: minor? }, memory_bytes })
     }
 
     /// Opens a GPU by its number. Its primary context is made if the process has none yet, which takes up to seconds.
     pub fn device(&self, index: usize) -> Result<Device, DeviceError> {
         let info = usable(self.describe(index)?)?;
+        let (cuda, device) = (self.cuda, self.number(index)?);
+        let mut handle = ptr::null_mut();
         let next = "is another process using all of it, or alone? `nvidia-smi` shows them";
-        let context = CudaContext::new(index).map_err(failed(format!("open cuda:{index}"), next))?;
-        Ok(Device { info, driver: self.version, context })
+        // SAFETY: the driver gave this device, and the place lives through the call.
+        let retained = unsafe { (cuda.retain_context)(&mut handle, device) };
+        checked(&cuda, retained, format!("open cuda:{index}"), next)?;
+        Ok(Device { info, driver: self.version, context: Arc::new(Context { cuda, device, handle: Object(handle) }) })
     }
 
     /// The first GPU that can be used; else why none of them can.
@@ -199,10 +204,27 @@ impl Driver {
         Err(reasons)
     }
 
-    fn number(&self, index: usize) -> Result<i32, DeviceError> {
-        let there = i32::try_from(index).ok().filter(|_| index < self.count);
-        there.ok_or(DeviceError::NoSuchGpu { got: index, count: self.count })
+    /// The driver's name for a GPU by its number.
+    fn number(&self, index: usize) -> Result<c_int, DeviceError> {
+        let number = number(index, self.count)?;
+        let mut device = 0;
+        // SAFETY: the place lives through the call.
+        checked(&self.cuda, unsafe { (self.cuda.device)(&mut device, number) }, format!("find cuda:{index}"), WORKS)?;
+        Ok(device)
     }
+}
+
+fn number(index: usize, count: usize) -> Result<c_int, DeviceError> {
+    let there = c_int::try_from(index).ok().filter(|_| index < count);
+    there.ok_or(DeviceError::NoSuchGpu { got: index, count })
+}
+
+/// The driver's answer, as what it was asked for.
+fn checked(cuda: &Cuda, answer: c_int, what: impl fmt::Display, next: &str) -> Result<(), DeviceError> {
+    if answer == 0 {
+        return Ok(());
+    }
+    Err(DeviceError::Driver { what: what.to_string(), reason: cuda.reason(answer), next: next.to_string() })
 }
 
 /// The same GPU, if it can be used.
@@ -216,16 +238,37 @@ pub struct Device {
     pub info: DeviceInfo,
     /// The newest CUDA that its driver runs: a compiler of a newer major version makes code that it cannot load.
     pub driver: Version,
-    pub context: Arc<CudaContext>,
+    context: Arc<Context>,
 }
 
 impl Device {
-    /// Loads a kernel's code, which must be of this device's capability; its functions are found by name in what is returned.
-    pub fn load(&self, kernel: &Kernel) -> Result<Arc<CudaModule>, DeviceError> {
-        let (index, capability, driver) = (self.info.index, self.info.capability, self.driver);
-        let next = format!("was it compiled for {capability}, by an NVRTC of CUDA {} or older?", driver.major);
-        let loaded = self.context.load_module(Ptx::from_binary(kernel.cubin.clone()));
-        loaded.map_err(failed(format!("load a kernel on cuda:{index}"), next))
+    /// The driver's functions, with this GPU's context as the calling thread's.
+    pub(super) fn enter(&self) -> Result<Cuda, DeviceError> {
+        let Context { cuda, handle, .. } = *self.context;
+        // SAFETY: the context is held.
+        let set = unsafe { (cuda.set_context)(handle.0) };
+        checked(&cuda, set, format!("make cuda:{} a thread's device", self.info.index), WORKS)?;
+        Ok(cuda)
+    }
+
+    /// A result's name and what the driver says of it.
+    pub(super) fn reason(&self, result: c_int) -> String {
+        self.context.cuda.reason(result)
+    }
+}
+
+/// A GPU's primary context, held.
+#[derive(Debug)]
+struct Context {
+    cuda: Cuda,
+    device: c_int,
+    handle: Object,
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        // SAFETY: retained once, released once.
+        unsafe { (self.cuda.release_context)(self.device) };
     }
 }
 
@@ -314,9 +357,8 @@ mod tests {
 
     #[test]
     fn a_number_that_no_gpu_has_is_said_with_how_many_there_are() {
-        let driver = Driver { version: DRIVER_AT_LEAST, count: 2 };
-        assert_eq!(driver.number(1), Ok(1));
-        let error = driver.number(2).unwrap_err();
+        assert_eq!(number(1, 2), Ok(1));
+        let error = number(2, 2).unwrap_err();
         assert_eq!(error, DeviceError::NoSuchGpu { got: 2, count: 2 });
         assert!(error.to_string().contains("no cuda:2: expected a number below 2"), "{error}");
     }

@@ -1,18 +1,17 @@
 //! Work on a GPU through NVIDIA's driver: the [`Runtime`] of a real device.
 
-mod api;
 mod modules;
 mod products;
 mod staging;
 mod stream;
 
+use super::api::{CublasLt, Handle, NO_MEMORY, Object, RELAXED};
 use super::cache::KernelStore;
 use super::device::{Device, DeviceInfo};
 use super::kernels::Real;
 use super::libraries::{CudaLibrary, Search, open};
 use super::nvrtc::Nvrtc;
 use super::runtime::{Address, Arg, CudaError, DeviceMemory, Graph, Launch, Product, Runtime};
-use api::{CublasLt, Cuda, Handle, NO_MEMORY, RELAXED};
 use modules::Modules;
 use products::Products;
 use staging::Staging;
@@ -43,19 +42,12 @@ impl Gpu {
         let driver = open(CudaLibrary::Driver, search, device.driver.major)?;
         let cublas = open(CudaLibrary::CublasLt, search, device.driver.major)?;
         let nvrtc = Nvrtc::open(search, Some(device.driver))?;
-        let lacks = |library: &dyn std::fmt::Display, next: &str| {
-            let (what, next) = (format!("use {library}"), next.to_string());
-            let device = device.info.to_string();
-            move |reason| CudaError::Failed { device, what, reason, next }
-        };
-        // SAFETY: this is NVIDIA's driver.
-        let cuda = unsafe { Cuda::of(driver.library) };
-        let cuda = cuda.map_err(lacks(&CudaLibrary::Driver, "install a newer driver"))?;
+        let stream = Arc::new(Stream::new(device)?);
         // SAFETY: this is cublasLt.
-        let lt = unsafe { CublasLt::of(cublas.library) };
-        let next = "is it of CUDA 12 or 13? `pip install nvidia-cublas`";
-        let lt = lt.map_err(lacks(&cublas.path.display(), next))?;
-        let stream = Arc::new(Stream::new(cuda, device)?);
+        let lt = unsafe { CublasLt::of(cublas.library) }.map_err(|reason| {
+            let next = "is it of CUDA 12 or 13? `pip install nvidia-cublas`";
+            stream.failed(format!("use {}", cublas.path.display()), reason, next)
+        })?;
         let modules = Modules::new(Arc::clone(&stream), driver.library, nvrtc, store);
         let products = Products::new(lt, Arc::clone(&stream))?;
         let staging = Mutex::new(Staging::new(Arc::clone(&stream))?);
@@ -93,7 +85,7 @@ impl Gpu {
         if x > i32::MAX as u32 || y > 65535 || z > 65535 {
             return Err(refused(format!("a grid of {grid:?}"), "up to 2147483647, 65535 and 65535 blocks"));
         }
-        if threads == 0 || threads > 1024 || threads % 32 != 0 {
+        if threads == 0 || threads > 1024 || !threads.is_multiple_of(32) {
             return Err(refused(format!("{threads} threads a block"), "whole warps, 1024 threads at most"));
         }
         if args.len() > MOST_ARGS {
@@ -262,7 +254,7 @@ impl Gpu {
         // SAFETY: made above, destroyed once; an instance does not need it.
         unsafe { (cuda.destroy_graph)(graph) };
         self.stream.checked(made, || "make captured work ready".to_string())?;
-        Ok(GpuGraph { stream: Arc::clone(&self.stream), instance: stream::Object(instance) })
+        Ok(GpuGraph { stream: Arc::clone(&self.stream), instance: Object(instance) })
     }
 }
 
@@ -270,7 +262,7 @@ impl Gpu {
 #[derive(Debug)]
 struct GpuGraph {
     stream: Arc<Stream>,
-    instance: stream::Object,
+    instance: Object,
 }
 
 impl Graph for GpuGraph {

@@ -106,10 +106,10 @@ impl Compilation {
     pub fn of(real: Real, kernel: &str) -> Option<Compilation> {
         let head_dim_of = |name: &str| {
             let digits = kernel.strip_prefix(name.strip_suffix("HD")?)?;
-            digits.parse().ok().filter(|hd: &usize| hd % 16 == 0 && *hd > 0 && digits == hd.to_string())
+            digits.parse().ok().filter(|hd: &usize| hd.is_multiple_of(16) && *hd > 0 && digits == hd.to_string())
         };
         FUNCTIONS.iter().find_map(|(file, names)| {
-            if names.contains(&kernel) {
+            if names.contains(&kernel) && !kernel.ends_with("HD") {
                 return Some(Compilation { real, file, head_dim: None });
             }
             let head_dim: usize = names.iter().find_map(|name| head_dim_of(name))?;

@@ -1,11 +1,11 @@
 //! Which of CUDA's libraries are here, and where.
 //!
-//! They are opened before anything calls them, because `cudarc` panics over one that is not there. The folders of
+//! They are opened before anything calls them. The folders of
 //! `BUPO_CUDA_LIBRARIES` come first, each also as a `site-packages` with NVIDIA's wheels in it; then the system's loader
 //! (`LD_LIBRARY_PATH`, ldconfig). An opened library stays open until the process ends.
 
 use libloading::Library;
-use std::ffi::{CStr, OsStr, c_void};
+use std::ffi::{CStr, OsStr};
 use std::fmt;
 use std::path::PathBuf;
 
@@ -53,38 +53,6 @@ impl CudaLibrary {
             "`pip install {wheel}` (`{wheel}-cu12` where the driver is of CUDA 12) and set {FOLDERS_VARIABLE} to that Python's \
              site-packages, or LD_LIBRARY_PATH to the folder of a CUDA toolkit's libraries"
         )
-    }
-
-    /// Whether `cudarc`, which looks by itself and under names of its own, comes to the library that was opened: the reason if not.
-    fn as_cudarc_sees_it(self, opened: &Library) -> Result<(), String> {
-        let (symbol, present) = match self {
-            // This program calls it itself.
-            CudaLibrary::Nvrtc => return Ok(()),
-            // SAFETY: opening CUDA's libraries runs their initialisers, which ask nothing of the process.
-            CudaLibrary::Driver => (c"cuInit", unsafe { cudarc::driver::sys::is_culib_present() }),
-            // SAFETY: as above.
-            CudaLibrary::CublasLt => (c"cublasLtGetVersion", unsafe { cudarc::cublaslt::sys::is_culib_present() }),
-        };
-        if !present {
-            return Err("it was opened, but is not found under the names that cudarc asks for".to_string());
-        }
-        // SAFETY: it is there, as was just seen, so this does not panic.
-        let theirs = unsafe {
-            match self {
-                CudaLibrary::CublasLt => cudarc::cublaslt::sys::culib(),
-                _ => cudarc::driver::sys::culib(),
-            }
-        };
-        // SAFETY: only the function's address is looked at, nothing is called.
-        let address = |library: &Library| unsafe { library.get::<*const c_void>(symbol).map(|s| *s) };
-        match (address(opened), address(theirs)) {
-            (Ok(a), Ok(b)) if a == b => Ok(()),
-            (Err(reason), _) | (_, Err(reason)) => Err(spelled_out(&reason)),
-            _ => {
-                Err("the system's loader finds another one first (in LD_LIBRARY_PATH?), which would be used"
-                    .to_string())
-            }
-        }
     }
 }
 
@@ -178,8 +146,8 @@ pub fn open(library: CudaLibrary, search: &Search, newest: u32) -> Result<Opened
     for (path, named) in in_folders.map(|file| (file, true)).chain(by_loader.map(|name| (name, false))) {
         // SAFETY: the user or the system names these as CUDA's libraries, whose initialisers ask nothing of the process.
         let opened = unsafe { Library::new(&path) }.map_err(|reason| spelled_out(&reason));
-        match opened.and_then(|opened| library.as_cudarc_sees_it(&opened).map(|()| opened)) {
-            // Not closed again: functions of it are kept, here and in cudarc, and its threads may run.
+        match opened {
+            // Not closed again: functions of it are kept, and its threads may run.
             Ok(opened) => return Ok(Opened { library: Box::leak(Box::new(opened)), path }),
             Err(reason) => {
                 let name = path.display().to_string();

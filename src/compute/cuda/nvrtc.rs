@@ -1,7 +1,4 @@
 //! NVRTC, CUDA's compiler as a library: the few functions that kernels need, as Rust.
-//!
-//! Called by itself and not through `cudarc`, whose bindings know no headers in memory, panic over a missing symbol and take
-//! the library that the system finds before the one that a folder names.
 
 use super::Version;
 use super::libraries::{CudaLibrary, MissingLibrary, NEWEST_MAJOR, Opened, Search, open, symbol};

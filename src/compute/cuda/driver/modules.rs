@@ -1,8 +1,8 @@
 //! Kernels on a GPU: compiled and loaded when they are first asked for, found by name.
 
 use super::Store;
-use super::api::{MOST_SHARED, ParameterInfo};
-use super::stream::{Object, Stream};
+use super::stream::Stream;
+use crate::compute::cuda::api::{MOST_SHARED, Object, ParameterInfo};
 use crate::compute::cuda::cache::{Kernel, KernelStore, kernel};
 use crate::compute::cuda::kernels::{Compilation, Real, compilations};
 use crate::compute::cuda::libraries::symbol;

@@ -3,12 +3,12 @@
 //! Which algorithm does a product is cublasLt's first proposal for its shape, strides, formats and alignments, and the same from then
 //! on; partial sums are added in f32 and in a fixed order, so the same product gives the same bits.
 
-use super::api::{
-    ALIGNMENTS, Algorithm, COMPUTE_32F, Choice, CublasLt, Handle, IN_COMPUTE_TYPE, R_16BF, R_32F, REDUCTION, TRANSPOSE,
-    WORKSPACE, status_name,
-};
-use super::stream::{Object, Stream};
+use super::stream::Stream;
 use crate::compute::cpu::gemm::Write;
+use crate::compute::cuda::api::{
+    ALIGNMENTS, Algorithm, COMPUTE_32F, Choice, CublasLt, Handle, IN_COMPUTE_TYPE, Object, R_16BF, R_32F, REDUCTION,
+    TRANSPOSE, WORKSPACE, status_name,
+};
 use crate::compute::cuda::kernels::Real;
 use crate::compute::cuda::runtime::{ALIGNMENT, Address, CudaError, Matrix, Product};
 use std::collections::HashMap;

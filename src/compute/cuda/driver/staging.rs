@@ -1,7 +1,7 @@
 //! Copies to the device through memory that it reads by itself, so that the host's bytes may change as soon as a copy was asked for.
 
-use super::api::NO_TIMING;
-use super::stream::{Object, Stream};
+use super::stream::Stream;
+use crate::compute::cuda::api::{NO_TIMING, Object};
 use crate::compute::cuda::runtime::{Address, CudaError};
 use std::ptr;
 use std::sync::Arc;

@@ -1,25 +1,14 @@
 //! A GPU's context and the one stream on which its work is put; the first failure of that work.
 
-use super::api::{Cuda, Handle, NON_BLOCKING};
+use crate::compute::cuda::api::{Cuda, Handle, NON_BLOCKING, Object};
 use crate::compute::cuda::device::{Device, DeviceInfo};
 use crate::compute::cuda::runtime::{Address, CudaError, Sticky};
 use std::ffi::c_int;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// An object that the driver gave, to be used from any thread.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Object(pub Handle);
-
-// SAFETY: the driver's objects belong to a context, not to a thread; its functions may be called from several at once.
-unsafe impl Send for Object {}
-// SAFETY: as above.
-unsafe impl Sync for Object {}
-
 #[derive(Debug)]
 pub(super) struct Stream {
-    cuda: Cuda,
-    /// Holds the context.
     device: Device,
     stream: Object,
     sticky: Sticky,
@@ -27,9 +16,9 @@ pub(super) struct Stream {
 }
 
 impl Stream {
-    pub fn new(cuda: Cuda, device: Device) -> Result<Stream, CudaError> {
+    pub fn new(device: Device) -> Result<Stream, CudaError> {
         let stream = Object(ptr::null_mut());
-        let mut made = Stream { cuda, device, stream, sticky: Sticky::default(), capturing: AtomicBool::new(false) };
+        let mut made = Stream { device, stream, sticky: Sticky::default(), capturing: AtomicBool::new(false) };
         let cuda = made.enter()?;
         let mut handle = ptr::null_mut();
         // SAFETY: the place lives through the call.
@@ -41,10 +30,7 @@ impl Stream {
 
     /// The driver's functions, with this GPU's context as the calling thread's.
     pub fn enter(&self) -> Result<Cuda, CudaError> {
-        // SAFETY: the device holds its context.
-        let set = unsafe { (self.cuda.set_context)(self.device.context.cu_ctx().cast()) };
-        self.checked(set, || "be made the thread's device".to_string())?;
-        Ok(self.cuda)
+        Ok(self.device.enter()?)
     }
 
     pub fn handle(&self) -> Handle {
@@ -62,7 +48,7 @@ impl Stream {
         }
         let next = "where a kernel failed, it is one that was launched before: `compute-sanitizer` and CUDA_LAUNCH_BLOCKING=1 \
                     find it; `nvidia-smi` and the system's log show a GPU that is broken";
-        Err(self.failed(what(), self.cuda.reason(result), next))
+        Err(self.failed(what(), self.device.reason(result), next))
     }
 
     pub fn failed(&self, what: String, reason: String, next: &str) -> CudaError {

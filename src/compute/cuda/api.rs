@@ -1,15 +1,24 @@
 //! The functions of NVIDIA's libraries that work on a device takes, as they are called.
 //!
-//! Called by their symbols and not through `cudarc`, which panics over a missing one, and whose closed enums of results a newer
-//! library could answer out of.
+//! Called by their symbols, each of which may be missing from a library, and with results as the numbers that they are, which a newer
+//! library may have more of.
 
-use crate::compute::cuda::libraries::symbol;
+use super::libraries::symbol;
 use libloading::Library;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::ptr;
 
 /// An object of a library, by the pointer that it gave.
 pub(super) type Handle = *mut c_void;
+
+/// An object of a library that any thread may use.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Object(pub Handle);
+
+// SAFETY: the libraries' objects belong to a context, not to a thread; their functions may be called from several at once.
+unsafe impl Send for Object {}
+// SAFETY: as above.
+unsafe impl Sync for Object {}
 
 /// A table of functions, each with its symbol and the types of its arguments. All return a number, of which 0 is success.
 macro_rules! functions {
@@ -36,6 +45,14 @@ macro_rules! functions {
 functions! {
     /// cuda.h, of the versions that CUDA 12.0 has.
     Cuda {
+        initialise = c"cuInit" (c_uint);
+        device_count = c"cuDeviceGetCount" (*mut c_int);
+        device = c"cuDeviceGet" (*mut c_int, c_int);
+        device_name = c"cuDeviceGetName" (*mut c_char, c_int, c_int);
+        device_attribute = c"cuDeviceGetAttribute" (*mut c_int, c_int, c_int);
+        device_memory = c"cuDeviceTotalMem_v2" (*mut usize, c_int);
+        retain_context = c"cuDevicePrimaryCtxRetain" (*mut Handle, c_int);
+        release_context = c"cuDevicePrimaryCtxRelease_v2" (c_int);
         set_context = c"cuCtxSetCurrent" (Handle);
         memory = c"cuMemGetInfo_v2" (*mut usize, *mut usize);
         allocate = c"cuMemAlloc_v2" (*mut u64, usize);
@@ -69,9 +86,16 @@ functions! {
     }
 }
 
+/// `cuDriverGetVersion`, which every driver has: 13000 is 13.0, 12080 is 12.8.
+pub(super) type DriverVersion = unsafe extern "C" fn(*mut c_int) -> c_int;
+
 /// `cuFuncGetParamInfo`, which drivers have from CUDA 12.4 on: a parameter's offset and size by its number.
 pub(super) type ParameterInfo = unsafe extern "C" fn(Handle, usize, *mut usize, *mut usize) -> c_int;
 
+/// CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
+pub(super) const CAPABILITY: [c_int; 2] = [75, 76];
+/// CUDA_ERROR_NO_DEVICE
+pub(super) const NO_DEVICE: c_int = 100;
 /// CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 pub(super) const MOST_SHARED: c_int = 8;
 /// CU_STREAM_NON_BLOCKING: it does not wait for the null stream.
