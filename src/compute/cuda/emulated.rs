@@ -7,6 +7,7 @@ mod attention;
 mod faults;
 mod head;
 mod memory;
+mod operations;
 mod products;
 mod rows;
 mod sampling;

@@ -102,8 +102,7 @@ impl Cuda {
         ];
         self.launch("head_fold", [n, 1, 1], shape.threads(), 0, &args);
         let log_probs = if targets.is_some() { stats.at(2, row) } else { Arg::Null };
-        let args =
-            [m.arg(), s.arg(), a.arg(), target.arg(), stats.at(0, row), stats.at(1, row), log_probs, int(n)];
+        let args = [m.arg(), s.arg(), a.arg(), target.arg(), stats.at(0, row), stats.at(1, row), log_probs, int(n)];
         self.launch("head_finish", [n.div_ceil(128), 1, 1], 128, 0, &args);
     }
 

@@ -123,8 +123,7 @@ impl Cuda {
         inner: &mut Array,
     ) {
         self.low_rank_d_inner(path, dy, t, inner);
-        let (d_inner, a, dx) =
-            (inner.matrix(path.width()), self.weight(&path.a, path.inputs), dx.matrix(path.inputs));
+        let (d_inner, a, dx) = (inner.matrix(path.width()), self.weight(&path.a, path.inputs), dx.matrix(path.inputs));
         let sizes = [t, path.inputs, path.width()];
         self.runtime().product(&Product::linear_backward_input(d_inner, a, dx, sizes, Write::Add));
     }
@@ -145,8 +144,7 @@ impl Cuda {
             let dy = columns(dy.matrix(path.outputs), range.start);
             let to = columns(inner.matrix(path.width()), part * path.rank);
             let sizes = [t, path.rank, range.len()];
-            let product =
-                Product::linear_backward_input(dy, self.weight(b, path.rank), to, sizes, Write::Replace);
+            let product = Product::linear_backward_input(dy, self.weight(b, path.rank), to, sizes, Write::Replace);
             self.runtime().product(&product);
         }
         self.scaled(inner, path.scale);
