@@ -1,5 +1,7 @@
 //! Sampling responses from any policy: many sequences at once, prompts shared, slots refilled as sequences end.
 
+#[cfg(feature = "cuda")]
+mod device;
 pub mod engine;
 mod host;
 pub mod sampler;

@@ -14,7 +14,7 @@ pub mod compile;
 pub mod device;
 pub mod driver;
 #[cfg(test)]
-mod emulated;
+pub(crate) mod emulated;
 #[cfg(any(test, feature = "emulator"))]
 pub mod emulator;
 pub mod kernels;

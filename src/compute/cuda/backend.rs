@@ -9,6 +9,7 @@
 
 mod arrays;
 mod attention;
+pub mod decode;
 mod head;
 mod inspect;
 mod launch;

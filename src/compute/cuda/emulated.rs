@@ -52,7 +52,7 @@ fn gpu() -> Option<Arc<dyn Runtime>> {
 }
 
 /// A device to be used by one test alone.
-fn device() -> Arc<dyn Runtime> {
+pub fn device() -> Arc<dyn Runtime> {
     // One at a time, so that their compilers and pinned memory do not add up.
     static OPENING: Mutex<()> = Mutex::new(());
     let _one = OPENING.lock().unwrap_or_else(PoisonError::into_inner);

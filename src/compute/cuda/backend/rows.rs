@@ -41,6 +41,13 @@ pub struct Tokens<'a> {
     batch: PhantomData<&'a Batch>,
 }
 
+impl Tokens<'_> {
+    /// u32 `[count]` each.
+    pub(super) fn at(ids: Address, positions: Address, count: usize) -> Self {
+        Tokens { ids, positions, count, batch: PhantomData }
+    }
+}
+
 impl Batch {
     pub(super) fn tokens(&self) -> Tokens<'_> {
         Tokens { ids: self.ids, positions: self.positions, count: self.count, batch: PhantomData }

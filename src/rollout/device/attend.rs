@@ -1,0 +1,47 @@
+//! How queries on a device meet keys and values in pages.
+
+use crate::compute::Backend;
+use crate::compute::backend::Heads;
+use crate::compute::cuda::backend::Cuda;
+use crate::compute::cuda::backend::decode::{DecodeRoom, KvPages, Places};
+use crate::model::decoder::Attend;
+
+type Array = <Cuda as Backend>::Array;
+
+/// Packed prompts attend to themselves, and their keys and values go to their places.
+pub(super) struct Prefill<'a> {
+    pub batch: &'a <Cuda as Backend>::Batch<'a>,
+    pub cache: &'a KvPages,
+    /// `[T]`
+    pub places: &'a Places,
+}
+
+impl Attend<Cuda> for Prefill<'_> {
+    fn attend(
+        &mut self,
+        cuda: &Cuda,
+        layer: usize,
+        heads: Heads,
+        qk: &Array,
+        qkv: &Array,
+        out: &mut Array,
+        lse: &mut Array,
+    ) {
+        cuda.attention(heads, self.batch, qk, qkv, out, lse);
+        cuda.write_keys_and_values(self.cache, layer, qk, qkv, self.places);
+    }
+}
+
+/// One new token for each of several sequences.
+pub(super) struct Decode<'a> {
+    pub room: &'a DecodeRoom,
+    pub cache: &'a KvPages,
+    pub rows: usize,
+    pub splits: usize,
+}
+
+impl Attend<Cuda> for Decode<'_> {
+    fn attend(&mut self, cuda: &Cuda, layer: usize, _: Heads, qk: &Array, qkv: &Array, out: &mut Array, _: &mut Array) {
+        cuda.decode_attention(self.room, self.cache, layer, [self.rows, self.splits], qk, qkv, out);
+    }
+}
