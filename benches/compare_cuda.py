@@ -22,7 +22,8 @@ import time
 
 from batches import write_update
 
-# Name, what it says in the table, ours behind `bupo bench`, and the peer's. Braces are filled from the sizes.
+# Name, what it says in the table, ours behind `bupo bench`, and the peer's. Braces are filled from the sizes. Our analyses and steps count
+# their warm-up among the repetitions.
 UPDATE = "update --shape {shape} --batch {batch} --micro-batch-tokens {micro_tokens} --recompute --compute bf16 --repeat {repeat}"
 PEER_UPDATE = "update --shape {shape} --rows {rows} --length {length} --micro {micro} --repeat {repeat}"
 ANALYSIS = "analysis --shape {shape} --rows {analysis_rows} --length {length} --prompt 32"
@@ -33,12 +34,15 @@ JOBS = {
     "update": ("{shape}: update, final policy, {rows} x {length} tokens", UPDATE, PEER_UPDATE),
     "update-layer": ("{shape}: update, layer {layer}, {rows} x {length} tokens", UPDATE + " --layer {layer}",
                      PEER_UPDATE + " --layer {layer}"),
-    "analysis-bf16": ("{shape}: analysis, all taps, {analysis_rows} x {length} tokens, bf16", ANALYSIS + " --compute bf16 --repeat {repeat}",
+    "analysis-bf16": ("{shape}: analysis, all taps, {analysis_rows} x {length} tokens, bf16",
+                      ANALYSIS + " --compute bf16 --repeat {warm_repeat}",
                       ANALYSIS + " --dtype bf16 --repeat {repeat}"),
-    "analysis-f32": ("{shape}: analysis, all taps, {analysis_rows} x {length} tokens, f32", ANALYSIS + " --compute f32 --repeat {long_repeat}",
+    "analysis-f32": ("{shape}: analysis, all taps, {analysis_rows} x {length} tokens, f32",
+                     ANALYSIS + " --compute f32 --repeat {warm_long_repeat}",
                      ANALYSIS + " --dtype f32 --repeat {long_repeat}"),
     "rollout": ("{rollout_shape}: rollout, {batch_size} x {new} tokens", ROLLOUT + " --compute bf16", ROLLOUT + " --at {at}"),
-    "step": ("{step_shape}: one GRPO step, {prompts} x {group} x {step_new} tokens", STEP + " --compute bf16 --steps {steps}",
+    "step": ("{step_shape}: one GRPO step, {prompts} x {group} x {step_new} tokens",
+             STEP + " --micro-batch-tokens {step_micro_tokens} --recompute --compute bf16 --steps {warm_long_repeat}",
              STEP + " --micro {micro} --repeat {long_repeat}"),
 }
 SIZES = dict(shape="qwen3-4b", rollout_shape="qwen3-0.6b", step_shape="qwen3-1.7b", rows=32, length=1024, micro=8, layer=6,
@@ -66,9 +70,10 @@ a = ap.parse_args()
 START = time.monotonic()
 HERE = pathlib.Path(__file__).parent
 device = "cpu" if a.tiny else a.device
-sizes = (TINY if a.tiny else SIZES) | dict(repeat=a.repeat, long_repeat=a.long_repeat, steps=a.long_repeat + 1,
-                                           new=a.new, step_new=a.step_new)
+sizes = (TINY if a.tiny else SIZES) | dict(repeat=a.repeat, long_repeat=a.long_repeat, warm_repeat=a.repeat + 1,
+                                           warm_long_repeat=a.long_repeat + 1, new=a.new, step_new=a.step_new)
 sizes["micro_tokens"] = sizes["micro"] * sizes["length"]
+sizes["step_micro_tokens"] = sizes["micro"] * (sizes["prompt"] + a.step_new)
 targets = dict(pair.split("=", 1) for pair in filter(None, a.targets.split(",")))
 jobs = a.jobs.split(",")
 if unknown := set(jobs) - set(JOBS):

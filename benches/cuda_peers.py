@@ -37,7 +37,7 @@ SHAPES = {  # hidden, layers, heads, KV heads, head_dim, intermediate, vocabular
     "qwen3-0.6b": (1024, 28, 16, 8, 128, 3072, 151936),
     "qwen3-1.7b": (2048, 28, 16, 8, 128, 6144, 151936),
     "qwen3-4b": (2560, 36, 32, 8, 128, 9728, 151936),
-    "tiny": (64, 8, 4, 2, 16, 160, 512),
+    "tiny": (64, 4, 4, 2, 32, 128, 512),
 }
 DTYPES = {"bf16": torch.bfloat16, "f32": torch.float32}
 

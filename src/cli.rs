@@ -2,7 +2,10 @@
 
 mod bench;
 
-pub use bench::{BenchCommand, BenchOpenArgs, BenchRolloutArgs, BenchStepArgs, BenchUpdateArgs};
+pub use bench::{
+    BenchAnalysisArgs, BenchCommand, BenchModelArgs, BenchOpenArgs, BenchRolloutArgs, BenchStepArgs, BenchUpdateArgs,
+    Shape,
+};
 
 use crate::analysis::Lens;
 use crate::compute::DeviceChoice;
@@ -547,5 +550,17 @@ mod tests {
             assert!(Cli::try_parse_from([&["bupo", "evaluate"], bad].concat()).is_err(), "{bad:?}");
         }
         assert!(Cli::try_parse_from(["bupo", "generate", "m"]).is_err());
+    }
+
+    #[test]
+    fn a_bench_takes_a_checkpoint_or_a_shape() {
+        let parse = |model: &[&str]| Cli::try_parse_from([&["bupo", "bench", "rollout"], model].concat());
+        for (given, shape) in [(&["m"][..], None), (&["--shape", "qwen3-0.6b"], Some(Shape::Qwen3_0_6b))] {
+            let Command::Bench(BenchCommand::Rollout(args)) = parse(given).unwrap().command else { panic!("another") };
+            assert_eq!((args.model.model.is_some(), args.model.shape), (shape.is_none(), shape));
+        }
+        for bad in [&[][..], &["m", "--shape", "tiny"], &["--shape", "qwen"]] {
+            assert!(parse(bad).is_err(), "{bad:?}");
+        }
     }
 }

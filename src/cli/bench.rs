@@ -2,7 +2,7 @@
 
 use super::{ComputeArgs, LoraArgs, parse_aggregation};
 use crate::rl::Aggregation;
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
 #[derive(Debug, Subcommand)]
@@ -11,12 +11,38 @@ pub enum BenchCommand {
     Update(BenchUpdateArgs),
     /// Sampling random prompts to a fixed length; prints one line of JSON
     Rollout(BenchRolloutArgs),
+    /// An analysis of random sequences, every state of every layer; prints one line of JSON
+    Analysis(BenchAnalysisArgs),
     /// What this machine can do: matrix products in f32 and bf16, reading memory; prints one line of JSON
     Machine,
     /// Whole GRPO steps, rollout to optimizer, on random prompts; prints one line of JSON
     Step(BenchStepArgs),
     /// Opening a checkpoint, and reading its files' bytes for comparison; prints one line of JSON
     Open(BenchOpenArgs),
+}
+
+/// What is computed with: a checkpoint, or random weights.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub struct BenchModelArgs {
+    /// A HuggingFace checkpoint folder
+    pub model: Option<PathBuf>,
+    /// Random weights of this shape, in place of a checkpoint
+    #[arg(long)]
+    pub shape: Option<Shape>,
+}
+
+/// Shapes that need no checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Shape {
+    #[value(name = "qwen3-0.6b")]
+    Qwen3_0_6b,
+    #[value(name = "qwen3-1.7b")]
+    Qwen3_1_7b,
+    #[value(name = "qwen3-4b")]
+    Qwen3_4b,
+    /// 4 layers of hidden size 64, to try things with
+    Tiny,
 }
 
 #[derive(Debug, Args)]
@@ -31,7 +57,8 @@ pub struct BenchOpenArgs {
 
 #[derive(Debug, Args)]
 pub struct BenchUpdateArgs {
-    pub model: PathBuf,
+    #[command(flatten)]
+    pub model: BenchModelArgs,
     /// JSON of input_ids, response_mask, advantages and old_log_probs, each [sequences][tokens]
     #[arg(long)]
     pub batch: PathBuf,
@@ -64,7 +91,8 @@ pub struct BenchUpdateArgs {
 
 #[derive(Debug, Args)]
 pub struct BenchRolloutArgs {
-    pub model: PathBuf,
+    #[command(flatten)]
+    pub model: BenchModelArgs,
     /// Sequences
     #[arg(long, default_value_t = 64)]
     pub batch: usize,
@@ -74,6 +102,7 @@ pub struct BenchRolloutArgs {
     /// New tokens of each sequence
     #[arg(long, default_value_t = 128)]
     pub new: usize,
+    /// Times, after one that warms up
     #[arg(long, default_value_t = 3)]
     pub repeat: usize,
     #[command(flatten)]
@@ -81,8 +110,29 @@ pub struct BenchRolloutArgs {
 }
 
 #[derive(Debug, Args)]
+pub struct BenchAnalysisArgs {
+    #[command(flatten)]
+    pub model: BenchModelArgs,
+    /// Sequences
+    #[arg(long, default_value_t = 4)]
+    pub rows: usize,
+    /// Tokens of each sequence
+    #[arg(long, default_value_t = 1024)]
+    pub length: usize,
+    /// Tokens of each that are its prompt: what comes behind them is analysed, and counted
+    #[arg(long, default_value_t = 32)]
+    pub prompt: usize,
+    /// Times; the first one warms up and does not count, unless it is the only one
+    #[arg(long, default_value_t = 4)]
+    pub repeat: usize,
+    #[command(flatten)]
+    pub numbers: ComputeArgs,
+}
+
+#[derive(Debug, Args)]
 pub struct BenchStepArgs {
-    pub model: PathBuf,
+    #[command(flatten)]
+    pub model: BenchModelArgs,
     #[arg(long, default_value_t = 8)]
     pub prompts: usize,
     /// Responses to each prompt
@@ -97,10 +147,15 @@ pub struct BenchStepArgs {
     /// The internal layer policy to update; the final policy without it
     #[arg(long)]
     pub layer: Option<usize>,
+    /// The first one warms up and does not count, unless it is the only one
     #[arg(long, default_value_t = 5)]
     pub steps: usize,
+    /// Packed tokens of one forward and backward
     #[arg(long, default_value_t = 2048)]
     pub micro_batch_tokens: usize,
+    /// Keep only each layer's input and compute the layer again in the backward
+    #[arg(long)]
+    pub recompute: bool,
     /// Gives every response a copy of its prompt in the update, in place of one for the group
     #[arg(long)]
     pub unshared: bool,

@@ -15,11 +15,18 @@ use anyhow::Result;
 pub trait Device: Rollout + Inspect {
     /// The most memory of the device that was taken so far, in MiB; none where it is the process's own.
     fn peak_memory_mib(&self) -> Option<f64>;
+    /// Returns when everything that the device was given to do is done: what is timed must not be under way any more. Errors: the
+    /// device's first failure.
+    fn wait(&self) -> Result<()>;
 }
 
 impl Device for Cpu {
     fn peak_memory_mib(&self) -> Option<f64> {
         None
+    }
+
+    fn wait(&self) -> Result<()> {
+        Ok(())
     }
 }
 

@@ -40,8 +40,7 @@ pub struct StepOutcome {
 impl Optimizer {
     /// On the CPU. Everything that can be trained learns at the full rate.
     pub fn new(layout: &ParamLayout) -> Optimizer {
-        let (all, trainable) = (layout.tensors.len(), layout.trainable_tensors().len());
-        Optimizer::with_scales(layout, [vec![0.0; all - trainable], vec![1.0; trainable]].concat())
+        Optimizer::new_on(&Cpu::default(), layout)
     }
 
     /// On the CPU. With a factor on the learning rate of every tensor, `[tensors]` ([`super::groups::lr_scales`]).
@@ -62,6 +61,12 @@ impl Optimizer {
 }
 
 impl<B: Backend> Optimizer<B> {
+    /// On a device. Everything that can be trained learns at the full rate.
+    pub fn new_on(backend: &B, layout: &ParamLayout) -> Optimizer<B> {
+        let (all, trainable) = (layout.tensors.len(), layout.trainable_tensors().len());
+        Optimizer::begin(backend, layout, [vec![0.0; all - trainable], vec![1.0; trainable]].concat())
+    }
+
     /// On a device. With a factor on the learning rate of every tensor, `[tensors]` ([`super::groups::lr_scales`]).
     pub fn begin(backend: &B, layout: &ParamLayout, lr_scales: Vec<f64>) -> Optimizer<B> {
         let n = layout.tensors.iter().zip(&lr_scales).filter(|(_, s)| **s > 0.0).map(|(t, _)| t.len()).sum();

@@ -1,0 +1,45 @@
+//! An analysis of random samples.
+
+use super::{model, print, random_ids, timed, warm_median};
+use crate::analysis::flow::Flow;
+use crate::analysis::{Reading, Sample};
+use crate::cli::BenchAnalysisArgs;
+use crate::commands::device::{self, Device, on_device};
+use crate::model::Workspace;
+use anyhow::{Result, ensure};
+use serde_json::json;
+
+pub fn run(args: &BenchAnalysisArgs) -> Result<()> {
+    ensure!(args.rows > 0, "--rows 0: expected at least one sequence");
+    ensure!(
+        (1..args.length).contains(&args.prompt),
+        "--prompt {}: expected at least 1 token, and fewer than the {} of --length",
+        args.prompt,
+        args.length
+    );
+    on_device!(device::open(args.numbers.device, args.numbers.compute)?, backend => run_on(args, backend))
+}
+
+fn run_on<B: Device>(args: &BenchAnalysisArgs, backend: B) -> Result<()> {
+    let model = model(&args.model)?.on(backend);
+    let sample = |i: usize| Sample { ids: random_ids(&model, i, args.length), response_start: args.prompt };
+    let samples: Vec<Sample> = (0..args.rows).map(sample).collect();
+    let (mut ws, mut seconds, mut entropies) = (Workspace::new(&model), Vec::new(), Vec::new());
+    // One flow for all repetitions, which keeps its buffers; its means are those of one.
+    let mut flow = Flow::new(model.config.layers, Reading::default());
+    for _ in 0..args.repeat.max(1) {
+        let (took, analysis) = timed(&model.backend, || {
+            flow.add(&model, &mut ws, &samples, &mut |_| ())?;
+            flow.finish(&model, "", None)
+        })?;
+        seconds.push(took);
+        entropies.push(analysis.final_entropy);
+    }
+    let (median, tokens) = (warm_median(&mut seconds), args.rows * (args.length - args.prompt));
+    let line = json!({
+        "tokens": tokens, "seconds": median, "tokens_per_second": tokens as f64 / median,
+        "final_entropy": entropies.first(),
+    });
+    print(line, &model.backend);
+    Ok(())
+}
