@@ -104,7 +104,7 @@ const WORDS: usize = 7;
 impl Plan {
     /// Steps of rows without a sequence, harmless to run; `rows` as [`padded_rows`] gives them.
     pub fn new(rows: usize, steps: usize) -> Plan {
-        assert!(rows % 8 == 0, "{rows} rows");
+        assert!(rows.is_multiple_of(8), "{rows} rows");
         let mut words = vec![0; steps * WORDS * rows];
         for step in words.chunks_exact_mut(WORDS * rows) {
             step[rows..2 * rows].fill(NOWHERE);
