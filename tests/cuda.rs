@@ -167,12 +167,12 @@ fn states<B: Backend>(model: &mut Model<B>) -> Outputs {
     let (packing, _) = batch();
     let mut ws = Workspace::new(model);
     let mut states = vec![];
-    let mut see = |tap: Tap, x: &B::Array| states.push((format!("{tap:?}"), model.backend.download(x)));
+    let mut see = |tap: Tap, x: &B::Array| states.push((format!("{tap:?}"), model.backend.host(x).into_owned()));
     model.forward_observed(&mut ws, &packing, Tap::Final, &mut see);
     let layer = |n| LayerIndex::from_one_based(n, LAYERS).unwrap();
     for tap in [Tap::ResidPost(layer(2)), Tap::Attn(layer(1)), Tap::FfnIn(layer(3)), Tap::Normed(layer(1))] {
         model.forward(&mut ws, &packing, tap, Keep::Activations);
-        states.push((format!("state at {tap:?}"), model.backend.download(ws.state())));
+        states.push((format!("state at {tap:?}"), model.backend.host(ws.state()).into_owned()));
     }
     states
 }
@@ -193,7 +193,7 @@ fn of_stats(stats: HeadStats) -> Outputs {
 
 /// Gradients, a tensor each: of those that are trained, as all others stay what they were.
 fn of_grads<B: Backend>(model: &Model<B>, trained: &Trained, grads: &B::Array) -> Outputs {
-    let (grads, from) = (model.backend.download(grads), model.layout.trainable().start);
+    let (grads, from) = (model.backend.host(grads).into_owned(), model.layout.trainable().start);
     let tensors = model.layout.trainable_tensors().iter();
     let mut outputs = vec![];
     for tensor in tensors {
@@ -318,7 +318,7 @@ fn steps<B: Backend>(model: &mut Model<B>) -> Outputs {
     let (packing, targets) = batch();
     let scale = |at: usize| [0.0, 1.0, 0.5][at % 3];
     let scales = (0..model.layout.tensors.len()).map(scale).collect();
-    let mut optimizer = Optimizer::on(&model.backend, &model.layout, scales);
+    let mut optimizer = Optimizer::begin(&model.backend, &model.layout, scales);
     let mut grads = B::Array::default();
     model.backend.upload(&noise(model.layout.len(), 13), &mut grads);
     let config = OptimizerConfig { grad_clip: 1.0, weight_decay: 0.1, ..OptimizerConfig::default() };
@@ -333,8 +333,8 @@ fn steps<B: Backend>(model: &mut Model<B>) -> Outputs {
     let stats = InternalPolicy::Final.score(model, &mut Workspace::new(model), &packing, &targets, 1.0);
     let mut outputs = vec![
         ("norms".to_string(), norms),
-        ("m".to_string(), model.backend.download(&optimizer.m)),
-        ("v".to_string(), model.backend.download(&optimizer.v)),
+        ("m".to_string(), model.backend.host(&optimizer.m).into_owned()),
+        ("v".to_string(), model.backend.host(&optimizer.v).into_owned()),
         ("parameters".to_string(), model.backend.store(&model.params).into_owned()),
     ];
     outputs.extend(of_stats(stats));

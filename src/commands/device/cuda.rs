@@ -18,6 +18,10 @@ impl Device for Cuda {
     fn peak_memory_mib(&self) -> Option<f64> {
         Some(self.arena().peak() as f64 / f64::from(1 << 20))
     }
+
+    fn wait(&self) -> Result<()> {
+        Ok(self.runtime().synchronize()?)
+    }
 }
 
 /// A GPU, or the CPU where `auto` finds none. It takes most of the GPU's free memory at once, so that a run has it to its end.

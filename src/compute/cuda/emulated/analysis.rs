@@ -2,7 +2,7 @@
 
 use super::{Arg, Kernels, Memory, Real, close, kernels, numbers, row_threads};
 use crate::compute::cpu::gemm::Compute;
-use crate::compute::cpu::gram::{gram, pairs, row_cosines};
+use crate::compute::cpu::gram::{gram, pairs, row_cosine};
 use crate::compute::cpu::head::{Comparison, Divergences, Head, LogitRow};
 use crate::compute::cpu::norm::rms_norm_in_place;
 
@@ -269,7 +269,7 @@ fn products_and_cosines_of_states_equal_the_cpus() {
             let (mut a, b) = (real.stored(&states), numbers(tokens * s * d, 2));
             a[..d].fill(0.0);
             let rows: Vec<u32> = (0..(tokens * s) as u32).rev().step_by(2).collect();
-            let expected = row_cosines(&a, &b, d);
+            let expected = a.chunks(d).zip(b.chunks(d)).map(|(a, b)| row_cosine(a, b)).collect::<Vec<f64>>();
             for list in [None, Some(rows)] {
                 let of = list.clone().unwrap_or_else(|| (0..(tokens * s) as u32).collect());
                 let m_list = list.as_deref().map(Memory::u32);

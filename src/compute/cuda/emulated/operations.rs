@@ -15,6 +15,11 @@ use std::sync::Arc;
 /// What a body computed, by name.
 type Outputs = Vec<(&'static str, Vec<f32>)>;
 
+/// An array's elements.
+fn on_host<B: Backend>(b: &B, array: &B::Array) -> Vec<f32> {
+    b.host(array).into_owned()
+}
+
 fn cuda(real: Real) -> Cuda {
     let runtime = gpu().unwrap_or_else(|| Arc::new(Emulator::new(Order::Shuffled, EMULATED_BYTES)));
     // Blocks of few rows, so that a head has several.
@@ -97,7 +102,7 @@ fn arrays<B: Backend>(b: &B, _: Real) -> Outputs {
     let (x, y) = (numbers(203, 1), numbers(203, 2));
     let (mut on_x, on_y) = (array(b, &x), array(b, &y));
     b.accumulate(&on_y, &mut on_x);
-    let sum = b.download(&on_x);
+    let sum = on_host(b, &on_x);
     b.zero_part(B::part(&mut on_x, 16..40));
     let (first, second) = B::parts(&mut on_x, 48..80, 8);
     b.zero_part(second);
@@ -112,12 +117,12 @@ fn arrays<B: Backend>(b: &B, _: Real) -> Outputs {
     let flat = b.load(x.clone());
     vec![
         ("accumulate", sum),
-        ("copy", b.download(&copied)),
-        ("zero", b.download(&on_x)),
-        ("factor", b.download(&factors)),
-        ("add", b.download(&sums)),
+        ("copy", on_host(b, &copied)),
+        ("zero", on_host(b, &on_x)),
+        ("factor", on_host(b, &factors)),
+        ("add", on_host(b, &sums)),
         ("parameters", b.store(&flat).into_owned()),
-        ("nothing", b.download(&B::Array::default())),
+        ("nothing", on_host(b, &B::Array::default())),
     ]
 }
 
@@ -135,7 +140,7 @@ fn embedding<B: Backend>(b: &B, _: Real) -> Outputs {
     b.embed(B::params(&flat, &ranges[0]), B::tokens(&batch), &mut out, d);
     let mut grads = array(b, &numbers(16 + 11 * d, 2));
     b.embed_backward(&array(b, &numbers(t * d, 3)), &batch, B::part(&mut grads, 16..16 + 11 * d), d);
-    vec![("embed", b.download(&out)), ("embed_backward", b.download(&grads))]
+    vec![("embed", on_host(b, &out)), ("embed_backward", on_host(b, &grads))]
 }
 
 #[test]
@@ -156,11 +161,11 @@ fn norms<B: Backend>(b: &B, real: Real) -> Outputs {
     let mut again = room(b, t * d, Kind::Factor);
     b.rms_norm_again(&sum, w, &inv2, &mut again);
     let mut outputs = vec![
-        ("rms_norm", b.download(&y)),
-        ("inv_rms", b.download(&inv_rms)),
-        ("add_rms_norm sum", b.download(&sum)),
-        ("add_rms_norm", b.download(&y2)),
-        ("rms_norm_again", b.download(&again)),
+        ("rms_norm", on_host(b, &y)),
+        ("inv_rms", on_host(b, &inv_rms)),
+        ("add_rms_norm sum", on_host(b, &sum)),
+        ("add_rms_norm", on_host(b, &y2)),
+        ("rms_norm_again", on_host(b, &again)),
     ];
     let dy = real.stored(&numbers(t * d, 4));
     for (dy, with_dw, accumulate) in
@@ -169,7 +174,7 @@ fn norms<B: Backend>(b: &B, real: Real) -> Outputs {
         let (mut dx, mut grads) = (array(b, &numbers(t * d, 5)), array(b, &numbers(8 + d, 6)));
         let dw = with_dw.then(|| B::part(&mut grads, 8..8 + d));
         b.rms_norm_backward(&x, w, &inv_rms, &dy, &mut dx, dw, accumulate);
-        outputs.extend([("norm dx", b.download(&dx)), ("norm dw", b.download(&grads))]);
+        outputs.extend([("norm dx", on_host(b, &dx)), ("norm dw", on_host(b, &grads))]);
     }
     outputs
 }
@@ -190,7 +195,7 @@ fn linears<B: Backend>(b: &B, real: Real) -> Outputs {
     for bias in [None, Some(bias)] {
         let mut y = room(b, t * outputs, Kind::Factor);
         b.linear(&x, w, b.pack(w, outputs, inputs).as_ref(), bias, &mut y, shape);
-        results.push(("linear", b.download(&y)));
+        results.push(("linear", on_host(b, &y)));
     }
     let mut dx = room(b, t * inputs, Kind::Factor);
     b.linear_backward_input(&dy, w, &mut dx, shape);
@@ -198,7 +203,7 @@ fn linears<B: Backend>(b: &B, real: Real) -> Outputs {
     b.linear_backward_weight(&dy, &x, B::part(&mut grads, 40..40 + outputs * inputs), shape);
     let end = 40 + outputs * inputs + outputs;
     b.bias_backward(&dy, B::part(&mut grads, end - outputs..end));
-    results.extend([("linear dx", b.download(&dx)), ("linear dw", b.download(&grads))]);
+    results.extend([("linear dx", on_host(b, &dx)), ("linear dw", on_host(b, &grads))]);
     results
 }
 
@@ -226,7 +231,7 @@ fn low_rank<B: Backend>(b: &B, real: Real) -> Outputs {
     let mut grads = array(b, &numbers(8 + own, 7));
     b.low_rank_backward_weight(&path, &x, &dy, B::part(&mut grads, 8..8 + own), t, &mut inner);
     b.low_rank_backward_input(&path, &dy, &mut dx, t, &mut inner);
-    vec![("low_rank", b.download(&y)), ("low_rank dw", b.download(&grads)), ("low_rank dx", b.download(&dx))]
+    vec![("low_rank", on_host(b, &y)), ("low_rank dw", on_host(b, &grads)), ("low_rank dx", on_host(b, &dx))]
 }
 
 #[test]
@@ -251,15 +256,15 @@ fn attention<B: Backend>(b: &B, real: Real) -> Outputs {
         let mut qk = room(b, t * HEADS.qk_dim(), Kind::Factor);
         b.qk_rope(HEADS, norms, EPS, &rope, B::tokens(&batch), &qkv, &mut qk);
         // Both go on from the same numbers.
-        outputs.push(("qk_rope", b.download(&qk)));
+        outputs.push(("qk_rope", on_host(b, &qk)));
         let qk = factor(b, &real.stored(&numbers(t * HEADS.qk_dim(), 5)));
         let (mut out, mut lse) = (room(b, t * HEADS.heads * hd, Kind::Factor), room(b, t * HEADS.heads, Kind::F32));
         b.attention(HEADS, &batch, &qk, &qkv, &mut out, &mut lse);
         let mut d_qkv = room(b, t * HEADS.qkv_dim(), Kind::Factor);
         let forward = AttentionForward { qk: &qk, qkv: &qkv, out: &out, lse: &lse };
         b.attention_backward(HEADS, &batch, forward, &d_out, &mut d_qkv);
-        outputs.extend([("attention", b.download(&out)), ("lse", b.download(&lse))]);
-        outputs.push(("attention_backward", b.download(&d_qkv)));
+        outputs.extend([("attention", on_host(b, &out)), ("lse", on_host(b, &lse))]);
+        outputs.push(("attention_backward", on_host(b, &d_qkv)));
         let mut d_qkv = factor(b, &real.stored(&numbers(t * HEADS.qkv_dim(), 6)));
         let mut grads = array(b, &numbers(8 + 2 * hd, 7));
         let d_norms = with_gradient.then(|| {
@@ -267,7 +272,7 @@ fn attention<B: Backend>(b: &B, real: Real) -> Outputs {
             QkNorms { q, k }
         });
         b.qk_rope_backward(HEADS, norms, EPS, &rope, B::tokens(&batch), &qkv, &mut d_qkv, d_norms);
-        outputs.extend([("qk_rope_backward", b.download(&d_qkv)), ("head norms dw", b.download(&grads))]);
+        outputs.extend([("qk_rope_backward", on_host(b, &d_qkv)), ("head norms dw", on_host(b, &grads))]);
     }
     outputs
 }
@@ -283,7 +288,7 @@ fn activation<B: Backend>(b: &B, real: Real) -> Outputs {
     let mut act = room(b, t * f, Kind::Factor);
     b.swiglu(&gate_up, &mut act, f);
     b.swiglu_backward(&mut gate_up, &factor(b, &real.stored(&numbers(t * f, 2))), f);
-    vec![("swiglu", b.download(&act)), ("swiglu_backward", b.download(&gate_up))]
+    vec![("swiglu", on_host(b, &act)), ("swiglu_backward", on_host(b, &gate_up))]
 }
 
 #[test]
@@ -300,11 +305,11 @@ fn rows<B: Backend>(b: &B, real: Real) -> Outputs {
         b.gather_rows(&state, &rows, d, &mut hidden);
         let mut d_state = array(b, &numbers(t * d, 2));
         b.scatter_rows(&hidden, &rows, d, &mut d_state);
-        outputs.extend([("gather_rows", b.download(&hidden)), ("scatter_rows", b.download(&d_state))]);
+        outputs.extend([("gather_rows", on_host(b, &hidden)), ("scatter_rows", on_host(b, &d_state))]);
     }
     let mut none = B::Array::default();
     b.gather_rows(&array(b, &state), &[], d, &mut none);
-    outputs.push(("no rows", b.download(&none)));
+    outputs.push(("no rows", on_host(b, &none)));
     outputs
 }
 
@@ -351,7 +356,7 @@ fn head<B: Backend>(b: &B, real: Real) -> Outputs {
         let d_unembed = trained.then(|| B::part(&mut grads, 16..16 + vocab * d));
         let stats = sure(b.head_backward(head, &hidden, &targets, &mut d_hidden, d_unembed, &mut scratch, gradients));
         outputs.extend(of(stats));
-        outputs.extend([("head d_hidden", b.download(&d_hidden)), ("head d_unembed", b.download(&grads))]);
+        outputs.extend([("head d_hidden", on_host(b, &d_hidden)), ("head d_unembed", on_host(b, &grads))]);
     }
     outputs
 }
@@ -389,7 +394,7 @@ fn value_head<B: Backend>(b: &B, real: Real) -> Outputs {
     let (mut d_states, mut grads) = (array(b, &numbers(t * d, 3)), array(b, &numbers(8 + d + 1, 4)));
     let d_values = numbers(3, 5);
     b.values_backward(&states, &rows, w, &d_values, &mut d_states, B::part(&mut grads, 8..8 + d + 1));
-    vec![("values", values), ("values d_states", b.download(&d_states)), ("values d_head", b.download(&grads))]
+    vec![("values", values), ("values d_states", on_host(b, &d_states)), ("values d_head", on_host(b, &grads))]
 }
 
 #[test]
@@ -418,9 +423,9 @@ fn optimizer<B: Backend>(b: &B, real: Real) -> Outputs {
         ("sum_of_squares", vec![squares as f32]),
         ("no squares", vec![b.sum_of_squares(&grads, &[]) as f32]),
         ("adamw params", b.store(&flat).into_owned()),
-        ("adamw m", b.download(&m)),
-        ("adamw v", b.download(&v)),
-        ("a product after adamw", b.download(&y)),
+        ("adamw m", on_host(b, &m)),
+        ("adamw v", on_host(b, &v)),
+        ("a product after adamw", on_host(b, &y)),
     ]
 }
 
