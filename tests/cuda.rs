@@ -160,7 +160,7 @@ macro_rules! both {
     };
 }
 
-/// About twice what was measured, as are the gradients': eight bits in every value, through three layers of an untrained model.
+/// bf16, about twice what was measured: eight bits in every value, through three layers of an untrained model.
 const STATES: [f64; 2] = [6e-2, 4e-2];
 
 fn states<B: Backend>(model: &mut Model<B>) -> Outputs {
@@ -216,7 +216,7 @@ fn zeros<B: Backend>(backend: &B, n: usize) -> B::Array {
 /// A loss with fixed derivatives, which passes over some targets.
 fn loss(rows: Range<usize>, entropies: bool) -> Result<RowGradients, Infallible> {
     let (g, h) = (noise(200, 6), noise(200, 7));
-    let alive = |row: usize| row % 5 != 0;
+    let alive = |row: usize| !row.is_multiple_of(5);
     let of = |x: &[f32]| rows.clone().map(|row| if alive(row) { x[row] } else { 0.0 }).collect::<Vec<f32>>();
     Ok(RowGradients { d_log_probs: of(&g), d_entropies: if entropies { of(&h) } else { vec![] } })
 }
@@ -241,8 +241,9 @@ fn gradient<B: Backend>(model: &mut Model<B>, policy: &str, keep: Keep, whole: b
     outputs
 }
 
-/// bf16: gradients of norms and biases are sums over all rows of what was rounded several times.
-const GRADIENTS: [f64; 2] = [1.2e-1, 9e-2];
+/// bf16, about twice what was measured. The bias of keys is furthest off (9e-2 of its largest; everything else within 6e-2): moving all keys
+/// alike changes nothing but for the rotations, so its gradient is what is left of sums that nearly cancel.
+const GRADIENTS: [f64; 2] = [1.8e-1, 1e-1];
 
 #[test]
 fn gradients_of_every_kind_of_policy_are_the_cpus() {

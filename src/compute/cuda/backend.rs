@@ -186,7 +186,7 @@ impl Backend for Cuda {
         None
     }
 
-    fn batch<'a>(&self, packing: &'a Packing, heads: Heads) -> Batch {
+    fn batch(&self, packing: &Packing, heads: Heads) -> Batch {
         self.batch_of(packing, heads)
     }
 

@@ -214,7 +214,7 @@ impl Cuda {
 
     /// Whether there are kernels for a head dimension; else the device's work has failed.
     fn takes_head_dim(&self, what: &str, head_dim: usize) -> bool {
-        let takes = head_dim % 16 == 0 && (16..=256).contains(&head_dim);
+        let takes = head_dim.is_multiple_of(16) && (16..=256).contains(&head_dim);
         if !takes {
             self.refuse(what, format!("a head_dim of {head_dim}"), "a multiple of 16, up to 256");
         }

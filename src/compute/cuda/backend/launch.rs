@@ -71,10 +71,11 @@ impl Cuda {
 
     /// Whether kernels can go through rows of n elements, which they read eight at a time; else the device's work has failed.
     pub(super) fn in_eights(&self, what: &str, n: usize) -> bool {
-        if n % 8 != 0 || n == 0 {
+        let takes = n > 0 && n.is_multiple_of(8);
+        if !takes {
             self.refuse(what, format!("rows of {n} elements"), "a multiple of 8");
         }
-        n % 8 == 0 && n > 0
+        takes
     }
 
     pub(super) fn refuse(&self, what: &str, got: String, expected: &str) {

@@ -346,7 +346,7 @@ fn head<B: Backend>(b: &B, real: Real) -> Outputs {
     {
         let gradients = |rows: Range<usize>, stats: &HeadStats| -> Result<RowGradients, Infallible> {
             assert_eq!((stats.lse.len(), stats.log_probs.len()), (rows.len(), rows.len()));
-            let alive = |row: usize| !matches!(loss, Loss::Somewhere) || row >= 64 && row % 3 == 0;
+            let alive = |row: usize| !matches!(loss, Loss::Somewhere) || row >= 64 && row.is_multiple_of(3);
             let d_log_probs = rows.clone().map(|row| if alive(row) { g[row] } else { 0.0 }).collect();
             let d_entropies = if matches!(loss, Loss::WithEntropies) { h[rows].to_vec() } else { vec![] };
             Ok(RowGradients { d_log_probs, d_entropies })
