@@ -86,7 +86,9 @@ impl Products {
             Ok(objects) => objects,
             Err(error) => return error.map_or(Ok(()), Err),
         };
-        let algorithm = self.algorithm(product, &objects)?;
+        // Held until the product is on the stream, with all of its launches: two threads' would use one workspace in turns.
+        let mut chosen = self.chosen.lock().unwrap_or_else(PoisonError::into_inner);
+        let algorithm = self.algorithm(&mut chosen, product, &objects)?;
         let scales = [1.0f32, if write == Write::Add { 1.0 } else { 0.0 }];
         let [alpha, beta] = scales.each_ref().map(|scale| ptr::from_ref(scale).cast::<c_void>());
         let [at_a, at_b, at_c, workspace] = [a.at, b.at, c.at, self.workspace].map(|at| at.0 as *mut c_void);
@@ -115,7 +117,12 @@ impl Products {
         self.checked(multiplied, with_what)
     }
 
-    fn algorithm(&self, product: &Product, objects: &Objects<'_>) -> Result<Algorithm, CudaError> {
+    fn algorithm(
+        &self,
+        chosen: &mut HashMap<Shape, Algorithm>,
+        product: &Product,
+        objects: &Objects<'_>,
+    ) -> Result<Algorithm, CudaError> {
         let Product { m, n, k, a, b, c, a_transposed, b_transposed, .. } = *product;
         let matrices = [a, b, c];
         let shape = Shape {
@@ -125,7 +132,6 @@ impl Products {
             transposed: [a_transposed, b_transposed],
             alignments: matrices.map(alignment),
         };
-        let mut chosen = self.chosen.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(algorithm) = chosen.get(&shape) {
             return Ok(*algorithm);
         }

@@ -75,6 +75,7 @@ static const Kernel KERNELS[] = {
     KERNEL(embedding, gather_rows)
     KERNEL(embedding, gather_rows_real)
     KERNEL(embedding, hold_rows)
+    KERNEL(embedding, hold_rows_real)
     KERNEL(embedding, sum_rows_partial)
     KERNEL(embedding, add_partial_rows)
     KERNEL(embedding, scatter_rows_add)
