@@ -98,10 +98,11 @@ impl Inspect for Cuda {
             return out;
         }
         let stride = head.vocab.next_multiple_of(8);
-        let most = (LOGIT_BYTES / (4 * stride * places)).clamp(1, tokens);
-        self.resize_to(room, most * places * stride, Real::F32);
+        // Fours: a block's targets begin where 16 bytes do.
+        let most = (LOGIT_BYTES / (4 * stride * places) / 4 * 4).max(4);
+        self.resize_to(room, most.min(tokens) * places * stride, Real::F32);
         let ([targets], _memory) = self.lists([targets]);
-        let read = self.scratch(most * places * d, self.real());
+        let read = self.scratch(most.min(tokens) * places * d, self.real());
         for from in (0..tokens).step_by(most) {
             let n = most.min(tokens - from);
             self.read_tokens(states, from, n, places, d, norm, &read);
