@@ -414,10 +414,10 @@ pub struct VerifyArgs {
 )]
 pub struct CompareArgs {
     /// Folders that `bupo evaluate` wrote, one for each seed, separated by commas
-    #[arg(value_delimiter = ',', required = true)]
+    #[arg(num_args = 1, value_delimiter = ',', required = true)]
     pub first: Vec<PathBuf>,
     /// The same for the model that is compared with the first
-    #[arg(value_delimiter = ',', required = true)]
+    #[arg(num_args = 1, value_delimiter = ',', required = true)]
     pub second: Vec<PathBuf>,
     /// The K of Pass@K, separated by commas [default: powers of two up to n and 256]
     #[arg(short, value_delimiter = ',')]
