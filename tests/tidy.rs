@@ -20,7 +20,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("hub", &["text", "run"]),
     ("rollout", &["policy", "model", "compute"]),
     ("rl", &["rollout", "reward", "verify", "tasks", "text", "policy", "model", "compute"]),
-    ("evaluate", &["rollout", "reward", "verify", "tasks", "text", "policy", "model", "compute"]),
+    ("evaluate", &["rollout", "reward", "verify", "tasks", "text", "policy", "model"]),
     ("analysis", &["policy", "model", "compute"]),
     (
         "recipe",

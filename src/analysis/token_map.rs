@@ -72,7 +72,9 @@ pub fn map_tokens<B: Inspect>(
             let map = Map { model, policies: &policies, states: &states, top };
             let size = (LOGITS / model.config.vocab_size).clamp(1, BLOCK);
             for (i, positions) in positions.chunks(size).enumerate() {
-                rows(map.block(i * size, number, sample, positions))?;
+                let block = map.block(i * size, number, sample, positions);
+                model.backend.status()?;
+                rows(block)?;
             }
         }
     }

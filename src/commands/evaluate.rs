@@ -6,7 +6,7 @@ mod rescore;
 use super::device::{self, Device, on_device};
 use super::open;
 use crate::cli::EvaluateArgs;
-use crate::evaluate::result::{Evaluation, Settings};
+use crate::evaluate::result::{Evaluation, Settings, fingerprint};
 use crate::evaluate::run::{EvaluateSettings, Generation, ResponseRow, judge, sample_missing, score_rows};
 use crate::evaluate::table::{Style, report};
 use crate::model::{Model, Workspace};
@@ -50,6 +50,8 @@ pub fn run(args: &EvaluateArgs) -> Result<()> {
 
 fn run_on<B: Device>(args: &EvaluateArgs, name: &str, out: &Path, plans: &[Plan], backend: B) -> Result<()> {
     let opened = open(Path::new(name), &args.prompt)?;
+    // While they are on the host.
+    let weights = fingerprint(&opened.model);
     let (model, asked) = (opened.model.on(backend), opened.prompts);
     let policy = InternalPolicy::parse(&args.policy, model.config.layers)?;
     let mut ws = Workspace::new(&model);
@@ -61,7 +63,7 @@ fn run_on<B: Device>(args: &EvaluateArgs, name: &str, out: &Path, plans: &[Plan]
             None => asked.clone(),
         };
         let settings = settings(args, plan, policy, &model, &prompts)?;
-        let evaluated = one(name, &model, &mut ws, &prompts, plan, &settings, &dir);
+        let evaluated = one((name, &weights), &model, &mut ws, &prompts, plan, &settings, &dir);
         done.push(evaluated.with_context(|| format!("evaluation of {}", plan.suite.name))?);
     }
     if !args.suite.is_empty() {
@@ -100,7 +102,7 @@ fn settings<B: Device>(
 
 /// One set: what is missing is sampled and saved as it comes; then everything is judged and scored.
 fn one<B: Device>(
-    name: &str,
+    (name, weights): (&str, &str),
     model: &Model<B>,
     ws: &mut Workspace<B>,
     prompts: &PromptEncoder,
@@ -110,7 +112,7 @@ fn one<B: Device>(
 ) -> Result<Evaluation> {
     // A program that cannot start is found out before hours of sampling, not after.
     let reward = Reward::new(&settings.reward, settings.sampling.max_new_tokens)?;
-    let now = Settings::new(name, model, settings, prompts.template(), &plan.problems);
+    let now = Settings::new(name, weights, model.backend.compute(), settings, prompts.template(), &plan.problems);
     if let Ok(bytes) = read(&dir.join(SETTINGS)) {
         let then: Settings = serde_json::from_slice(&bytes)
             .with_context(|| format!("{} is not what bupo writes there", dir.join(SETTINGS).display()))?;

@@ -212,8 +212,6 @@ pub trait Backend: Clone + Debug + Send + Sync + 'static {
     fn unload(&self, params: Self::Params) -> Vec<f32>;
     fn params<'a>(params: &'a Self::Params, range: &Range<usize>) -> Self::View<'a>;
     fn part<'a>(array: &'a mut Self::Array, range: Range<usize>) -> Self::Part<'a>;
-    /// Two neighbouring parts, the first of `first` elements.
-    fn parts<'a>(array: &'a mut Self::Array, range: Range<usize>, first: usize) -> (Self::Part<'a>, Self::Part<'a>);
     fn zero_part(&self, part: Self::Part<'_>);
     /// A layout for products of few rows, of a weight `[outputs, inputs]`; none where the weight serves as it lies.
     fn pack(&self, weight: Self::View<'_>, outputs: usize, inputs: usize) -> Option<Self::Packed>;
@@ -332,7 +330,8 @@ pub trait Backend: Clone + Debug + Send + Sync + 'static {
         qkv: &Self::Array,
         qk: &mut Self::Array,
     );
-    /// In place on d_qkv: the gradient of the rotated q and k becomes that of the raw ones. `d_norms` are added to.
+    /// In place on d_qkv: the gradient of the rotated q and k becomes that of the raw ones. `d_norms` `[2 hd]`, q's and k's
+    /// beside each other, are added to.
     #[allow(clippy::too_many_arguments)]
     fn qk_rope_backward(
         &self,
@@ -343,7 +342,7 @@ pub trait Backend: Clone + Debug + Send + Sync + 'static {
         tokens: Self::Tokens<'_>,
         qkv: &Self::Array,
         d_qkv: &mut Self::Array,
-        d_norms: Option<QkNorms<Self::Part<'_>>>,
+        d_norms: Option<Self::Part<'_>>,
     );
     /// Causal attention over packed sequences: out `[T, H hd]`, lse `[T, H]`.
     fn attention(

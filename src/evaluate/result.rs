@@ -2,7 +2,6 @@
 
 use super::run::EvaluateSettings;
 use super::scores::Scores;
-use crate::compute::Backend;
 use crate::model::{Compute, Model};
 use crate::reward::RewardConfig;
 use crate::tasks::dataset::BadRow;
@@ -41,9 +40,11 @@ pub struct Settings {
 }
 
 impl Settings {
-    pub fn new<B: Backend>(
+    /// `weights`: [`fingerprint`] of the model; `compute`: what its products multiply in.
+    pub fn new(
         model_name: &str,
-        model: &Model<B>,
+        weights: &str,
+        compute: Compute,
         settings: &EvaluateSettings,
         prompt: &PromptTemplate,
         problems: &[Problem],
@@ -52,8 +53,8 @@ impl Settings {
         Settings {
             bupo_version: env!("CARGO_PKG_VERSION").into(),
             model: model_name.into(),
-            weights: fingerprint(model),
-            compute: model.backend.compute(),
+            weights: weights.into(),
+            compute,
             policy: settings.policy.to_string(),
             seed: settings.seed,
             temperature: s.temperature,
@@ -94,12 +95,11 @@ impl Settings {
 }
 
 /// A hash that another set of weights would not have: cheap beside reading them.
-fn fingerprint<B: Backend>(model: &Model<B>) -> String {
-    let params = model.host_params();
-    let step = (params.len() / LOOKED_AT).max(1);
+pub fn fingerprint(model: &Model) -> String {
+    let step = (model.params.len() / LOOKED_AT).max(1);
     let config = stable_hash(model.config.to_json().to_string().as_bytes());
-    let looked_at: Vec<u8> = params.iter().step_by(step).flat_map(|p| p.to_bits().to_le_bytes()).collect();
-    format!("{:016x}", derive_seed(config, stable_hash(&looked_at), params.len() as u64, 0))
+    let looked_at: Vec<u8> = model.params.iter().step_by(step).flat_map(|p| p.to_bits().to_le_bytes()).collect();
+    format!("{:016x}", derive_seed(config, stable_hash(&looked_at), model.params.len() as u64, 0))
 }
 
 fn hash_problems(problems: &[Problem]) -> String {

@@ -6,7 +6,7 @@
 use super::decoder::{Keep, Packed, Rows, Workspace};
 use super::taps::{LayerIndex, Tap};
 use super::{Model, Trained};
-use crate::compute::backend::{AttentionForward, Kind, QkNorms};
+use crate::compute::backend::{AttentionForward, Kind};
 use crate::compute::{Backend, Packing};
 use std::ops::Range;
 
@@ -169,10 +169,12 @@ impl<B: Backend> Model<B> {
         let forward = AttentionForward { qk, qkv: &a.qkv, out: &a.attn, lse: &a.lse };
         backend.attention_backward(heads, batch, forward, d_inner, d_wide);
         // The two lie beside each other.
-        let d_norms = p.q_norm.as_ref().zip(p.k_norm.as_ref()).filter(|(q, _)| grads.trained.has(q)).map(|(q, k)| {
-            let (q, k) = B::parts(grads.flat, q.start - grads.from..k.end - grads.from, q.len());
-            QkNorms { q, k }
-        });
+        let d_norms = p
+            .q_norm
+            .as_ref()
+            .zip(p.k_norm.as_ref())
+            .filter(|(q, _)| grads.trained.has(q))
+            .map(|(q, k)| B::part(grads.flat, q.start - grads.from..k.end - grads.from));
         backend.qk_rope_backward(heads, norms, c.rms_norm_eps, rope, rows.tokens, &a.qkv, d_wide, d_norms);
         if let Some(d_bias) = p.qkv_bias.as_ref().and_then(|range| grads.of(range)) {
             backend.bias_backward(d_wide, d_bias);

@@ -147,6 +147,8 @@ impl<'a, B: Rollout> Trainer<'a, B> {
             Some(step) => self.align(step, phase, &groups)?,
             None => self.watch(phase, &groups)?,
         };
+        // A device that failed leaves numbers of no use, which would pass for a step that was skipped.
+        self.model.backend.status()?;
         seconds.old_log_probs = aligned.old_seconds;
         seconds.update = update_start.elapsed().as_secs_f64() - aligned.old_seconds;
         seconds.total = start.elapsed().as_secs_f64();

@@ -33,7 +33,7 @@ pub fn warm_up<B: Device>(
     let own = w.task.clone().map(Source::Task);
     let source = own.as_ref().unwrap_or(source);
     let config = OptimizerConfig { warmup_steps: w.lr_warmup_steps, ..OptimizerConfig::default() };
-    let mut optimizer = Optimizer::new(&model.layout).on(&model.backend);
+    let mut optimizer = Optimizer::new_on(&model.backend, &model.layout);
     let (mut ws, mut grads) = (Workspace::new(model), B::Array::default());
     model.backend.resize(&mut grads, model.layout.len(), Kind::F32);
     let probes: Vec<Problem> =

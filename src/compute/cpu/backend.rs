@@ -119,10 +119,6 @@ impl Backend for Cpu {
         &mut array[range]
     }
 
-    fn parts(array: &mut Vec<f32>, range: Range<usize>, first: usize) -> (&mut [f32], &mut [f32]) {
-        array[range].split_at_mut(first)
-    }
-
     fn zero_part(&self, part: &mut [f32]) {
         part.fill(0.0);
     }
@@ -298,9 +294,9 @@ impl Backend for Cpu {
         tokens: Tokens<'_>,
         qkv: &Vec<f32>,
         d_qkv: &mut Vec<f32>,
-        d_norms: Option<QkNorms<&mut [f32]>>,
+        d_norms: Option<&mut [f32]>,
     ) {
-        qk_rope(heads, norms, eps, rope, tokens).backward(qkv, d_qkv, d_norms.map(|d| (d.q, d.k)));
+        qk_rope(heads, norms, eps, rope, tokens).backward(qkv, d_qkv, d_norms.map(|d| d.split_at_mut(heads.head_dim)));
     }
 
     fn attention(

@@ -172,10 +172,6 @@ impl Backend for Cuda {
         array.part(range)
     }
 
-    fn parts(array: &mut Array, range: Range<usize>, first: usize) -> (Part<'_>, Part<'_>) {
-        array.part(range).split(first)
-    }
-
     fn zero_part(&self, part: Part<'_>) {
         if part.len > 0 {
             self.runtime().zero(part.at, 4 * part.len);
@@ -377,7 +373,7 @@ impl Backend for Cuda {
         tokens: Tokens<'_>,
         qkv: &Array,
         d_qkv: &mut Array,
-        d_norms: Option<QkNorms<Part<'_>>>,
+        d_norms: Option<Part<'_>>,
     ) {
         self.rotate_back(heads, norms, eps, rope, tokens, qkv, d_qkv, d_norms);
     }

@@ -96,16 +96,13 @@ impl Cuda {
         tokens: Tokens<'_>,
         qkv: &Array,
         d_qkv: &mut Array,
-        d_norms: Option<QkNorms<Part<'_>>>,
+        d_norms: Option<Part<'_>>,
     ) {
         let (t, hd) = (tokens.count, heads.head_dim);
         if !self.takes_head_dim("qk_rope_backward", hd) {
             return;
         }
         let d_norms = d_norms.filter(|_| norms.is_some());
-        if d_norms.as_ref().is_some_and(|d| d.q.at.offset(4 * hd) != d.k.at) {
-            return self.refuse("qk_rope_backward", "gradients of norms apart".to_string(), "neighbours");
-        }
         // Without sums, a few tokens a block.
         let rows = if d_norms.is_some() { chunk_rows(t) } else { 4 };
         let chunks = t.div_ceil(rows);
@@ -129,7 +126,7 @@ impl Cuda {
         ];
         self.launch("qk_rope_backward", [chunks, 1, 1], 32 * WARPS, WARPS * 2 * hd * 4, &args);
         if let Some((d, partial)) = d_norms.zip(partial) {
-            self.add_chunks(partial.arg(), d.q.arg(), chunks, 2 * hd);
+            self.add_chunks(partial.arg(), d.arg(), chunks, 2 * hd);
         }
     }
 

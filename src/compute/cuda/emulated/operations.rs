@@ -104,9 +104,8 @@ fn arrays<B: Backend>(b: &B, _: Real) -> Outputs {
     b.accumulate(&on_y, &mut on_x);
     let sum = on_host(b, &on_x);
     b.zero_part(B::part(&mut on_x, 16..40));
-    let (first, second) = B::parts(&mut on_x, 48..80, 8);
-    b.zero_part(second);
-    b.zero_part(first);
+    b.zero_part(B::part(&mut on_x, 56..80));
+    b.zero_part(B::part(&mut on_x, 48..56));
     let mut copied = B::Array::default();
     b.copy(&on_x, &mut copied);
     b.zero(&mut on_x);
@@ -267,10 +266,7 @@ fn attention<B: Backend>(b: &B, real: Real) -> Outputs {
         outputs.push(("attention_backward", on_host(b, &d_qkv)));
         let mut d_qkv = factor(b, &real.stored(&numbers(t * HEADS.qkv_dim(), 6)));
         let mut grads = array(b, &numbers(8 + 2 * hd, 7));
-        let d_norms = with_gradient.then(|| {
-            let (q, k) = B::parts(&mut grads, 8..8 + 2 * hd, hd);
-            QkNorms { q, k }
-        });
+        let d_norms = with_gradient.then(|| B::part(&mut grads, 8..8 + 2 * hd));
         b.qk_rope_backward(HEADS, norms, EPS, &rope, B::tokens(&batch), &qkv, &mut d_qkv, d_norms);
         outputs.extend([("qk_rope_backward", on_host(b, &d_qkv)), ("head norms dw", on_host(b, &grads))]);
     }
