@@ -20,14 +20,21 @@ extern "C" __global__ void column_sums_partial(const real* x, float* partial, in
     store8(partial + (size_t)blockIdx.y * n + column, sum);
 }
 
-// out[c] += sum over chunks of partial[chunk][c], in order: partial f32 [chunks, n], out f32 [n]. The second step of every sum
-// over rows.
-// Grid ceil(n / block); block: any.
-extern "C" __global__ void add_column_sums(const float* partial, float* out, int chunks, int n) {
-    int column = blockIdx.x * blockDim.x + threadIdx.x;
-    if (column >= n) return;
+// out[c] += sum over chunks of partial[chunk][c]: partial f32 [chunks, n], out f32 [n]. The second step of every sum over rows. A
+// warp's lanes are 32 columns, and the block's warps take neighbouring chunks, as many each, whose sums are added in their order:
+// a long way down one column would wait for memory at every step.
+// Grid ceil(n / 32); block: whole warps, as many for the same number of chunks.
+extern "C" __global__ void __launch_bounds__(1024) add_column_sums(const float* partial, float* out, int chunks, int n) {
+    __shared__ float sums[32][33];
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+    int column = blockIdx.x * 32 + lane, each = (chunks + warps - 1) / warps;
+    int first = warp * each, end = min(first + each, chunks);
     float sum = 0.0f;
-    for (int chunk = 0; chunk < chunks; chunk++) sum += partial[(size_t)chunk * n + column];
+    for (int chunk = first; chunk < end && column < n; chunk++) sum += partial[(size_t)chunk * n + column];
+    sums[warp][lane] = sum;
+    __syncthreads();
+    if (warp > 0 || column >= n) return;
+    for (int w = 1; w < warps; w++) sum += sums[w][lane];
     out[column] += sum;
 }
 

@@ -12,8 +12,9 @@ const ELEMENTWISE: usize = 256;
 /// Blocks that fill any GPU several times; threads go on to the elements behind.
 const MOST_BLOCKS: usize = 4096;
 
-/// Blocks into which rows are cut whose sums are added up afterwards, in their order: enough for a GPU, and few to add up.
-const CHUNKS: usize = 256;
+/// Blocks into which rows are cut whose sums are added up afterwards, in their order: enough to fill any GPU, also where a block waits
+/// for every row's sum before the next row.
+const CHUNKS: usize = 1024;
 
 /// Rows of such a block: a function of the number of rows alone, so that sums have one order on any GPU.
 pub(super) fn chunk_rows(t: usize) -> usize {
@@ -63,10 +64,9 @@ impl Cuda {
 
     /// `out[c] += ` the sum of the chunks `[chunks, n]`.
     pub(super) fn add_chunks(&self, partial: Arg, out: Arg, chunks: usize, n: usize) {
-        // Few threads a block: a column is a long way, and there are few columns.
-        const THREADS: usize = 64;
-        let grid = [n.div_ceil(THREADS), 1, 1];
-        self.launch("add_column_sums", grid, THREADS, 0, &[partial, out, int(chunks), int(n)]);
+        // A warp for four chunks, so that few chunks are not many warps' nothing.
+        let threads = 32 * chunks.div_ceil(4).clamp(1, 32);
+        self.launch("add_column_sums", [n.div_ceil(32), 1, 1], threads, 0, &[partial, out, int(chunks), int(n)]);
     }
 
     /// Whether kernels can go through rows of n elements, which they read eight at a time; else the device's work has failed.

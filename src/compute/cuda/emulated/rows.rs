@@ -110,7 +110,7 @@ fn norms_backward_equals_the_cpus() {
                 );
                 gpu.launch(
                     "add_column_sums",
-                    [d.div_ceil(64), 1, 1],
+                    [d.div_ceil(32), 1, 1],
                     64,
                     0,
                     &mut [Arg::In(&partial), Arg::Out(&mut mdw), Arg::Int(blocks), Arg::Int(d)],
@@ -215,7 +215,7 @@ fn head_norms_and_rope_equal_the_cpus() {
             let mut sums = Memory::f32(&vec![0f32; 2 * hd]);
             gpu.launch(
                 "add_column_sums",
-                [2, 1, 1],
+                [(2 * hd).div_ceil(32), 1, 1],
                 256,
                 0,
                 &mut [Arg::In(&partial), Arg::Out(&mut sums), Arg::Int(blocks), Arg::Int(2 * hd)],

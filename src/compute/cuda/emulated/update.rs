@@ -229,6 +229,15 @@ fn sums_and_additions_equal_the_cpus() {
         );
         let expected: Vec<f32> = (0..n).map(|c| bias[c] + (0..t).map(|r| x[r * n + c]).sum::<f32>()).collect();
         close("column sums", &sums.floats(), &expected, 1e-6);
+        for (chunks, threads) in [(1, 32), (1, 1024), (5, 64), (70, 1024), (1000, 1024)] {
+            let partial = numbers(chunks * n, 6);
+            let mut sums = Memory::f32(&bias);
+            let args = &mut [Arg::In(&Memory::f32(&partial)), Arg::Out(&mut sums), Arg::Int(chunks), Arg::Int(n)];
+            gpu.launch("add_column_sums", [2, 1, 1], threads, 0, args);
+            let sum = |c: usize| (0..chunks).map(|chunk| f64::from(partial[chunk * n + c])).sum::<f64>();
+            let expected: Vec<f32> = (0..n).map(|c| (f64::from(bias[c]) + sum(c)) as f32).collect();
+            close("sums of chunks", &sums.floats(), &expected, 2e-6);
+        }
         let mut y = mx.clone();
         gpu.launch(
             "add_bias",
