@@ -3,11 +3,11 @@
 //! It starts where the forward stopped. Layers above get nothing, because nothing above took part; that is exact and
 //! is what makes an update of `Layer(k)` cost about `k / L` of a full one (paper, equations 14 and 15).
 
-use super::decoder::{Keep, Packed, Rows, Workspace};
+use super::decoder::{Batched, Keep, Packed, Rows, Watch, Workspace};
 use super::taps::{LayerIndex, Tap};
 use super::{Model, Trained};
+use crate::compute::Backend;
 use crate::compute::backend::{AttentionForward, Kind};
-use crate::compute::{Backend, Packing};
 use std::ops::Range;
 
 /// The part of a layer through which the gradient enters.
@@ -65,7 +65,7 @@ impl<B: Backend> Model<B> {
     pub fn backward(
         &self,
         ws: &mut Workspace<B>,
-        packing: &Packing,
+        batched: &Batched<'_, B>,
         tap: Tap,
         states: StateGradients<'_, B::Array>,
         trained: &Trained,
@@ -88,30 +88,28 @@ impl<B: Backend> Model<B> {
         }
         let Some((top, floor)) = top.zip(trained.floor(&self.layout)) else { return };
         assert!(ws.keeps(floor.index()), "the forward kept less than this backward goes down to");
-        let batch = self.backend.batch(packing, self.heads());
-        let rows = Rows::packed::<B>(&batch, packing);
+        let (batch, rows) = (&batched.batch, batched.rows());
         for layer in LayerIndex::all(top.one_based()).rev().take_while(|layer| *layer >= floor) {
             if let Some((_, d_beside)) = beside.filter(|(at, _)| *at == layer) {
                 self.backend.accumulate(d_beside, d_state);
             }
-            if ws.keep == Keep::LayerInputs {
-                self.recompute(ws, &batch, rows, layer);
+            // The topmost layer was the last that the forward did.
+            if ws.keep == Keep::LayerInputs && ws.latest != Some(layer.index()) {
+                self.recompute(ws, batch, rows, layer);
             }
-            self.backward_layer(ws, &batch, rows, layer, entry, d_state, &mut grads);
+            self.backward_layer(ws, batch, rows, layer, entry, d_state, &mut grads);
             entry = Entry::Layer;
         }
         if let Some(d_embed) = grads.of(&self.layout.embed) {
-            self.backend.embed_backward(d_state, &batch, d_embed, self.config.hidden_size);
+            self.backend.embed_backward(d_state, batch, d_embed, self.config.hidden_size);
         }
     }
 
-    /// The layer's activations again, from its saved input.
+    /// The layer's activations again, from its saved input; its output is not wanted.
     fn recompute(&self, ws: &mut Workspace<B>, batch: &B::Batch<'_>, rows: Rows<B::Tokens<'_>>, layer: LayerIndex) {
         let x = std::mem::take(&mut ws.streams[layer.index()]);
-        let mut post = std::mem::take(&mut ws.d_wide);
-        // No tap to stop at: the whole layer is wanted, and its output only as a by-product.
-        self.forward_layer(ws, layer, &x, &mut post, rows, &mut Packed(batch), Tap::Final, &mut |_, _| ());
-        ws.d_wide = post;
+        let mut watch = Watch { until: Tap::Final, observe: &mut |_, _| () };
+        self.forward_to_act(ws, layer, &x, rows, &mut Packed(batch), &mut watch);
         ws.streams[layer.index()] = x;
     }
 
@@ -130,6 +128,8 @@ impl<B: Backend> Model<B> {
         let (c, p, backend) = (&self.config, &self.layout.layers[layer.index()], &self.backend);
         let (t, d, f, heads) = (rows.count, c.hidden_size, c.intermediate_size, self.heads());
         let slot = ws.acts_slot(layer.index());
+        // What the forward of this very layer left in buffers that all layers share need not be made again.
+        let latest = ws.latest.take() == Some(layer.index());
         let Workspace { rope, streams, layers, normed, branch, qk, act, d_wide, d_inner, d_factor, low_rank, .. } = ws;
         let linears = self.linears(layer);
         let (x, a) = (&streams[layer.index()], &mut layers[slot]);
@@ -147,12 +147,16 @@ impl<B: Backend> Model<B> {
         if entry != Entry::Attention {
             // F = down(swiglu(gate_up(norm(M)))); dh is dF and, in a whole layer, also flows around it.
             let d_branch = backend.factor(dh, d_factor);
-            backend.swiglu(&a.gate_up, act, f);
+            if !latest {
+                backend.swiglu(&a.gate_up, act, f);
+            }
             linears.down.backward_weight(act, d_branch, t, grads, low_rank);
             linears.down.backward_input(d_branch, act, t, low_rank);
             backend.swiglu_backward(&mut a.gate_up, act, f);
             if linears.gate_up.is_trained(grads.trained) {
-                backend.rms_norm_again(&a.mid, self.param(&p.ffn_norm), &a.inv_rms_ffn, normed);
+                if !latest {
+                    backend.rms_norm_again(&a.mid, self.param(&p.ffn_norm), &a.inv_rms_ffn, normed);
+                }
                 linears.gate_up.backward_weight(normed, &a.gate_up, t, grads, low_rank);
             }
             linears.gate_up.backward_input(&a.gate_up, branch, t, low_rank);
@@ -165,7 +169,9 @@ impl<B: Backend> Model<B> {
         linears.o.backward_weight(&a.attn, d_branch, t, grads, low_rank);
         linears.o.backward_input(d_branch, d_inner, t, low_rank);
         let norms = self.qk_norms(p);
-        backend.qk_rope(heads, norms, c.rms_norm_eps, rope, rows.tokens, &a.qkv, qk);
+        if !latest {
+            backend.qk_rope(heads, norms, c.rms_norm_eps, rope, rows.tokens, &a.qkv, qk);
+        }
         let forward = AttentionForward { qk, qkv: &a.qkv, out: &a.attn, lse: &a.lse };
         backend.attention_backward(heads, batch, forward, d_inner, d_wide);
         // The two lie beside each other.

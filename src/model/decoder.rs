@@ -40,6 +40,35 @@ impl<T> Rows<T> {
     }
 }
 
+/// A packed batch as the device has it, for a forward and the backward after it.
+pub struct Batched<'a, B: Backend> {
+    pub(super) packing: &'a Packing,
+    pub(super) batch: B::Batch<'a>,
+}
+
+impl<B: Backend> Batched<'_, B> {
+    pub(super) fn rows(&self) -> Rows<B::Tokens<'_>> {
+        Rows::packed::<B>(&self.batch, self.packing)
+    }
+}
+
+/// Where a forward stops, and who is shown the hidden states on the way there.
+pub(super) struct Watch<'a, B: Backend> {
+    pub until: Tap,
+    pub observe: &'a mut dyn FnMut(Tap, &B::Array),
+}
+
+impl<B: Backend> Watch<'_, B> {
+    /// True at the end, whose state is then kept.
+    fn reached(&mut self, backend: &B, tap: Tap, x: &B::Array, state: &mut B::Array) -> bool {
+        (self.observe)(tap, x);
+        if tap == self.until {
+            backend.copy(x, state);
+        }
+        tap == self.until
+    }
+}
+
 /// How queries meet keys and values. `qk` `[T, (H + KV) hd]` is rotated, `qkv` `[T, (H + 2 KV) hd]` holds the values.
 pub trait Attend<B: Backend> {
     /// Writes out `[T, H hd]`, and lse `[T, H]` where a backward may follow.
@@ -128,6 +157,9 @@ pub struct Workspace<B: Backend = Cpu> {
     pub(super) d_factor: B::Array,
     /// Between the two factors of an adapter.
     pub(super) low_rank: B::Array,
+    /// The layer (its index) of which [`Workspace::normed`], [`Workspace::qk`], [`Workspace::act`] and the activations' slot hold
+    /// what its forward left there.
+    pub(super) latest: Option<usize>,
     /// The state of the tap at which the last forward stopped, `[T, d]`.
     state: B::Array,
     /// Of the head's gradient, which works beside the decoder.
@@ -153,6 +185,7 @@ impl<B: Backend> Workspace<B> {
             d_inner: B::Array::default(),
             d_factor: B::Array::default(),
             low_rank: B::Array::default(),
+            latest: None,
             state: B::Array::default(),
             head: HeadScratch::default(),
             packed: None,
@@ -218,11 +251,16 @@ impl<B: Backend> Model<B> {
         Some(QkNorms { q: self.param(q), k: self.param(k) })
     }
 
+    /// A packed batch for [`Model::forward_for`] and [`Model::backward`].
+    pub fn batched<'a>(&self, packing: &'a Packing) -> Batched<'a, B> {
+        Batched { packing, batch: self.backend.batch(packing, self.heads()) }
+    }
+
     /// Runs the decoder on a packed batch until `until` is known, and no further: a policy of depth k costs k layers.
     /// Its state `[T, d]` is then in [`Workspace::state`].
     pub fn forward(&self, ws: &mut Workspace<B>, packing: &Packing, until: Tap, keep: Keep) {
         ws.kept_from = 0;
-        self.forward_packed(ws, packing, until, keep, &mut |_, _| ());
+        self.forward_batched(ws, &self.batched(packing), until, keep, &mut |_, _| ());
     }
 
     /// [`Model::forward`] for a backward to what is in `trained`: of the layers below the lowest of them nothing is kept, but for
@@ -230,7 +268,7 @@ impl<B: Backend> Model<B> {
     pub fn forward_for(
         &self,
         ws: &mut Workspace<B>,
-        packing: &Packing,
+        batched: &Batched<'_, B>,
         until: Tap,
         keep: Keep,
         trained: &Trained,
@@ -239,7 +277,7 @@ impl<B: Backend> Model<B> {
         let top = until.layer().map_or(self.config.layers, LayerIndex::one_based);
         let floor = trained.floor(&self.layout).map_or(top, LayerIndex::index);
         ws.kept_from = beside.map_or(floor, |beside| floor.min(beside.one_based()));
-        self.forward_packed(ws, packing, until, keep, &mut |_, _| ());
+        self.forward_batched(ws, batched, until, keep, &mut |_, _| ());
     }
 
     /// [`Model::forward`] without keeping anything, showing every hidden state on the way to `observe`.
@@ -250,20 +288,18 @@ impl<B: Backend> Model<B> {
         until: Tap,
         observe: &mut dyn FnMut(Tap, &B::Array),
     ) {
-        self.forward_packed(ws, packing, until, Keep::Nothing, observe);
+        self.forward_batched(ws, &self.batched(packing), until, Keep::Nothing, observe);
     }
 
-    fn forward_packed(
+    fn forward_batched(
         &self,
         ws: &mut Workspace<B>,
-        packing: &Packing,
+        batched: &Batched<'_, B>,
         until: Tap,
         keep: Keep,
         observe: &mut dyn FnMut(Tap, &B::Array),
     ) {
-        let batch = self.backend.batch(packing, self.heads());
-        let rows = Rows::packed::<B>(&batch, packing);
-        self.forward_with(ws, rows, &mut Packed(&batch), until, keep, observe);
+        self.forward_with(ws, batched.rows(), &mut Packed(&batched.batch), until, keep, observe);
     }
 
     /// The general form. Ids must be below the vocabulary's size.
@@ -283,13 +319,14 @@ impl<B: Backend> Model<B> {
         ws.layers.resize_with(if keep == Keep::Activations { layers } else { 1 }, Default::default);
         self.backend.resize(&mut ws.streams[0], t * d, Kind::F32);
         self.backend.embed(self.param(&self.layout.embed), rows.tokens, &mut ws.streams[0], d);
+        let mut watch = Watch { until, observe };
         for layer in LayerIndex::all(layers) {
             let i = layer.index();
             let (input, output) = (ws.stream_slot(i), ws.stream_slot(i + 1));
             let x = std::mem::take(&mut ws.streams[input]);
             let mut post = std::mem::take(&mut ws.streams[output]);
-            observe(Tap::ResidPre(layer), &x);
-            let stopped = self.forward_layer(ws, layer, &x, &mut post, rows, attend, until, observe);
+            (watch.observe)(Tap::ResidPre(layer), &x);
+            let stopped = self.forward_layer(ws, layer, &x, &mut post, rows, attend, &mut watch);
             ws.streams[input] = x;
             ws.streams[output] = post;
             if stopped {
@@ -297,12 +334,12 @@ impl<B: Backend> Model<B> {
             }
             if until == Tap::Normed(layer) {
                 self.norm_stream(ws, output, t);
-                return observe(until, &ws.state);
+                return (watch.observe)(until, &ws.state);
             }
         }
         let last = ws.stream_slot(layers);
         self.norm_stream(ws, last, t);
-        observe(Tap::Final, &ws.state);
+        (watch.observe)(Tap::Final, &ws.state);
     }
 
     /// The final norm of a stream, as the workspace's state.
@@ -314,9 +351,9 @@ impl<B: Backend> Model<B> {
         self.backend.rms_norm(&ws.streams[slot], w, self.config.rms_norm_eps, state, inv_rms);
     }
 
-    /// One layer: `x = H^{l-1}` to `post = H^l`. True if `until` lies in this layer, with its state saved.
+    /// One layer: `x = H^{l-1}` to `post = H^l`. True if the watch ends in this layer, with its state saved.
     #[allow(clippy::too_many_arguments)]
-    pub(super) fn forward_layer(
+    fn forward_layer(
         &self,
         ws: &mut Workspace<B>,
         layer: LayerIndex,
@@ -324,12 +361,39 @@ impl<B: Backend> Model<B> {
         post: &mut B::Array,
         rows: Rows<B::Tokens<'_>>,
         attend: &mut dyn Attend<B>,
-        until: Tap,
-        observe: &mut dyn FnMut(Tap, &B::Array),
+        watch: &mut Watch<'_, B>,
+    ) -> bool {
+        if self.forward_to_act(ws, layer, x, rows, attend, watch) {
+            return true;
+        }
+        let (backend, len) = (&self.backend, rows.count * self.config.hidden_size);
+        let slot = ws.acts_slot(layer.index());
+        let Workspace { layers, branch, act, low_rank, state, packed, .. } = ws;
+        let packed = packed.as_ref().map(|p| &p.layers[layer.index()].down);
+        self.linears(layer).down.forward(packed, act, None, branch, rows.count, low_rank);
+        if watch.reached(backend, Tap::Ffn(layer), branch, state) {
+            return true;
+        }
+        backend.resize(post, len, Kind::F32);
+        backend.add(&layers[slot].mid, branch, post);
+        watch.reached(backend, Tap::ResidPost(layer), post, state)
+    }
+
+    /// A layer up to the last of what its backward reads, the activation `[T, f]` that the product down takes: what is done again
+    /// where activations were not kept. True if the watch ends before it.
+    pub(super) fn forward_to_act(
+        &self,
+        ws: &mut Workspace<B>,
+        layer: LayerIndex,
+        x: &B::Array,
+        rows: Rows<B::Tokens<'_>>,
+        attend: &mut dyn Attend<B>,
+        watch: &mut Watch<'_, B>,
     ) -> bool {
         let (c, p, backend) = (&self.config, &self.layout.layers[layer.index()], &self.backend);
         let (t, d, f, heads) = (rows.count, c.hidden_size, c.intermediate_size, self.heads());
         let slot = ws.acts_slot(layer.index());
+        ws.latest = Some(layer.index());
         let Workspace { rope, layers, normed, branch, qk, act, low_rank, state, packed, .. } = ws;
         let a = &mut layers[slot];
         let packed = packed.as_ref().map(|p| &p.layers[layer.index()]);
@@ -346,20 +410,12 @@ impl<B: Backend> Model<B> {
             (&mut a.lse, t * c.heads, Kind::F32),
             (&mut a.mid, t * d, Kind::F32),
             (&mut a.gate_up, t * 2 * f, Kind::Factor),
-            (&mut *post, t * d, Kind::F32),
         ] {
             backend.resize(buffer, len, kind);
         }
-        let mut reached = |tap: Tap, x: &B::Array| {
-            observe(tap, x);
-            if tap == until {
-                backend.copy(x, state);
-            }
-            tap == until
-        };
 
         backend.rms_norm(x, self.param(&p.attn_norm), c.rms_norm_eps, normed, &mut a.inv_rms_attn);
-        if reached(Tap::AttnIn(layer), normed) {
+        if watch.reached(backend, Tap::AttnIn(layer), normed, state) {
             return true;
         }
         let bias = p.qkv_bias.as_ref().map(|range| self.param(range));
@@ -367,23 +423,20 @@ impl<B: Backend> Model<B> {
         backend.qk_rope(heads, self.qk_norms(p), c.rms_norm_eps, rope, rows.tokens, &a.qkv, qk);
         attend.attend(backend, layer.index(), heads, qk, &a.qkv, &mut a.attn, &mut a.lse);
         linears.o.forward(packed.map(|p| &p.o), &a.attn, None, branch, t, low_rank);
-        if reached(Tap::Attn(layer), branch) {
+        if watch.reached(backend, Tap::Attn(layer), branch, state) {
             return true;
         }
 
         let w = self.param(&p.ffn_norm);
         backend.add_rms_norm(x, branch, w, c.rms_norm_eps, &mut a.mid, normed, &mut a.inv_rms_ffn);
-        if reached(Tap::ResidMid(layer), &a.mid) || reached(Tap::FfnIn(layer), normed) {
+        if watch.reached(backend, Tap::ResidMid(layer), &a.mid, state)
+            || watch.reached(backend, Tap::FfnIn(layer), normed, state)
+        {
             return true;
         }
         linears.gate_up.forward(packed.map(|p| &p.gate_up), normed, None, &mut a.gate_up, t, low_rank);
         backend.swiglu(&a.gate_up, act, f);
-        linears.down.forward(packed.map(|p| &p.down), act, None, branch, t, low_rank);
-        if reached(Tap::Ffn(layer), branch) {
-            return true;
-        }
-        backend.add(&a.mid, branch, post);
-        reached(Tap::ResidPost(layer), post)
+        false
     }
 }
 
@@ -408,7 +461,7 @@ mod tests {
         let kept = |keep: Keep, trained: &Trained, beside: Option<usize>| {
             let mut ws = Workspace::new(&model);
             let beside = beside.map(|l| LayerIndex::from_one_based(l, 5).unwrap());
-            model.forward_for(&mut ws, &packing, Tap::Final, keep, trained, beside);
+            model.forward_for(&mut ws, &model.batched(&packing), Tap::Final, keep, trained, beside);
             assert_eq!(*ws.state(), {
                 let mut whole = Workspace::new(&model);
                 model.forward(&mut whole, &packing, Tap::Final, Keep::Activations);

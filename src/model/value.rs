@@ -61,7 +61,8 @@ impl<B: Backend> Model<B> {
         loss: impl FnOnce(&[f32]) -> Vec<f32>,
     ) -> Result<Vec<f32>> {
         let head = self.value_head()?;
-        self.forward_for(ws, packing, Tap::Final, keep, trained, None);
+        let batched = self.batched(packing);
+        self.forward_for(ws, &batched, Tap::Final, keep, trained, None);
         let w = self.param(&head.weight);
         let values = self.backend.values(ws.state(), rows, w, self.param(&head.bias));
         let d_values = loss(&values);
@@ -71,7 +72,7 @@ impl<B: Backend> Model<B> {
         let d_head = B::part(grads, head.weight.start..head.bias.end);
         self.backend.values_backward(ws.state(), rows, w, &d_values, &mut d_state, d_head);
         let states = StateGradients { d_state: &mut d_state, beside: None };
-        self.backward(ws, packing, Tap::Final, states, trained, grads);
+        self.backward(ws, &batched, Tap::Final, states, trained, grads);
         ws.head.d_state = d_state;
         Ok(values)
     }

@@ -66,7 +66,8 @@ impl InternalPolicy {
         grads: &mut B::Array,
         mut loss: impl FnMut(Part, Range<usize>, &HeadStats) -> Result<RowGradients, E>,
     ) -> Result<(HeadStats, Option<HeadStats>), E> {
-        model.forward_for(ws, packing, self.tap(), pass.keep, pass.trained, beside);
+        let batched = model.batched(packing);
+        model.forward_for(ws, &batched, self.tap(), pass.keep, pass.trained, beside);
         // Kept from call to call: fresh buffers of this size would cost a page fault for every page.
         let mut scratch = std::mem::take(&mut ws.head);
         let HeadScratch { d_state, d_beside, .. } = &mut scratch;
@@ -83,7 +84,7 @@ impl InternalPolicy {
             }
         };
         let states = StateGradients { d_state: &mut d_state, beside: beside.map(|layer| (layer, &d_beside)) };
-        model.backward(ws, packing, self.tap(), states, pass.trained, grads);
+        model.backward(ws, &batched, self.tap(), states, pass.trained, grads);
         ws.head = HeadScratch { d_state, d_beside, ..scratch };
         Ok((stats, beside_stats))
     }
