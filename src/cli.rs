@@ -3,8 +3,8 @@
 mod bench;
 
 pub use bench::{
-    BenchAnalysisArgs, BenchCommand, BenchModelArgs, BenchOpenArgs, BenchRolloutArgs, BenchStepArgs, BenchUpdateArgs,
-    Shape,
+    BenchAnalysisArgs, BenchCommand, BenchModelArgs, BenchNumbersArgs, BenchOpenArgs, BenchRolloutArgs, BenchStepArgs,
+    BenchUpdateArgs, Shape,
 };
 
 use crate::analysis::Lens;

@@ -45,6 +45,16 @@ pub enum Shape {
     Tiny,
 }
 
+/// What it is computed in and where, and whether to look closer.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct BenchNumbersArgs {
+    #[command(flatten)]
+    pub numbers: ComputeArgs,
+    /// Follows what a GPU spends its time on, kernel by kernel: a table, and the key profile in the JSON. It takes some time itself
+    #[arg(long)]
+    pub profile: bool,
+}
+
 #[derive(Debug, Args)]
 pub struct BenchOpenArgs {
     pub model: PathBuf,
@@ -65,6 +75,7 @@ pub struct BenchUpdateArgs {
     /// The internal layer policy to update; the final policy without it
     #[arg(long)]
     pub layer: Option<usize>,
+    /// Times; the first one warms up and does not count, unless it is the only one
     #[arg(long, default_value_t = 1)]
     pub repeat: usize,
     /// Updates in each repetition
@@ -80,13 +91,16 @@ pub struct BenchUpdateArgs {
     /// Keep only each layer's input and compute the layer again in the backward
     #[arg(long)]
     pub recompute: bool,
+    /// Keeps the optimizer's moments in the host's memory (a GPU)
+    #[arg(long)]
+    pub offload: bool,
     /// Writes the first gradient as safetensors
     #[arg(long)]
     pub grads: Option<PathBuf>,
     #[command(flatten)]
     pub adapter: LoraArgs,
     #[command(flatten)]
-    pub numbers: ComputeArgs,
+    pub numbers: BenchNumbersArgs,
 }
 
 #[derive(Debug, Args)]
@@ -106,7 +120,7 @@ pub struct BenchRolloutArgs {
     #[arg(long, default_value_t = 3)]
     pub repeat: usize,
     #[command(flatten)]
-    pub numbers: ComputeArgs,
+    pub numbers: BenchNumbersArgs,
 }
 
 #[derive(Debug, Args)]
@@ -126,7 +140,7 @@ pub struct BenchAnalysisArgs {
     #[arg(long, default_value_t = 4)]
     pub repeat: usize,
     #[command(flatten)]
-    pub numbers: ComputeArgs,
+    pub numbers: BenchNumbersArgs,
 }
 
 #[derive(Debug, Args)]
@@ -156,11 +170,17 @@ pub struct BenchStepArgs {
     /// Keep only each layer's input and compute the layer again in the backward
     #[arg(long)]
     pub recompute: bool,
+    /// Keeps the optimizer's moments in the host's memory (a GPU)
+    #[arg(long)]
+    pub offload: bool,
+    /// Sequences decoded at once; all of them without it
+    #[arg(long)]
+    pub slots: Option<usize>,
     /// Gives every response a copy of its prompt in the update, in place of one for the group
     #[arg(long)]
     pub unshared: bool,
     #[command(flatten)]
     pub adapter: LoraArgs,
     #[command(flatten)]
-    pub numbers: ComputeArgs,
+    pub numbers: BenchNumbersArgs,
 }

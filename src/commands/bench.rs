@@ -5,21 +5,23 @@ mod analysis;
 mod cuda;
 mod machine;
 mod open;
+mod profile;
 mod rollout;
 mod shapes;
 mod step;
 mod update;
 
 use super::adapter::asked;
-use super::device::Device;
+use super::device::{self, Device, Opened};
 use super::open_model;
-use crate::cli::{BenchCommand, BenchModelArgs, LoraArgs};
+use crate::cli::{BenchCommand, BenchModelArgs, BenchNumbersArgs, LoraArgs};
 use crate::compute::Backend;
 use crate::model::Model;
 use crate::policy::{InternalPolicy, LayerIndex};
 use crate::run::manifest::peak_memory_mib;
 use crate::tasks::seed::derive_seed;
 use anyhow::{Context, Result, bail};
+use profile::profile_table;
 use serde_json::{Value, json};
 use std::time::Instant;
 
@@ -31,6 +33,14 @@ pub fn run(command: &BenchCommand) -> Result<()> {
         BenchCommand::Machine => machine::run(),
         BenchCommand::Step(args) => step::run(args),
         BenchCommand::Open(args) => open::run(args),
+    }
+}
+
+fn open_device(BenchNumbersArgs { numbers, profile }: BenchNumbersArgs) -> Result<Opened> {
+    if profile {
+        device::open_profiled(numbers.device, numbers.compute)
+    } else {
+        device::open(numbers.device, numbers.compute)
     }
 }
 
@@ -87,10 +97,21 @@ fn warm_median(seconds: &mut [f64]) -> f64 {
     median(&mut seconds[from..])
 }
 
+/// Forgets what a profile has of the first of several times, which warms up.
+fn warmed<B: Device>(device: &B, time: usize, times: usize) {
+    if time == 0 && times > 1 {
+        device.profile();
+    }
+}
+
 /// Prints what was measured, and the most memory that it took.
 fn print<B: Device>(mut line: Value, device: &B) {
-    if let Some(mib) = device.peak_memory_mib() {
-        line["peak_device_mib"] = json!(mib);
+    if let Some(memory) = device.memory() {
+        line["peak_device_mib"] = json!(memory.peak() as f64 / f64::from(1 << 20));
+    }
+    if let Some(profile) = device.profile() {
+        eprintln!("{}", profile_table(&profile));
+        line["profile"] = profile;
     }
     line["peak_rss_mib"] = json!(peak_memory_mib());
     println!("{line}");

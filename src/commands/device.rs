@@ -9,19 +9,49 @@ use crate::compute::{Backend, DeviceChoice};
 use crate::model::{Compute, Model};
 use crate::rollout::Rollout;
 use crate::run::progress::say;
-use anyhow::Result;
+use anyhow::{Result, ensure};
+use serde_json::Value;
+
+/// A device's memory as this process uses it, in bytes.
+pub trait MemoryUse {
+    /// In use now.
+    fn used(&self) -> usize;
+    /// That can be used.
+    fn size(&self) -> usize;
+    /// The most that was in use since [`MemoryUse::forget_peak`].
+    fn peak(&self) -> usize;
+    fn forget_peak(&self);
+}
 
 /// What the commands need of a device.
 pub trait Device: Rollout + Inspect {
-    /// The most memory of the device that was taken so far, in MiB; none where it is the process's own.
-    fn peak_memory_mib(&self) -> Option<f64>;
+    /// Its memory; none where that is the host's.
+    fn memory(&self) -> Option<&dyn MemoryUse>;
+    /// A device like this one that only counts what memory is taken, where there is one to count.
+    fn rehearsal(&self) -> Option<Self>;
+    /// With the optimizer's moments in the host's memory, where there is a difference.
+    fn offloading(self, offload: bool) -> Self;
+    /// Where its time went since it was asked last, as JSON, if it was opened for that.
+    fn profile(&self) -> Option<Value>;
     /// Returns when everything that the device was given to do is done: what is timed must not be under way any more. Errors: the
     /// device's first failure.
     fn wait(&self) -> Result<()>;
 }
 
 impl Device for Cpu {
-    fn peak_memory_mib(&self) -> Option<f64> {
+    fn memory(&self) -> Option<&dyn MemoryUse> {
+        None
+    }
+
+    fn rehearsal(&self) -> Option<Cpu> {
+        None
+    }
+
+    fn offloading(self, _: bool) -> Cpu {
+        self
+    }
+
+    fn profile(&self) -> Option<Value> {
         None
     }
 
@@ -41,10 +71,25 @@ pub enum Opened {
 /// Opens the device that was asked for, to multiply in `compute`. Says what is not as it was asked: a CPU without bf16, the CPU for
 /// `auto`.
 pub fn open(choice: DeviceChoice, compute: Compute) -> Result<Opened> {
+    open_for(choice, compute, false)
+}
+
+/// Opens a GPU that follows where its time goes, which takes some of it.
+pub fn open_profiled(choice: DeviceChoice, compute: Compute) -> Result<Opened> {
+    let opened = open_for(choice, compute, true)?;
+    ensure!(
+        !matches!(opened, Opened::Cpu(_)),
+        "--profile is of a GPU's work (--device cuda); on the CPU `perf record` has where the time goes"
+    );
+    Ok(opened)
+}
+
+#[cfg_attr(not(feature = "cuda"), allow(unused_variables))]
+fn open_for(choice: DeviceChoice, compute: Compute, profiled: bool) -> Result<Opened> {
     match choice {
         DeviceChoice::Cpu => Ok(Opened::Cpu(cpu(compute))),
         #[cfg(feature = "cuda")]
-        DeviceChoice::Auto | DeviceChoice::Cuda(_) => cuda::open(choice, compute),
+        DeviceChoice::Auto | DeviceChoice::Cuda(_) => cuda::open(choice, compute, profiled),
         #[cfg(not(feature = "cuda"))]
         DeviceChoice::Auto => {
             say("device = \"auto\" is the CPU: this bupo was built without CUDA");

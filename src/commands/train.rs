@@ -3,6 +3,7 @@
 mod chart;
 mod evaluations;
 mod events;
+mod memory;
 mod probe;
 mod setup;
 mod starts;
@@ -75,6 +76,7 @@ pub fn run(args: &TrainArgs, threads: Option<usize>) -> Result<()> {
         interrupt::when_stdin_ends();
     }
     on_device!(device::open(recipe.device, recipe.compute)?, backend => {
+        let backend = backend.offloading(recipe.optimizer.offload);
         run_on(Run::open(recipe, dir, checkpoints, backend)?)
     })
 }
@@ -135,6 +137,8 @@ impl<B: Device> Run<B> {
                 Plan::open(&recipe, &source, evaluated, &prompts, &model)?
             }
         };
+        let longest = || setup::longest_prompt(&recipe, &source, &prompts);
+        memory::check(&backend, &recipe, &setup::train_settings(&recipe, Schedule::grpo()), &model, longest)?;
         checkpoints.create()?;
         let lock = FolderLock::take(&dir)?;
         clean_leftovers(&dir)?;

@@ -191,6 +191,11 @@ pub trait Backend: Clone + Debug + Send + Sync + 'static {
     /// Elements.
     fn len(array: &Self::Array) -> usize;
     fn zero(&self, array: &mut Self::Array);
+    /// Gives the array's memory to whoever needs it before it is resized next, where having it again costs little; what it held is
+    /// lost.
+    fn release(&self, array: &mut Self::Array);
+    /// `len` f32 of zeros that only an optimizer's steps read and write.
+    fn moments(&self, len: usize) -> Self::Array;
     /// `to` becomes what `from` is, its kind included.
     fn copy(&self, from: &Self::Array, to: &mut Self::Array);
     /// An array of f32 from the host.

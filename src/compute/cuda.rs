@@ -21,7 +21,10 @@ pub mod kernels;
 pub mod libraries;
 pub mod lists;
 pub mod nvrtc;
+pub mod profile;
+pub mod rehearsal;
 pub mod runtime;
+mod work;
 
 use std::fmt;
 

@@ -192,6 +192,30 @@ impl<B: Backend> Workspace<B> {
         }
     }
 
+    /// Gives up all buffers, where the device would have them serve something else meanwhile ([`Backend::release`]).
+    pub fn release(&mut self, backend: &B) {
+        (self.keep, self.latest) = (Keep::Nothing, None);
+        let Workspace { streams, layers, head, .. } = self;
+        let HeadScratch { hidden, d_hidden, d_state, d_beside, logits } = head;
+        let of_layers = layers.iter_mut().flat_map(|a| {
+            [&mut a.inv_rms_attn, &mut a.qkv, &mut a.attn, &mut a.lse, &mut a.mid, &mut a.inv_rms_ffn, &mut a.gate_up]
+        });
+        let shared = [
+            &mut self.inv_rms_final,
+            &mut self.normed,
+            &mut self.branch,
+            &mut self.qk,
+            &mut self.act,
+            &mut self.d_wide,
+            &mut self.d_inner,
+            &mut self.d_factor,
+            &mut self.low_rank,
+            &mut self.state,
+        ];
+        let of_head = [hidden, d_hidden, d_state, d_beside, logits];
+        streams.iter_mut().chain(of_layers).chain(shared).chain(of_head).for_each(|array| backend.release(array));
+    }
+
     /// Lays out the weights below `until` for many forwards of few rows, until [`Workspace::unpack`]. The weights must not
     /// change in between. Values stay the same, bit for bit.
     pub fn pack(&mut self, model: &Model<B>, until: Tap) {

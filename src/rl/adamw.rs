@@ -2,7 +2,7 @@
 
 use super::optimizer::OptimizerConfig;
 use crate::compute::Backend;
-use crate::compute::backend::{AdamwStep, Kind};
+use crate::compute::backend::AdamwStep;
 use crate::compute::cpu::Cpu;
 use crate::model::{Model, ParamLayout, Tap, Trained};
 use std::ops::Range;
@@ -51,7 +51,7 @@ impl Optimizer {
     /// The same state on a device.
     pub fn on<B: Backend>(self, backend: &B) -> Optimizer<B> {
         let [m, v] = [self.m, self.v].map(|values| {
-            let mut moments = B::Array::default();
+            let mut moments = backend.moments(values.len());
             backend.upload(&values, &mut moments);
             moments
         });
@@ -71,12 +71,7 @@ impl<B: Backend> Optimizer<B> {
     pub fn begin(backend: &B, layout: &ParamLayout, lr_scales: Vec<f64>) -> Optimizer<B> {
         let n = layout.tensors.iter().zip(&lr_scales).filter(|(_, s)| **s > 0.0).map(|(t, _)| t.len()).sum();
         let tensor_steps = vec![0; layout.tensors.len()];
-        let [m, v] = std::array::from_fn(|_| {
-            let mut moments = B::Array::default();
-            backend.resize(&mut moments, n, Kind::F32);
-            backend.zero(&mut moments);
-            moments
-        });
+        let [m, v] = std::array::from_fn(|_| backend.moments(n));
         Optimizer { m, v, tensor_steps, steps: 0, skipped: 0, lr_scales }
     }
 

@@ -32,6 +32,10 @@ pub struct OptimizerConfig {
     pub schedule: LrSchedule,
     /// The floor of a decaying schedule, as a share of the peak.
     pub min_lr_ratio: f64,
+    /// Keeps the moments in the host's memory, where a GPU reads and writes them over the bus in every step: 8 bytes a parameter less
+    /// of its own. It changes no number.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub offload: bool,
     /// Parts of the model with a learning rate of their own.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub group: Vec<GroupConfig>,
@@ -48,6 +52,7 @@ impl Default for OptimizerConfig {
             warmup_steps: 0,
             schedule: LrSchedule::Constant,
             min_lr_ratio: 0.0,
+            offload: false,
             group: Vec::new(),
         }
     }

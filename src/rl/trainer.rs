@@ -79,7 +79,8 @@ impl TrainSettings {
         (0..groups).step_by(size).map(|from| from..(from + size).min(groups)).collect()
     }
 
-    fn keep(&self) -> Keep {
+    /// What a forward keeps for its backward.
+    pub fn keep(&self) -> Keep {
         if self.recompute { Keep::LayerInputs } else { Keep::Activations }
     }
 }
@@ -118,11 +119,7 @@ impl<'a, B: Rollout> Trainer<'a, B> {
             critic.is_some() == settings.critic.is_some() && critic.is_some() == (settings.advantage == Advantage::Gae),
             "a critic, its settings and rl.advantage = \"gae\" belong together"
         );
-        // The critic's updates come before the policy's, through the same buffers.
-        let parameters = model.layout.trainable().len().max(critic.as_ref().map_or(0, |c| c.model.layout.len()));
-        let (workspace, mut grads) = (Workspace::new(&model), B::Array::default());
-        model.backend.resize(&mut grads, parameters, Kind::F32);
-        model.backend.status()?;
+        let (workspace, grads) = (Workspace::new(&model), B::Array::default());
         let reward = Reward::new(&settings.reward, settings.sampling.max_new_tokens)?;
         Ok(Trainer { settings, model, optimizer, critic, reference, prompts, reward, workspace, grads })
     }
@@ -135,6 +132,10 @@ impl<'a, B: Rollout> Trainer<'a, B> {
         let phase = self.settings.schedule.phase_at(step);
 
         let sampled = self.sample(step, draw, progress)?;
+        // Sampling, updates and what is done between steps take turns with the memory, where that is the device's.
+        self.workspace.release(&self.model.backend);
+        let parameters = self.parameters();
+        self.model.backend.resize(&mut self.grads, parameters, Kind::F32);
         let mut seconds = Seconds { rollout: sampled.seconds, ..Seconds::default() };
         let mut groups = self.groups(&sampled)?;
         let critic = match &self.critic {
@@ -147,6 +148,8 @@ impl<'a, B: Rollout> Trainer<'a, B> {
             Some(step) => self.align(step, phase, &groups)?,
             None => self.watch(phase, &groups)?,
         };
+        self.workspace.release(&self.model.backend);
+        self.model.backend.release(&mut self.grads);
         // A device that failed leaves numbers of no use, which would pass for a step that was skipped.
         self.model.backend.status()?;
         seconds.old_log_probs = aligned.old_seconds;
@@ -155,6 +158,12 @@ impl<'a, B: Rollout> Trainer<'a, B> {
         let metrics = self.metrics(step, phase, &sampled, &aligned, critic, seconds)?;
         let completions = self.rows(step, &sampled, &groups)?;
         Ok(StepReport { metrics, completions })
+    }
+
+    /// Parameters that an update has gradients for: the critic's updates come before the policy's, through the same buffer.
+    fn parameters(&self) -> usize {
+        let of_critic = self.critic.as_ref().map_or(0, |critic| critic.model.layout.len());
+        self.model.layout.trainable().len().max(of_critic)
     }
 
     /// The groups that are kept, with their advantages where comparing rewards within them gives these.

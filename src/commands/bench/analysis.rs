@@ -1,10 +1,10 @@
 //! An analysis of random samples.
 
-use super::{model, print, random_ids, timed, warm_median};
+use super::{model, open_device, print, random_ids, timed, warm_median, warmed};
 use crate::analysis::flow::Flow;
 use crate::analysis::{Reading, Sample};
 use crate::cli::BenchAnalysisArgs;
-use crate::commands::device::{self, Device, on_device};
+use crate::commands::device::{Device, on_device};
 use crate::model::Workspace;
 use anyhow::{Result, ensure};
 use serde_json::json;
@@ -17,7 +17,7 @@ pub fn run(args: &BenchAnalysisArgs) -> Result<()> {
         args.prompt,
         args.length
     );
-    on_device!(device::open(args.numbers.device, args.numbers.compute)?, backend => run_on(args, backend))
+    on_device!(open_device(args.numbers)?, backend => run_on(args, backend))
 }
 
 fn run_on<B: Device>(args: &BenchAnalysisArgs, backend: B) -> Result<()> {
@@ -27,13 +27,15 @@ fn run_on<B: Device>(args: &BenchAnalysisArgs, backend: B) -> Result<()> {
     let (mut ws, mut seconds, mut entropies) = (Workspace::new(&model), Vec::new(), Vec::new());
     // One flow for all repetitions, which keeps its buffers; its means are those of one.
     let mut flow = Flow::new(model.config.layers, Reading::default());
-    for _ in 0..args.repeat.max(1) {
+    let times = args.repeat.max(1);
+    for time in 0..times {
         let (took, analysis) = timed(&model.backend, || {
             flow.add(&model, &mut ws, &samples, &mut |_| ())?;
             flow.finish(&model, "", None)
         })?;
         seconds.push(took);
         entropies.push(analysis.final_entropy);
+        warmed(&model.backend, time, times);
     }
     let (median, tokens) = (warm_median(&mut seconds), args.rows * (args.length - args.prompt));
     let line = json!({

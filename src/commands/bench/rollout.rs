@@ -1,8 +1,8 @@
 //! Sampling by itself.
 
-use super::{median, model, print, random_ids, timed};
+use super::{model, open_device, print, random_ids, timed, warm_median, warmed};
 use crate::cli::BenchRolloutArgs;
-use crate::commands::device::{self, Device, on_device};
+use crate::commands::device::{Device, on_device};
 use crate::compute::Backend;
 use crate::model::{Model, Workspace};
 use crate::policy::InternalPolicy;
@@ -12,7 +12,7 @@ use anyhow::Result;
 use serde_json::json;
 
 pub fn run(args: &BenchRolloutArgs) -> Result<()> {
-    on_device!(device::open(args.numbers.device, args.numbers.compute)?, backend => run_on(args, backend))
+    on_device!(open_device(args.numbers)?, backend => run_on(args, backend))
 }
 
 fn run_on<B: Device>(args: &BenchRolloutArgs, backend: B) -> Result<()> {
@@ -22,12 +22,12 @@ fn run_on<B: Device>(args: &BenchRolloutArgs, backend: B) -> Result<()> {
     // No token ends a response: every sequence gets its full length.
     let engine = Engine { policy: InternalPolicy::Final, sampling, eos_ids: &[], slots: args.batch };
     let (mut ws, mut seconds) = (Workspace::new(&model), Vec::new());
-    for _ in 0..=args.repeat {
+    for time in 0..=args.repeat {
         let (took, _) = timed(&model.backend, || generate(&model, &mut ws, &engine, &requests, &mut |_| ()))?;
         seconds.push(took);
+        warmed(&model.backend, time, args.repeat + 1);
     }
-    // The first one warms up.
-    let median = median(&mut seconds[1..]);
+    let median = warm_median(&mut seconds);
     let tokens = args.batch * args.new;
     let line = json!({ "new_tokens": tokens, "seconds": median, "tokens_per_second": tokens as f64 / median });
     print(line, &model.backend);

@@ -1,9 +1,9 @@
 //! Whole steps of GRPO on random prompts.
 
 use super::rollout::random_requests;
-use super::{policy, print, timed, warm_median, with_adapter};
+use super::{open_device, policy, print, timed, warm_median, warmed, with_adapter};
 use crate::cli::BenchStepArgs;
-use crate::commands::device::{self, Device, on_device};
+use crate::commands::device::{Device, on_device};
 use crate::compute::backend::Kind;
 use crate::model::{Keep, Workspace};
 use crate::policy::InternalPolicy;
@@ -18,7 +18,7 @@ use anyhow::Result;
 use serde_json::json;
 
 pub fn run(args: &BenchStepArgs) -> Result<()> {
-    on_device!(device::open(args.numbers.device, args.numbers.compute)?, backend => run_on(args, backend))
+    on_device!(open_device(args.numbers)?, backend => run_on(args, backend))
 }
 
 fn run_on<B: Device>(args: &BenchStepArgs, backend: B) -> Result<()> {
@@ -27,7 +27,7 @@ fn run_on<B: Device>(args: &BenchStepArgs, backend: B) -> Result<()> {
     let policy = policy(args.layer, &model)?;
     let requests = random_requests(&model, args.prompts, args.prompt, args.group);
     let sampling = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, max_new_tokens: args.new };
-    let slots = (args.prompts * args.group).max(1);
+    let slots = args.slots.unwrap_or(args.prompts * args.group).max(1);
     let engine = Engine { policy: InternalPolicy::Final, sampling, eos_ids: &[], slots };
     let (loss, config) = (LossConfig::default(), OptimizerConfig::default());
     let trained = model.layout.trained_by(policy.tap());
@@ -41,14 +41,20 @@ fn run_on<B: Device>(args: &BenchStepArgs, backend: B) -> Result<()> {
         micro_batch_tokens: args.micro_batch_tokens,
         keep: if args.recompute { Keep::LayerInputs } else { Keep::Activations },
     };
+    let device = device.offloading(args.offload);
     let (mut ws, mut optimizer) = (Workspace::new(&model), Optimizer::new_on(&device, &model.layout));
     let mut grads = B::Array::default();
-    device.resize(&mut grads, model.layout.trainable().len(), Kind::F32);
     let (mut seconds, mut rollouts, mut updates) = (Vec::new(), Vec::new(), Vec::new());
-    for _ in 0..args.steps.max(1) {
+    let times = args.steps.max(1);
+    for time in 0..times {
         let (whole, rollout) = timed(&device, || {
+            // Sampling and updates take turns with the memory, as in training.
+            device.release(&mut grads);
+            ws.release(&device);
             let (took, completions) = timed(&device, || generate(&model, &mut ws, &engine, &requests, &mut |_| ()))?;
             let groups = groups(&requests, completions, args.unshared)?;
+            ws.release(&device);
+            device.resize(&mut grads, model.layout.trainable().len(), Kind::F32);
             let (model, ws, before) = (&mut model, &mut ws, Before::default());
             let all = 0..groups.len();
             update(model, ws, &mut optimizer, &groups, all, &settings, before, &config, 1e-6, &mut grads)?;
@@ -57,6 +63,7 @@ fn run_on<B: Device>(args: &BenchStepArgs, backend: B) -> Result<()> {
         seconds.push(whole);
         rollouts.push(rollout);
         updates.push(whole - rollout);
+        warmed(&device, time, times);
     }
     let step = warm_median(&mut seconds);
     let tokens = args.prompts * args.group * args.new;

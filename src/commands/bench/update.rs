@@ -1,8 +1,8 @@
 //! One update on a batch from a file.
 
-use super::{median, policy, print, timed, with_adapter};
+use super::{open_device, policy, print, timed, warm_median, warmed, with_adapter};
 use crate::cli::BenchUpdateArgs;
-use crate::commands::device::{self, Device, on_device};
+use crate::commands::device::{Device, on_device};
 use crate::compute::Backend;
 use crate::compute::backend::Kind;
 use crate::model::{Keep, Model, Workspace, weights};
@@ -25,7 +25,7 @@ struct Batch {
 }
 
 pub fn run(args: &BenchUpdateArgs) -> Result<()> {
-    on_device!(device::open(args.numbers.device, args.numbers.compute)?, backend => run_on(args, backend))
+    on_device!(open_device(args.numbers)?, backend => run_on(args, backend))
 }
 
 fn run_on<B: Device>(args: &BenchUpdateArgs, backend: B) -> Result<()> {
@@ -69,10 +69,11 @@ fn run_on<B: Device>(args: &BenchUpdateArgs, backend: B) -> Result<()> {
         device.status()?;
         weights::save_tensors(path, &model.layout, &values)?;
     }
-    let config = OptimizerConfig::default();
+    let (config, device) = (OptimizerConfig::default(), device.offloading(args.offload));
     let mut optimizer = Optimizer::new_on(&device, &model.layout);
     let (mut seconds, mut losses, mut norms) = (Vec::new(), Vec::new(), Vec::new());
-    for _ in 0..args.repeat.max(1) * args.steps.max(1) {
+    let times = args.repeat.max(1) * args.steps.max(1);
+    for time in 0..times {
         let (model, ws, optimizer, grads) = (&mut model, &mut ws, &mut optimizer, &mut grads);
         let all = all.clone();
         let (took, (gradient, outcome)) =
@@ -80,10 +81,11 @@ fn run_on<B: Device>(args: &BenchUpdateArgs, backend: B) -> Result<()> {
         seconds.push(took);
         losses.push(gradient.loss);
         norms.push(outcome.grad_norm);
+        warmed(&device, time, times);
     }
     let tokens: usize = batch.input_ids.iter().map(Vec::len).sum();
     let gflop = update_gflop(&model, policy, &groups);
-    let median = median(&mut seconds);
+    let median = warm_median(&mut seconds);
     let line = json!({
         "losses": losses, "grad_norms": norms, "seconds": median, "tokens_per_second": tokens as f64 / median,
         "gflops": gflop / median,

@@ -107,6 +107,17 @@ impl Source {
     }
 }
 
+/// Tokens of the longest prompt among the first of the run's order.
+pub fn longest_prompt(recipe: &Recipe, source: &Source, prompts: &PromptEncoder) -> Result<usize> {
+    /// They are a fair sample, and read in no time.
+    const LOOKED_AT: u64 = 1000;
+    let mut longest = 0;
+    for position in 0..LOOKED_AT {
+        longest = longest.max(prompts.encode(&source.problem(recipe.seed, position)?.messages)?.ids.len());
+    }
+    Ok(longest)
+}
+
 /// A set of problems that training does not see, and how it is evaluated.
 pub struct EvaluationSet {
     /// Empty where the recipe has one set without a name.

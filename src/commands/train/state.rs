@@ -5,6 +5,7 @@ use crate::compute::Backend;
 use crate::model::Model;
 use crate::model::weights::{self, SaveOptions};
 use crate::recipe::Recipe;
+use crate::rl::OptimizerConfig;
 use crate::rl::adamw::Optimizer;
 use crate::rl::critic::{Critic, CriticConfig};
 use crate::rl::groups::lr_scales;
@@ -175,7 +176,10 @@ fn load_critic(dir: &Path, config: &CriticConfig) -> Result<Critic> {
 /// threads it runs, is free.
 pub fn same_recipe(now: &Recipe, then: &str, dir: &Path) -> Result<()> {
     let then = Recipe::parse(then, "the checkpoint's recipe", &[])?;
-    let free = |r: &Recipe| Recipe { run: now.run.clone(), threads: now.threads, evaluate: None, ..r.clone() };
+    let free = |r: &Recipe| {
+        let optimizer = OptimizerConfig { offload: now.optimizer.offload, ..r.optimizer.clone() };
+        Recipe { run: now.run.clone(), threads: now.threads, evaluate: None, optimizer, ..r.clone() }
+    };
     ensure!(
         free(now) == free(&then),
         "the recipe is not the one that this run began with, and would not continue it. Use its own: bupo train {} --dir {} \

@@ -82,6 +82,13 @@ impl Backend for Cpu {
         to.extend_from_slice(from);
     }
 
+    /// Keeps it: fresh pages of this size would cost more than they are worth.
+    fn release(&self, _: &mut Vec<f32>) {}
+
+    fn moments(&self, len: usize) -> Vec<f32> {
+        vec![0.0; len]
+    }
+
     fn upload(&self, values: &[f32], array: &mut Vec<f32>) {
         array.clear();
         array.extend_from_slice(values);

@@ -59,6 +59,7 @@ functions! {
         free = c"cuMemFree_v2" (u64);
         allocate_host = c"cuMemHostAlloc" (*mut *mut c_void, usize, c_uint);
         free_host = c"cuMemFreeHost" (*mut c_void);
+        device_pointer = c"cuMemHostGetDevicePointer_v2" (*mut u64, *mut c_void, c_uint);
         upload = c"cuMemcpyHtoDAsync_v2" (u64, *const c_void, usize, Handle);
         download = c"cuMemcpyDtoHAsync_v2" (*mut c_void, u64, usize, Handle);
         copy = c"cuMemcpyDtoDAsync_v2" (u64, u64, usize, Handle);
@@ -75,6 +76,7 @@ functions! {
         create_event = c"cuEventCreate" (*mut Handle, c_uint);
         record_event = c"cuEventRecord" (Handle, Handle);
         wait_event = c"cuEventSynchronize" (Handle);
+        elapsed = c"cuEventElapsedTime" (*mut f32, Handle, Handle);
         destroy_event = c"cuEventDestroy_v2" (Handle);
         load_module = c"cuModuleLoadData" (*mut Handle, *const c_void);
         unload_module = c"cuModuleUnload" (Handle);
@@ -102,8 +104,11 @@ pub(super) const MOST_SHARED: c_int = 8;
 pub(super) const NON_BLOCKING: c_uint = 1;
 /// CU_STREAM_CAPTURE_MODE_RELAXED: calls that are not of the stream stay allowed, in this thread and in others.
 pub(super) const RELAXED: c_int = 2;
-/// CU_EVENT_DISABLE_TIMING
+/// CU_EVENT_DISABLE_TIMING, and CU_EVENT_DEFAULT
 pub(super) const NO_TIMING: c_uint = 2;
+pub(super) const TIMING: c_uint = 0;
+/// CU_MEMHOSTALLOC_DEVICEMAP: at an address of the device's as well.
+pub(super) const MAPPED: c_uint = 2;
 /// CUDA_ERROR_OUT_OF_MEMORY
 pub(super) const NO_MEMORY: c_int = 2;
 

@@ -50,8 +50,7 @@ impl Arena {
     /// Bytes in use, and bytes of all blocks.
     pub fn usage(&self) -> (usize, usize) {
         let blocks = self.blocks.lock().unwrap_or_else(PoisonError::into_inner);
-        let size = blocks.iter().map(|block| block.free.size).sum();
-        (size - blocks.iter().map(|block| block.free.bytes()).sum::<usize>(), size)
+        (used(&blocks), blocks.iter().map(|block| block.free.size).sum())
     }
 
     /// The most bytes that were in use at a time.
@@ -64,7 +63,7 @@ impl Arena {
         if bytes == 0 {
             return Ok(Piece::of_nothing(self));
         }
-        let piece = |at, bytes| Piece { arena: Arc::clone(self), at, bytes };
+        let piece = |at, bytes| Piece { arena: Arc::clone(self), at, bytes, of_host: false };
         let bytes = bytes.next_multiple_of(ALIGNMENT);
         let mut blocks = self.blocks.lock().unwrap_or_else(PoisonError::into_inner);
         let fits = blocks.iter_mut().filter_map(|block| Some((block.free.best(bytes)?, block)));
@@ -80,7 +79,7 @@ impl Arena {
                 device: self.runtime.info().to_string(),
                 wanted: bytes,
                 size,
-                taken: size - blocks.iter().map(|block| block.free.bytes()).sum::<usize>(),
+                taken: used(&blocks),
                 largest: blocks.iter().map(|block| block.free.longest()).max().unwrap_or(0),
             });
         };
@@ -93,10 +92,29 @@ impl Arena {
         Ok(piece(at, bytes))
     }
 
-    fn note(&self, blocks: &[Block]) {
-        let used = blocks.iter().map(|block| block.free.size - block.free.bytes()).sum();
-        self.peak.fetch_max(used, Ordering::Relaxed);
+    /// A piece of the host's memory, of zeros, which is not the arena's but goes back to the host when it is dropped.
+    pub fn take_of_host(self: &Arc<Arena>, bytes: usize) -> Result<Piece, CudaError> {
+        if bytes == 0 {
+            return Ok(Piece::of_nothing(self));
+        }
+        let at = self.runtime.allocate_host(bytes)?;
+        Ok(Piece { arena: Arc::clone(self), at, bytes, of_host: true })
     }
+
+    /// Forgets the peak: what is in use now is the most.
+    pub fn forget_peak(&self) {
+        let blocks = self.blocks.lock().unwrap_or_else(PoisonError::into_inner);
+        self.peak.store(used(&blocks), Ordering::Relaxed);
+    }
+
+    fn note(&self, blocks: &[Block]) {
+        self.peak.fetch_max(used(blocks), Ordering::Relaxed);
+    }
+}
+
+/// Bytes in use.
+fn used(blocks: &[Block]) -> usize {
+    blocks.iter().map(|block| block.free.size - block.free.bytes()).sum()
 }
 
 impl Drop for Arena {
@@ -107,17 +125,18 @@ impl Drop for Arena {
     }
 }
 
-/// A piece of an arena, until it is dropped.
+/// A piece of an arena, or of the host's memory beside it, until it is dropped.
 #[derive(Debug)]
 pub struct Piece {
     arena: Arc<Arena>,
     at: Address,
     bytes: usize,
+    of_host: bool,
 }
 
 impl Piece {
     pub(super) fn of_nothing(arena: &Arc<Arena>) -> Piece {
-        Piece { arena: Arc::clone(arena), at: Address::default(), bytes: 0 }
+        Piece { arena: Arc::clone(arena), at: Address::default(), bytes: 0, of_host: false }
     }
 
     /// Aligned to [`ALIGNMENT`]; zero of nothing.
@@ -139,6 +158,9 @@ impl Drop for Piece {
     fn drop(&mut self) {
         if self.bytes == 0 {
             return;
+        }
+        if self.of_host {
+            return self.arena.runtime.free_host(self.at);
         }
         let mut blocks = self.arena.blocks.lock().unwrap_or_else(PoisonError::into_inner);
         let inside = |block: &&mut Block| (block.at.0..block.at.0 + block.free.size as u64).contains(&self.at.0);
@@ -260,6 +282,24 @@ mod tests {
         assert_eq!(arena.take(513).unwrap().address(), places[2]);
         pieces[1] = None;
         assert_eq!(arena.take(1792).unwrap().address(), places[0], "neighbours became one");
+    }
+
+    #[test]
+    fn the_hosts_memory_is_not_the_arenas() {
+        let arena = arena(1 << 14, Growth::Never);
+        let _small = arena.take(256).unwrap();
+        let free = arena.runtime().memory().unwrap().free;
+        let aside = arena.take_of_host(1000).unwrap();
+        assert_eq!((arena.usage(), arena.peak(), aside.bytes()), ((256, 1 << 14), 256, 1000));
+        let mut bytes = [1u8; 1000];
+        arena.runtime().download(aside.address(), &mut bytes).unwrap();
+        assert_eq!(bytes, [0; 1000]);
+        drop(aside);
+        assert_eq!(arena.runtime().memory().unwrap().free, free);
+        drop(arena.take(4096).unwrap());
+        assert_eq!(arena.peak(), 256 + 4096);
+        arena.forget_peak();
+        assert_eq!(arena.peak(), 256);
     }
 
     #[test]

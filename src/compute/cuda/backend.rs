@@ -23,6 +23,7 @@ pub use rows::{Batch, Tokens};
 use super::arena::{Arena, Growth};
 use super::array::DeviceArray;
 use super::kernels::Real;
+use super::rehearsal::{BOUNDLESS, Rehearsal};
 use super::runtime::{Arg, CudaError, Runtime};
 use crate::compute::Packing;
 use crate::compute::backend::{
@@ -49,19 +50,32 @@ pub struct Cuda {
     arena: Arc<Arena>,
     real: Real,
     head_rows: usize,
+    /// Whether the optimizer's moments lie in the host's memory.
+    offload: bool,
 }
 
 impl Cuda {
     /// Takes `memory` bytes of the device, which are then all that it uses; with 0 it takes what it needs when it needs it.
     pub fn new(runtime: Arc<dyn Runtime>, memory: usize, real: Real) -> Result<Cuda, CudaError> {
         let growth = if memory == 0 { Growth::By(GROWTH) } else { Growth::Never };
-        Ok(Cuda { arena: Arena::new(runtime, memory, growth)?, real, head_rows: HEAD_ROWS })
+        Ok(Cuda { arena: Arena::new(runtime, memory, growth)?, real, head_rows: HEAD_ROWS, offload: false })
     }
 
     /// With a head that meets the vocabulary with so many rows at once, at most: what its logits take of the memory. Rounded up to a
     /// multiple of 64.
     pub fn with_head_rows(self, rows: usize) -> Cuda {
         Cuda { head_rows: rows.max(1).next_multiple_of(64), ..self }
+    }
+
+    /// The same on a device that only counts, with memory without an end.
+    pub fn rehearsing(&self) -> Result<Cuda, CudaError> {
+        let runtime = Arc::new(Rehearsal::new(self.runtime().info().clone()));
+        Ok(Cuda { arena: Arena::new(runtime, BOUNDLESS, Growth::Never)?, ..self.clone() })
+    }
+
+    /// With the optimizer's moments in the host's memory, 8 bytes a parameter, which a step then reads and writes over the bus.
+    pub fn with_offload(self, offload: bool) -> Cuda {
+        Cuda { offload, ..self }
     }
 
     pub fn runtime(&self) -> &dyn Runtime {
@@ -125,6 +139,14 @@ impl Backend for Cuda {
         if from.len() > 0 {
             self.runtime().copy(from.address(), to.address(), from.bytes());
         }
+    }
+
+    fn release(&self, array: &mut Array) {
+        *array = Array::default();
+    }
+
+    fn moments(&self, len: usize) -> Array {
+        self.zeros_for_steps(len)
     }
 
     fn upload(&self, values: &[f32], array: &mut Array) {

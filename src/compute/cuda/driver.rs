@@ -1,17 +1,19 @@
 //! Work on a GPU through NVIDIA's driver: the [`Runtime`] of a real device.
 
+mod event;
 mod modules;
 mod products;
 mod staging;
 mod stream;
 
-use super::api::{CublasLt, Handle, NO_MEMORY, Object, RELAXED};
+use super::api::{CublasLt, Handle, MAPPED, NO_MEMORY, Object, RELAXED, TIMING};
 use super::cache::KernelStore;
 use super::device::{Device, DeviceInfo};
 use super::kernels::Real;
 use super::libraries::{CudaLibrary, Search, open};
 use super::nvrtc::Nvrtc;
-use super::runtime::{Address, Arg, CudaError, DeviceMemory, Graph, Launch, Product, Runtime};
+use super::runtime::{Address, Arg, CudaError, DeviceMemory, Graph, Launch, Mark, Product, Runtime};
+use event::Event;
 use modules::Modules;
 use products::Products;
 use staging::Staging;
@@ -161,6 +163,35 @@ impl Runtime for Gpu {
         }
     }
 
+    fn allocate_host(&self, bytes: usize) -> Result<Address, CudaError> {
+        self.status()?;
+        self.not_captured("an allocation")?;
+        let cuda = self.stream.enter()?;
+        let (mut memory, mut at) = (ptr::null_mut(), 0);
+        // SAFETY: the place lives through the call.
+        let allocated = unsafe { (cuda.allocate_host)(&mut memory, bytes.max(1), MAPPED) };
+        self.stream.checked(allocated, || format!("pin {bytes} bytes of the host's memory for it"))?;
+        // SAFETY: the memory was just allocated, and nobody else has it yet.
+        unsafe { ptr::write_bytes(memory.cast::<u8>(), 0, bytes) };
+        // SAFETY: as above, and the place lives through the call.
+        let mapped = unsafe { (cuda.device_pointer)(&mut at, memory, 0) };
+        self.stream.checked(mapped, || "see the host's memory".to_string())?;
+        // One address for both sides, on every system that such a GPU is used on: what is given back is found by it.
+        debug_assert_eq!(at, memory as u64);
+        Ok(Address(at))
+    }
+
+    fn free_host(&self, at: Address) {
+        let freed = self.stream.wait().and_then(|()| self.stream.enter()).and_then(|cuda| {
+            // SAFETY: the caller had it from `allocate_host` and gives it back once; no work uses it any more.
+            let freed = unsafe { (cuda.free_host)(at.0 as *mut c_void) };
+            self.stream.checked(freed, || "take back the host's memory".to_string())
+        });
+        if let Err(error) = freed {
+            self.fail(error);
+        }
+    }
+
     fn upload(&self, from: &[u8], to: Address) {
         self.stream.attempt(|| {
             self.not_captured("an upload")?;
@@ -231,6 +262,17 @@ impl Runtime for Gpu {
         self.status()?;
         let graph = ended.inspect_err(|error| self.fail(error.clone()))?;
         Ok(Box::new(graph))
+    }
+
+    fn mark(&self) -> Result<Mark, CudaError> {
+        self.not_captured("a mark")?;
+        let event = Event::new(Arc::clone(&self.stream), TIMING)?;
+        event.record()?;
+        Ok(Mark(Box::new(event)))
+    }
+
+    fn seconds(&self, from: &Mark, to: &Mark) -> Result<f64, CudaError> {
+        to.of::<Event>()?.seconds_since(from.of()?)
     }
 }
 

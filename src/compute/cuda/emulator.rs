@@ -8,8 +8,9 @@ use super::device::DeviceInfo;
 use super::kernels::{HEADERS, KERNELS, Real};
 use super::libraries::symbol;
 use super::runtime::{
-    ALIGNMENT, Address, Arg, CudaError, DeviceMemory, Graph, Launch, Matrix, Product, Runtime, Sticky,
+    ALIGNMENT, Address, Arg, CudaError, DeviceMemory, Graph, Launch, Mark, Matrix, Product, Runtime, Sticky,
 };
+use super::work::Work;
 use crate::compute::cpu::gemm::{Compute, Mat, MatMut, Write, matmul_seq};
 use half::bf16;
 use libloading::Library;
@@ -20,6 +21,7 @@ use std::ffi::{CStr, CString, c_char, c_void};
 use std::path::Path;
 use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Instant;
 
 /// In which order a grid's threads and blocks run. A kernel that lacks a barrier gives different bytes in different ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,15 +141,6 @@ struct State {
     memory: BTreeMap<u64, usize>,
     /// Work while it is captured.
     captured: Option<Vec<Work>>,
-}
-
-/// Work as it is kept.
-#[derive(Clone, Debug)]
-enum Work {
-    Copy { from: Address, to: Address, bytes: usize },
-    Zero { at: Address, bytes: usize },
-    Launch { real: Real, kernel: String, grid: [usize; 3], threads: usize, shared: usize, args: Vec<Arg> },
-    Product(Product),
 }
 
 impl Emulator {
@@ -321,6 +314,16 @@ impl Runtime for Emulator {
         }
     }
 
+    fn allocate_host(&self, bytes: usize) -> Result<Address, CudaError> {
+        let at = self.allocate(bytes)?;
+        self.zero(at, bytes);
+        Ok(at)
+    }
+
+    fn free_host(&self, at: Address) {
+        self.free(at);
+    }
+
     fn upload(&self, from: &[u8], to: Address) {
         self.0.sticky.attempt(|| {
             self.not_captured("an upload")?;
@@ -353,8 +356,7 @@ impl Runtime for Emulator {
     }
 
     unsafe fn launch(&self, launch: Launch<'_>) {
-        let Launch { real, kernel, grid, threads, shared, args } = launch;
-        self.work(Work::Launch { real, kernel: kernel.to_string(), grid, threads, shared, args: args.to_vec() });
+        self.work(Work::of(launch));
     }
 
     fn product(&self, product: &Product) {
@@ -383,6 +385,14 @@ impl Runtime for Emulator {
         let none = || refused("the end of a capture", "none that was begun", "begin_capture before it");
         let work = captured.ok_or_else(none).inspect_err(|error| self.fail(error.clone()))?;
         Ok(Box::new(Captured { emulator: self.clone(), work }))
+    }
+
+    fn mark(&self) -> Result<Mark, CudaError> {
+        Ok(Mark(Box::new(Instant::now())))
+    }
+
+    fn seconds(&self, from: &Mark, to: &Mark) -> Result<f64, CudaError> {
+        Ok(to.of::<Instant>()?.duration_since(*from.of()?).as_secs_f64())
     }
 }
 

@@ -10,7 +10,9 @@ use super::device::{DeviceError, DeviceInfo};
 use super::kernels::Real;
 use super::libraries::MissingLibrary;
 use super::nvrtc::NvrtcError;
+use super::profile::Profile;
 use crate::compute::cpu::gemm::Write;
+use std::any::Any;
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
 
@@ -196,6 +198,12 @@ pub trait Runtime: fmt::Debug + Send + Sync {
     /// Gives back what [`Runtime::allocate`] gave, once all work before it is done.
     fn free(&self, at: Address);
 
+    /// Memory of the host, pinned and of zeros, at an address of the device's as well: its kernels read and write it over the bus.
+    fn allocate_host(&self, bytes: usize) -> Result<Address, CudaError>;
+
+    /// Gives back what [`Runtime::allocate_host`] gave, once all work before it is done.
+    fn free_host(&self, at: Address);
+
     /// Copies to the device. The bytes may be changed as soon as this returns. Not while work is captured.
     fn upload(&self, from: &[u8], to: Address);
 
@@ -233,6 +241,32 @@ pub trait Runtime: fmt::Debug + Send + Sync {
 
     /// The work since [`Runtime::begin_capture`].
     fn end_capture(&self) -> Result<Box<dyn Graph>, CudaError>;
+
+    /// A point in the order of the work. Not while work is captured.
+    fn mark(&self) -> Result<Mark, CudaError>;
+
+    /// Seconds from a point to a later one, once the work before that is done.
+    fn seconds(&self, from: &Mark, to: &Mark) -> Result<f64, CudaError>;
+
+    /// Where the time went since it was asked last, where that is followed.
+    fn profile(&self) -> Option<Profile> {
+        None
+    }
+}
+
+/// A point in the order of a device's work, as its runtime knows it.
+#[derive(Debug)]
+pub struct Mark(pub(super) Box<dyn Any + Send>);
+
+impl Mark {
+    /// As the runtime made it that is asked about it.
+    pub(super) fn of<T: 'static>(&self) -> Result<&T, CudaError> {
+        self.0.downcast_ref().ok_or_else(|| CudaError::Refused {
+            what: "a mark".to_string(),
+            got: "another runtime's".to_string(),
+            expected: "one that this runtime made".to_string(),
+        })
+    }
 }
 
 /// Captured work. It holds addresses: the memory that it works on must be there, and in the same place, whenever it runs.

@@ -124,6 +124,19 @@ impl View<'_> {
 }
 
 impl Cuda {
+    /// `len` zeros in f32, in the device's memory or in the host's.
+    pub(super) fn zeros_for_steps(&self, len: usize) -> Array {
+        if !self.offload {
+            let array = self.scratch(len, Real::F32);
+            if len > 0 {
+                self.runtime().zero(array.address(), array.bytes());
+            }
+            return array;
+        }
+        let piece = self.arena.take_of_host(len * Real::F32.bytes());
+        Array { piece: piece.map_err(|error| self.runtime().fail(error)).ok(), len, real: Real::F32 }
+    }
+
     pub(super) fn real_of(&self, kind: Kind) -> Real {
         match kind {
             Kind::F32 => Real::F32,

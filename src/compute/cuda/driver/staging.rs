@@ -1,5 +1,6 @@
 //! Copies to the device through memory that it reads by itself, so that the host's bytes may change as soon as a copy was asked for.
 
+use super::event::Event;
 use super::stream::Stream;
 use crate::compute::cuda::api::{NO_TIMING, Object};
 use crate::compute::cuda::runtime::{Address, CudaError};
@@ -15,7 +16,7 @@ pub(super) struct Staging {
     stream: Arc<Stream>,
     memory: Object,
     /// Recorded behind the last copy out of each half.
-    events: [Object; 2],
+    events: [Event; 2],
     half: usize,
     /// Bytes of the half that are taken.
     taken: usize,
@@ -28,16 +29,13 @@ impl Staging {
         // SAFETY: the place lives through the call.
         let allocated = unsafe { (cuda.allocate_host)(&mut memory, 2 * HALF, 0) };
         stream.checked(allocated, || format!("give {} bytes of pinned host memory", 2 * HALF))?;
-        let null = Object(ptr::null_mut());
-        let mut staging = Staging { stream, memory: Object(memory), events: [null; 2], half: 0, taken: 0 };
-        for event in 0..2 {
-            let mut handle = ptr::null_mut();
-            // SAFETY: the place lives through the call.
-            let created = unsafe { (cuda.create_event)(&mut handle, NO_TIMING) };
-            staging.stream.checked(created, || "make an event".to_string())?;
-            staging.events[event] = Object(handle);
-        }
-        Ok(staging)
+        let memory = Object(memory);
+        let event = || Event::new(Arc::clone(&stream), NO_TIMING);
+        let events = event().and_then(|first| Ok([first, event()?])).inspect_err(|_| {
+            // SAFETY: just allocated, freed once.
+            unsafe { (cuda.free_host)(memory.0) };
+        })?;
+        Ok(Staging { stream, memory, events, half: 0, taken: 0 })
     }
 
     pub fn upload(&mut self, mut from: &[u8], mut to: Address) -> Result<(), CudaError> {
@@ -45,13 +43,9 @@ impl Staging {
         let cuda = stream.enter()?;
         while !from.is_empty() {
             if self.taken == HALF {
-                // SAFETY: event and stream live as long as this.
-                let recorded = unsafe { (cuda.record_event)(self.events[self.half].0, stream.handle()) };
-                stream.checked(recorded, || "record an event".to_string())?;
+                self.events[self.half].record()?;
                 self.half = 1 - self.half;
-                // SAFETY: as above; an event that was never recorded is waited for in no time.
-                let waited = unsafe { (cuda.wait_event)(self.events[self.half].0) };
-                stream.checked(waited, || "finish copies to it".to_string())?;
+                self.events[self.half].wait()?;
                 self.taken = 0;
             }
             let (part, rest) = from.split_at(from.len().min(HALF - self.taken));
@@ -74,10 +68,6 @@ impl Drop for Staging {
     fn drop(&mut self) {
         self.stream.wait().ok();
         let Ok(cuda) = self.stream.enter() else { return };
-        for event in self.events.iter().filter(|event| !event.0.is_null()) {
-            // SAFETY: made by `new`, destroyed once.
-            unsafe { (cuda.destroy_event)(event.0) };
-        }
         // SAFETY: allocated by `new`, freed once, and no copy runs.
         unsafe { (cuda.free_host)(self.memory.0) };
     }
