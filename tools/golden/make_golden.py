@@ -1,6 +1,6 @@
 """Golden numbers from PyTorch + transformers for the decoder's tests.
 
-    python tools/golden/make_golden.py [tests/golden]
+    python tools/golden/make_golden.py [tests/golden [CASE ..]]
 
 Writes one folder a case: `config.json` and `model.safetensors` as `save_pretrained` writes them, `golden.safetensors`
 with everything that the decoder must reproduce, and `meta.json` with versions, seed and the batch's shape. The reference
@@ -23,17 +23,17 @@ SEED = 20
 LENGTHS, STARTS = [17, 9, 24], [5, 3, 8]
 CLIP, DUAL, KL_COEF, ENTROPY_COEF = 0.2, 10.0, 0.05, 0.01
 LR, BETAS, EPS, DECAY, GRAD_CLIP, STEPS = 1e-3, (0.9, 0.999), 1e-8, 0.01, 1.0, 5
-# No pad token: torch gives the embedding of a padding index no gradient.
-COMMON = dict(hidden_size=32, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, intermediate_size=48,
-              vocab_size=96, max_position_embeddings=64, rms_norm_eps=1e-6, bos_token_id=1, eos_token_id=2,
-              pad_token_id=None, initializer_range=0.2)
+# No pad token: torch gives the embedding of a padding index no gradient. All heads are 16 wide, the least that CUDA's kernels take.
+COMMON = dict(hidden_size=32, num_hidden_layers=4, intermediate_size=48, vocab_size=96, max_position_embeddings=64, rms_norm_eps=1e-6,
+              bos_token_id=1, eos_token_id=2, pad_token_id=None, initializer_range=0.2)
+WIDE, NARROW = dict(num_attention_heads=4, num_key_value_heads=2), dict(num_attention_heads=2, num_key_value_heads=1)
 LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
               original_max_position_embeddings=16, rope_theta=1e4)
 CASES = {
-    "qwen3": Qwen3Config(head_dim=16, rope_theta=1e4, tie_word_embeddings=True, **COMMON),
-    "qwen2": Qwen2Config(rope_theta=1e4, tie_word_embeddings=False, **COMMON),
-    "llama": LlamaConfig(rope_theta=1e4, tie_word_embeddings=False, **COMMON),
-    "llama3": LlamaConfig(rope_scaling=LLAMA3, rope_theta=1e4, tie_word_embeddings=True, **COMMON),
+    "qwen3": Qwen3Config(head_dim=16, rope_theta=1e4, tie_word_embeddings=True, **WIDE, **COMMON),
+    "qwen2": Qwen2Config(rope_theta=1e4, tie_word_embeddings=False, **NARROW, **COMMON),
+    "llama": LlamaConfig(rope_theta=1e4, tie_word_embeddings=False, **NARROW, **COMMON),
+    "llama3": LlamaConfig(rope_scaling=LLAMA3, rope_theta=1e4, tie_word_embeddings=True, **NARROW, **COMMON),
 }
 
 
@@ -103,20 +103,59 @@ def gradients(model, loss):
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
-def case(name, config, out):
-    torch.manual_seed(SEED)
+def drawn(config, seed):
+    """A model in float32, sequences, advantages, and how far the old log-probs are from the new ones."""
+    torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float()
     with torch.no_grad():  # norms and biases away from 1 and 0, so that a missing one shows
         for p in model.parameters():
             if p.dim() == 1:
                 p.add_(torch.randn_like(p) * 0.1)
-    folder = out / name
-    model.save_pretrained(folder)
-    model = model.double().eval()
     sequences = [torch.randint(3, 96, (n,)).tolist() for n in LENGTHS]
     tokens = sum(LENGTHS) - sum(STARTS)
     adv, noise = torch.randn(tokens).double(), torch.randn(tokens).double() * 0.4
     noise[::9] -= 3.0  # ratios about e^3: some tokens meet the dual clip
+    return model, sequences, adv, noise
+
+
+def stepped(model, sequences, policy, adv, old):
+    """AdamW's steps: what each found; the model is trained."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=BETAS, eps=EPS, weight_decay=DECAY)
+    steps = []
+    for _ in range(STEPS):
+        optimizer.zero_grad(set_to_none=True)
+        loss = surrogate(statistics(model, sequences, policy, 1.0)[0], old, adv)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), GRAD_CLIP)
+        optimizer.step()
+        steps.append(dict(loss=loss.item(), grad_norm=norm.item()))
+    return steps
+
+
+def drift(config, seed):
+    """How far AdamW's steps in float32 end from those in float64, of a tensor's rms, at worst."""
+    worst = 0.0
+    for policy in ["final", "layer:2"]:
+        model, sequences, adv, noise = drawn(config, seed)
+        model, single = model.double().eval(), drawn(config, seed)[0].eval()
+        old = (statistics(model, sequences, policy, 1.0)[0] + noise).detach()
+        stepped(model, sequences, policy, adv, old)
+        stepped(single, sequences, policy, adv.float(), old.float())
+        for p, q in zip(model.parameters(), single.parameters()):
+            worst = max(worst, ((p - q).abs().max() / p.pow(2).mean().sqrt()).item())
+    return worst
+
+
+def case(name, config, out):
+    # AdamW's first step is g / (|g| + eps): where a gradient is about as small as eps it is a quotient of rounding errors, and no float32
+    # can be held against it. The first seed with which PyTorch's own stays within a quarter of the tests' tolerance.
+    seed = SEED
+    while drift(config, seed) > 2.5e-5:
+        seed += 1
+    model, sequences, adv, noise = drawn(config, seed)
+    folder = out / name
+    model.save_pretrained(folder)
+    model = model.double().eval()
     store = {f"input_ids.{s}": torch.tensor(ids) for s, ids in enumerate(sequences)}
     store |= {"advantages": adv}
     with torch.no_grad():
@@ -147,19 +186,11 @@ def case(name, config, out):
             for n, p in model.named_parameters():
                 p.copy_(start[n])
         old = store[f"old.{policy}.1.0"]
-        optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=BETAS, eps=EPS, weight_decay=DECAY)
-        steps[policy] = []
-        for _ in range(STEPS):
-            optimizer.zero_grad(set_to_none=True)
-            loss = surrogate(statistics(model, sequences, policy, 1.0)[0], old, adv)
-            loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), GRAD_CLIP)
-            optimizer.step()
-            steps[policy].append(dict(loss=loss.item(), grad_norm=norm.item()))
+        steps[policy] = stepped(model, sequences, policy, adv, old)
         store |= {f"adamw.{policy}.{n}": p.detach().clone() for n, p in model.named_parameters()}
     store = {k: v.contiguous().float() if v.is_floating_point() else v for k, v in store.items()}
     save_file(store, folder / "golden.safetensors")
-    meta = dict(command="python tools/golden/make_golden.py", seed=SEED, torch=torch.__version__,
+    meta = dict(command="python tools/golden/make_golden.py", seed=seed, torch=torch.__version__,
                 transformers=transformers.__version__, safetensors=safetensors.__version__, python=platform.python_version(),
                 reference="float64 from float32 weights, stored as float32", response_starts=STARTS, losses=losses,
                 adamw=dict(lr=LR, beta1=BETAS[0], beta2=BETAS[1], eps=EPS, weight_decay=DECAY, grad_clip=GRAD_CLIP, steps=steps),
@@ -170,5 +201,5 @@ def case(name, config, out):
 
 if __name__ == "__main__":
     root = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else "tests/golden")
-    for name, config in CASES.items():
-        case(name, config, root)
+    for name in sys.argv[2:] or CASES:
+        case(name, CASES[name], root)

@@ -121,9 +121,11 @@ fn prompts_with_continuations_and_groups() {
 }
 
 #[test]
-fn heads_of_128() {
+fn heads_of_128_and_of_16() {
     for real in Real::BOTH {
-        check(real, (2, 1, 128), &packing(&[(20, &[9]), (1, &[40])]));
+        for hd in [128, 16] {
+            check(real, (2, 1, hd), &packing(&[(20, &[9]), (1, &[40])]));
+        }
     }
 }
 
@@ -213,6 +215,7 @@ fn one_token_against_the_cache() {
             // More heads in a group than a product has rows.
             (20, 1, 32, 1, vec![(20, 3), (3, 30)]),
             (8, 2, 128, 8, vec![(33, 17), (64, 1)]),
+            (4, 2, 16, 2, vec![(37, 5), (1, 1)]),
         ] {
             let (qk_dim, qkv_dim, q_dim) = ((heads + kv_heads) * hd, (heads + 2 * kv_heads) * hd, heads * hd);
             let rows: usize = lens.iter().map(|(p, o)| p + o).sum();

@@ -56,6 +56,25 @@ namespace faults {
 #include "faults.cu"
 }
 
+// Heads of 16 are a compilation of their own, as they are on a GPU. What else those files have is here already.
+#define HEAD_DIM 16
+#define attention_pull attention_pull_again
+#define kv_write kv_write_again
+#define attention_decode_merge attention_decode_merge_again
+namespace forward_of_16 {
+#include "../attention.cu"
+}
+namespace gradient_of_16 {
+#include "../attention_backward.cu"
+}
+namespace one_of_16 {
+#include "../attention_decode.cu"
+}
+#undef HEAD_DIM
+#undef attention_pull
+#undef kv_write
+#undef attention_decode_merge
+
 #define KERNEL(space, name) {#name, Unpack<space::name>::call, Unpack<space::name>::kinds},
 #define HEAD_DIMS(space, name) KERNEL(space, name##_32) KERNEL(space, name##_64) KERNEL(space, name##_128)
 
@@ -81,11 +100,15 @@ static const Kernel KERNELS[] = {
     KERNEL(embedding, scatter_rows_add)
     KERNEL(embedding, scatter_rows_add_f32)
     HEAD_DIMS(attention_forward, attention)
+    KERNEL(forward_of_16, attention_16)
     KERNEL(attention_gradient, attention_pull)
     HEAD_DIMS(attention_gradient, attention_backward_queries)
     HEAD_DIMS(attention_gradient, attention_backward_keys)
+    KERNEL(gradient_of_16, attention_backward_queries_16)
+    KERNEL(gradient_of_16, attention_backward_keys_16)
     KERNEL(attention_of_one, kv_write)
     HEAD_DIMS(attention_of_one, attention_decode)
+    KERNEL(one_of_16, attention_decode_16)
     KERNEL(attention_of_one, attention_decode_merge)
     KERNEL(head, head_fold)
     KERNEL(head, head_finish)
