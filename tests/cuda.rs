@@ -4,15 +4,13 @@
 //! Every body is written once over a backend; what it computes must be close. In f32 devices differ in the order of sums alone; in
 //! bf16 every value that one module hands to another is rounded to eight bits, as are weights, and so are gradients on their way down.
 
+#[macro_use]
+mod common;
+
 use bupo::compute::backend::{HeadStats, RowGradients};
 use bupo::compute::cpu::Cpu;
 use bupo::compute::cuda::backend::Cuda;
-use bupo::compute::cuda::device::{Chosen, DeviceChoice};
-use bupo::compute::cuda::driver::Gpu;
-use bupo::compute::cuda::emulator::{Emulator, Order};
 use bupo::compute::cuda::kernels::Real;
-use bupo::compute::cuda::libraries::Search;
-use bupo::compute::cuda::runtime::Runtime;
 use bupo::compute::{Backend, Packing};
 use bupo::model::config::Family;
 use bupo::model::init::{InitConfig, random_params};
@@ -20,45 +18,16 @@ use bupo::model::{Keep, LayerIndex, LoraConfig, Model, ParamLayout, Tap, Trained
 use bupo::policy::{InternalPolicy, Part, Pass, Targets};
 use bupo::rl::adamw::Optimizer;
 use bupo::rl::optimizer::OptimizerConfig;
+use common::noise;
+use common::places::device;
 use std::convert::Infallible;
 use std::ops::Range;
-use std::sync::{Arc, OnceLock};
 
 const VOCAB: usize = 83;
 const LAYERS: usize = 3;
 
 /// What a body computed, by name.
 type Outputs = Vec<(String, Vec<f32>)>;
-
-/// The GPU that the tests are to run on, one for all of them, with its kernels compiled.
-fn gpu() -> Option<Arc<dyn Runtime>> {
-    static GPU: OnceLock<Option<Arc<Gpu>>> = OnceLock::new();
-    let open = || {
-        let choice: DeviceChoice = std::env::var("BUPO_TEST_DEVICE").ok()?.parse().expect("BUPO_TEST_DEVICE");
-        let search = Search::from_env();
-        let Chosen::Cuda(device) = choice.open(&search).expect("BUPO_TEST_DEVICE") else { return None };
-        let gpu = Gpu::new(device, &search, None).expect("a GPU's runtime");
-        gpu.load(&Real::BOTH).expect("all kernels");
-        Some(Arc::new(gpu))
-    };
-    GPU.get_or_init(open).clone().map(|gpu| gpu as Arc<dyn Runtime>)
-}
-
-fn device(real: Real) -> Cuda {
-    let runtime = gpu().unwrap_or_else(|| Arc::new(Emulator::new(Order::Shuffled, 1 << 30)));
-    Cuda::new(runtime, 0, real).expect("a device's memory").with_head_rows(64)
-}
-
-fn noise(n: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-    };
-    (0..n).map(|_| next()).collect()
-}
 
 /// A model whose norms and biases are not as they begin.
 fn model(family: Family, tie_word_embeddings: bool, heads: [usize; 3]) -> Model {
@@ -110,16 +79,12 @@ fn batch() -> (Packing, Targets) {
     (packing, targets)
 }
 
-/// How far two results are apart: the worst element, relative to the largest; and the distance, relative to the length.
+/// [`common::places::apart`] of what has a name.
 fn apart(what: &str, got: &[f32], expected: &[f32]) -> [f64; 2] {
     assert_eq!(got.len(), expected.len(), "{what}");
     assert!(got.iter().all(|x| x.is_finite()), "{what} is not finite");
-    let largest = expected.iter().fold(1e-30f32, |m, x| m.max(x.abs()));
-    let worst = got.iter().zip(expected).fold(0f32, |m, (a, b)| m.max((a - b).abs())) / largest;
-    let square = |x: f32| f64::from(x) * f64::from(x);
-    let distance: f64 = got.iter().zip(expected).map(|(a, b)| square(a - b)).sum();
-    let length: f64 = expected.iter().map(|x| square(*x)).sum();
-    [f64::from(worst), (distance / length.max(1e-60)).sqrt()]
+    let wide = |x: &[f32]| x.iter().map(|x| f64::from(*x)).collect::<Vec<f64>>();
+    common::places::apart(&wide(got), &wide(expected))
 }
 
 /// Holds what a device computed against the CPU's, in both formats. `bf16`: bounds for the worst element and for the distance.

@@ -1,95 +1,70 @@
 //! The decoder against PyTorch + transformers: every tap, every policy's log-probs and entropies, every parameter's
-//! gradient, five AdamW steps (fixtures: tools/golden/make_golden.py).
-//!
-//! Agreement is relative, 1e-4: `|ours - theirs| <= 1e-4 max(|theirs|, rms of theirs)`. The rms is there because an element
-//! that nearly cancels has no digits of its own left in f32. After five AdamW steps an element's own update is a quotient
-//! of two small numbers where its gradient is near zero, so there the bound is 1e-4 of the tensor's rms.
+//! gradient, five AdamW steps (fixtures: tools/golden/make_golden.py), on every device that there is (`common::places`).
 
-use bupo::compute::Packing;
+#[macro_use]
+mod common;
+
+use bupo::compute::{Backend, Packing};
 use bupo::model::{Keep, LayerIndex, Model, Tap, Trained, Workspace};
 use bupo::policy::{InternalPolicy, Targets};
 use bupo::rl::adamw::Optimizer;
-use bupo::rl::batch::{Response, ResponseGroup};
+use bupo::rl::batch::ResponseGroup;
 use bupo::rl::update::{Before, Beside, LogProbs, UpdateSettings, mini_batch_gradient, update};
 use bupo::rl::{LossConfig, LossKind, OptimizerConfig};
-use safetensors::SafeTensors;
+use common::golden::{CASES, Tensors, by_group, clipped, flat, folder, response_starts, sequences};
+use common::places::{InBf16, Place};
 use serde_json::Value;
-use std::path::PathBuf;
 
-const CASES: [&str; 4] = ["qwen3", "qwen2", "llama", "llama3"];
-const TOLERANCE: f64 = 1e-4;
+everywhere!(
+    every_tap,
+    log_probs_and_entropies_of_every_kind_of_policy,
+    gradients_of_every_parameter,
+    five_adamw_steps,
+    gradients_of_other_losses_of_the_joint_objective_and_of_a_normed_layer,
+);
 
-struct Case {
+// bf16, about twice what was measured (a run says it, with --nocapture): eight bits in every value, through four layers of a random
+// model whose logits are large. Gradients of a key's bias and of the norms are furthest off, as their sums nearly cancel.
+const STATES: InBf16 = InBf16 { kind: "states", worst: 7e-2, distance: 5e-2 };
+const STATISTICS: InBf16 = InBf16 { kind: "log-probs and entropies", worst: 1e-1, distance: 5e-2 };
+const GRADIENTS: InBf16 = InBf16 { kind: "gradients", worst: 2.5e-1, distance: 1.6e-1 };
+/// Of the advantages' size, which is 1.
+const LOSSES: InBf16 = InBf16 { kind: "losses", worst: 4e-2, distance: 0.0 };
+const NORMS: InBf16 = InBf16 { kind: "norms of gradients", worst: 8e-2, distance: 0.0 };
+/// An element moves by the learning rate whatever its gradient's size, so that one with the wrong sign moves the other way.
+const MOVES: InBf16 = InBf16 { kind: "what five steps moved", worst: 1.5, distance: 4e-1 };
+
+/// A model on a device, and what PyTorch said of it.
+struct Case<B: Backend> {
     name: &'static str,
-    model: Model,
+    model: Model<B>,
     meta: Value,
-    bytes: Vec<u8>,
+    tensors: Tensors,
+    groups: Vec<ResponseGroup>,
 }
 
-impl Case {
-    fn open(name: &'static str) -> Case {
-        let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
-        let meta = std::fs::read_to_string(dir.join("meta.json")).unwrap();
-        let bytes = std::fs::read(dir.join("golden.safetensors")).unwrap();
-        Case { name, model: Model::open(&dir).unwrap(), meta: serde_json::from_str(&meta).unwrap(), bytes }
-    }
-
-    fn find(&self, name: &str) -> Option<Vec<f32>> {
-        let tensors = SafeTensors::deserialize(&self.bytes).unwrap();
-        let view = tensors.tensor(name).ok()?;
-        Some(view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
-    }
-
-    fn values(&self, name: &str) -> Vec<f32> {
-        self.find(name).unwrap_or_else(|| panic!("{} has no {name}", self.name))
-    }
-
-    fn sequences(&self) -> Vec<(Vec<u32>, usize)> {
-        let tensors = SafeTensors::deserialize(&self.bytes).unwrap();
-        let starts = self.meta["response_starts"].as_array().unwrap();
-        let ids = |s: usize| {
-            let view = tensors.tensor(&format!("input_ids.{s}")).unwrap();
-            view.data().chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap()) as u32).collect()
-        };
-        (0..starts.len()).map(|s| (ids(s), starts[s].as_u64().unwrap() as usize)).collect()
+impl<B: Backend> Case<B> {
+    fn open(name: &'static str, place: &Place<B>) -> Case<B> {
+        let dir = folder(name);
+        let tensors = Tensors::open(&dir.join("golden.safetensors"));
+        let groups = tensors.groups(&response_starts(name));
+        let model = Model::open(&dir).unwrap().on(place.backend.clone());
+        Case { name, model, meta: common::json(&dir.join("meta.json")), tensors, groups }
     }
 
     /// All sequences in one packing, and their response tokens.
     fn packed(&self) -> (Packing, Targets) {
         let (mut packing, mut targets) = (Packing::new(), Targets::default());
-        for (ids, start) in self.sequences() {
+        for (ids, start) in sequences(self.name) {
             let rows = packing.push(&ids);
             targets.push_response(&ids, rows.start, start);
         }
         (packing, targets)
     }
 
-    /// The trainer's batch, with the golden advantages.
-    fn groups(&self) -> Vec<ResponseGroup> {
-        let advantages = self.values("advantages");
-        let mut from = 0;
-        let mut group = |(ids, start): (Vec<u32>, usize)| {
-            let n = ids.len() - start;
-            let response = Response {
-                ids: ids[start..].to_vec(),
-                advantages: advantages[from..from + n].to_vec(),
-                ..Response::default()
-            };
-            from += n;
-            ResponseGroup { prompt: ids[..start].to_vec(), responses: vec![response] }
-        };
-        self.sequences().into_iter().map(&mut group).collect()
-    }
-
     /// Stored values, one a response token, as [group][response][token].
     fn by_group(&self, name: &str) -> LogProbs {
-        let values = self.values(name);
-        let mut from = 0;
-        let mut take = |n: usize| {
-            from += n;
-            vec![values[from - n..from].to_vec()]
-        };
-        self.sequences().iter().map(|(ids, start)| take(ids.len() - start)).collect()
+        by_group(&self.groups, self.tensors.values(name))
     }
 
     fn loss(&self, extras: bool) -> LossConfig {
@@ -99,6 +74,35 @@ impl Case {
 
     fn policy(&self, name: &str) -> InternalPolicy {
         InternalPolicy::parse(name, self.model.config.layers).unwrap()
+    }
+
+    /// [`clipped`], of this case.
+    fn clipped<'a>(&self, log_probs: impl IntoIterator<Item = &'a f32>, old: &LogProbs) -> Vec<bool> {
+        let clips = ["clip", "dual_clip"].map(|key| self.meta[key].as_f64().unwrap());
+        clipped(&self.groups, log_probs, old, clips)
+    }
+
+    fn zeros(&self) -> B::Array {
+        let mut zeros = B::Array::default();
+        self.model.backend.upload(&vec![0.0; self.model.layout.len()], &mut zeros);
+        zeros
+    }
+
+    /// Every tensor's gradient is PyTorch's, `key`'s in `theirs`; exactly zero where PyTorch has none, above the policy or not on its
+    /// path. Returns how many there are.
+    fn agree_on_gradients(&self, place: &Place<B>, grads: &B::Array, theirs: &Tensors, key: &str) -> usize {
+        let (grads, mut compared) = (self.model.backend.host(grads), 0);
+        for tensor in &self.model.layout.tensors {
+            let (ours, what) = (&grads[tensor.range()], format!("{} {key} {}", self.name, tensor.name));
+            match theirs.find(&format!("grad.{key}.{}", tensor.name)) {
+                Some(theirs) => {
+                    place.agree(&GRADIENTS, &what, ours, &theirs);
+                    compared += 1;
+                }
+                None => assert!(ours.iter().all(|g| *g == 0.0), "{what}"),
+            }
+        }
+        compared
     }
 }
 
@@ -122,23 +126,9 @@ fn settings<'a>(
     }
 }
 
-fn rms(x: &[f32]) -> f64 {
-    (x.iter().map(|x| (*x as f64).powi(2)).sum::<f64>() / x.len().max(1) as f64).sqrt()
-}
-
-fn agree(what: &str, ours: &[f32], theirs: &[f32]) {
-    assert_eq!(ours.len(), theirs.len(), "{what}: lengths");
-    let scale = rms(theirs);
-    for (i, (a, b)) in ours.iter().zip(theirs).enumerate() {
-        let bound = TOLERANCE * (b.abs() as f64).max(scale);
-        assert!(((a - b).abs() as f64) <= bound, "{what}[{i}]: ours {a}, PyTorch {b}, rms {scale}");
-    }
-}
-
-#[test]
-fn every_tap() {
-    for case in CASES.map(Case::open) {
-        for (s, (ids, _)) in case.sequences().iter().enumerate() {
+fn every_tap<B: Backend>(place: &Place<B>) {
+    for case in CASES.map(|name| Case::open(name, place)) {
+        for (s, (ids, _)) in sequences(case.name).iter().enumerate() {
             let mut seen = 0;
             let mut ws = Workspace::new(&case.model);
             case.model.forward_observed(&mut ws, &Packing::single(ids), Tap::Final, &mut |tap, state| {
@@ -153,7 +143,8 @@ fn every_tap() {
                     Tap::Final => "final".to_string(),
                     Tap::Normed(_) => unreachable!("nobody stops at it"),
                 };
-                agree(&format!("{} {name}", case.name), state, &case.values(&format!("tap.{s}.{name}")));
+                let (state, theirs) = (place.backend.host(state), case.tensors.values(&format!("tap.{s}.{name}")));
+                place.agree(&STATES, &format!("{} {name}", case.name), &state, &theirs);
                 seen += 1;
             });
             assert_eq!(seen, 7 * case.model.config.layers + 1);
@@ -161,30 +152,26 @@ fn every_tap() {
     }
 }
 
-#[test]
-fn log_probs_and_entropies_of_every_kind_of_policy() {
-    for case in CASES.map(Case::open) {
+fn log_probs_and_entropies_of_every_kind_of_policy<B: Backend>(place: &Place<B>) {
+    for case in CASES.map(|name| Case::open(name, place)) {
         let (packing, targets) = case.packed();
         for name in ["final", "layer:1", "layer:2", "layer:4", "attn:2", "ffn:2"] {
             for (temperature, key) in [(1.0, "1.0"), (0.7, "0.7")] {
                 let mut ws = Workspace::new(&case.model);
                 let stats = case.policy(name).score(&case.model, &mut ws, &packing, &targets, temperature);
-                let what = format!("{} {name} at {key}", case.name);
-                agree(
-                    &format!("{what}: log-probs"),
-                    &stats.log_probs,
-                    &case.values(&format!("log_probs.{name}.{key}")),
-                );
-                agree(&format!("{what}: entropies"), &stats.entropy, &case.values(&format!("entropy.{name}.{key}")));
+                for (what, ours) in [("log_probs", &stats.log_probs), ("entropy", &stats.entropy)] {
+                    let key = format!("{what}.{name}.{key}");
+                    let theirs = case.tensors.values(&key);
+                    place.agree(&STATISTICS, &format!("{} {key}", case.name), ours, &theirs);
+                }
             }
         }
     }
 }
 
-#[test]
-fn gradients_of_every_parameter() {
-    for case in CASES.map(Case::open) {
-        let groups = case.groups();
+fn gradients_of_every_parameter<B: Backend>(place: &Place<B>) {
+    let (mut all, mut others) = (0, 0);
+    for case in CASES.map(|name| Case::open(name, place)) {
         for (name, temperature, key) in [
             ("final", 1.0, "final.1.0"),
             ("layer:2", 1.0, "layer:2.1.0"),
@@ -197,47 +184,44 @@ fn gradients_of_every_parameter() {
             let (loss, policy) = (case.loss(extras), case.policy(name));
             let old = case.by_group(&format!("old.{key}"));
             let reference = extras.then(|| case.by_group(&format!("ref.{key}")));
+            let theirs = case.tensors.values(&format!("log_probs.{}", key.trim_end_matches(".extras")));
+            let clipped = case.clipped(&theirs, &old);
             // One micro-batch, one for every sequence, and recomputed layers: the gradient is the same.
-            for (tokens, keep) in [(1000, Keep::Activations), (1, Keep::Activations), (20, Keep::LayerInputs)] {
-                let mut ws = Workspace::new(&case.model);
-                let mut grads = vec![0f32; case.model.layout.len()];
+            let cuts = [(1000, Keep::Activations), (1, Keep::Activations), (20, Keep::LayerInputs)];
+            all += 1;
+            for (tokens, keep) in if place.slow { &cuts[all % 3..][..1] } else { &cuts } {
+                let (mut ws, mut grads) = (Workspace::new(&case.model), case.zeros());
                 let trained = case.model.layout.trained_by(policy.tap());
-                let settings = settings(policy, &trained, temperature, &loss, tokens, keep);
+                let settings = settings(policy, &trained, temperature, &loss, *tokens, *keep);
                 let before = Before { old: Some(&old), reference: reference.as_ref(), ..Before::default() };
-                let g = mini_batch_gradient(&case.model, &mut ws, &groups, 0..3, &settings, before, &mut grads);
+                let g = mini_batch_gradient(&case.model, &mut ws, &case.groups, 0..3, &settings, before, &mut grads);
                 let (g, expected) = (g.unwrap(), case.meta["losses"][key].as_f64().unwrap());
-                assert!(
-                    (g.loss - expected).abs() <= TOLERANCE * expected.abs(),
-                    "{} {key}: {} {expected}",
-                    case.name,
-                    g.loss
-                );
-                let mut compared = 0;
-                for tensor in &case.model.layout.tensors {
-                    let ours = &grads[tensor.range()];
-                    match case.find(&format!("grad.{key}.{}", tensor.name)) {
-                        Some(theirs) => {
-                            agree(&format!("{} {key} {}", case.name, tensor.name), ours, &theirs);
-                            compared += 1;
-                        }
-                        // No gradient in PyTorch: above the policy, or not on its path. Exactly zero here.
-                        None => assert!(ours.iter().all(|g| *g == 0.0), "{} {key} {}", case.name, tensor.name),
-                    }
+                place.agree_on_one(&LOSSES, &format!("{} {key}: loss", case.name), g.loss, expected, 1.0);
+                // With eight bits a ratio may be on the other side of a clip, and that is another gradient.
+                let ours = case.clipped(flat(&g.log_probs), &old);
+                if place.bf16 && ours != clipped {
+                    others += 1;
+                    continue;
                 }
+                assert_eq!(ours, clipped, "{} {key}", case.name);
+                let compared = case.agree_on_gradients(place, &grads, &case.tensors, key);
                 let below = case.model.layout.tensors.iter().filter(|t| trained.has(&t.range())).count();
                 assert_eq!(compared, below, "{} {key}: tensors with a gradient", case.name);
             }
         }
     }
+    let compared = all * if place.slow { 1 } else { 3 } - others;
+    assert!(compared >= 10, "{others} gradients are those of other clips: too few were compared");
 }
 
-#[test]
-fn five_adamw_steps() {
-    for mut case in CASES.map(Case::open) {
-        let start = case.model.params.clone();
+/// In bf16 Qwen3's alone: its ratios stay on PyTorch's side of every clip through all five steps. The others' do not, and what they
+/// then go through is another training.
+fn five_adamw_steps<B: Backend>(place: &Place<B>) {
+    for case in place.pick(&CASES[..], &["qwen3"]) {
         for name in ["final", "layer:2"] {
-            case.model.params.copy_from_slice(&start);
-            let (policy, loss, groups) = (case.policy(name), case.loss(false), case.groups());
+            let mut case = Case::open(case, place);
+            let start = case.model.host_params().into_owned();
+            let (policy, loss) = (case.policy(name), case.loss(false));
             let trained = case.model.layout.trained_by(policy.tap());
             let old = case.by_group(&format!("old.{name}.1.0"));
             let a = case.meta["adamw"].clone();
@@ -250,16 +234,16 @@ fn five_adamw_steps() {
                 grad_clip: number("grad_clip"),
                 ..OptimizerConfig::default()
             };
-            let (mut optimizer, mut ws) = (Optimizer::new(&case.model.layout), Workspace::new(&case.model));
-            let mut grads = vec![0f32; case.model.layout.len()];
+            let mut optimizer = Optimizer::new_on(&place.backend, &case.model.layout);
+            let (mut ws, mut grads) = (Workspace::new(&case.model), case.zeros());
             for step in a["steps"][name].as_array().unwrap() {
                 let settings = settings(policy, &trained, 1.0, &loss, 30, Keep::Activations);
-                let (model, before) = (&mut case.model, Before { old: Some(&old), ..Before::default() });
+                let before = Before { old: Some(&old), ..Before::default() };
                 let (gradient, outcome) = update(
-                    model,
+                    &mut case.model,
                     &mut ws,
                     &mut optimizer,
-                    &groups,
+                    &case.groups,
                     0..3,
                     &settings,
                     before,
@@ -268,23 +252,24 @@ fn five_adamw_steps() {
                     &mut grads,
                 )
                 .unwrap();
-                for (ours, key) in [(gradient.loss, "loss"), (outcome.grad_norm, "grad_norm")] {
-                    let theirs = step[key].as_f64().unwrap();
-                    assert!(
-                        (ours - theirs).abs() <= TOLERANCE * theirs.abs(),
-                        "{} {name} {key}: {ours} {theirs}",
-                        case.name
-                    );
+                let norm = outcome.grad_norm;
+                for (bounds, ours, key, size) in
+                    [(&LOSSES, gradient.loss, "loss", 1.0), (&NORMS, norm, "grad_norm", 0.0)]
+                {
+                    let what = format!("{} {name} {key}", case.name);
+                    place.agree_on_one(bounds, &what, ours, step[key].as_f64().unwrap(), size);
                 }
             }
+            let params = case.model.host_params();
             for tensor in &case.model.layout.tensors {
-                let (ours, theirs) =
-                    (&case.model.params[tensor.range()], case.values(&format!("adamw.{name}.{}", tensor.name)));
-                let scale = rms(&theirs);
-                let worst = ours.iter().zip(&theirs).map(|(a, b)| (a - b).abs() as f64).fold(0.0, f64::max);
-                assert!(worst <= TOLERANCE * scale, "{} {name} {}: {worst} of {scale}", case.name, tensor.name);
-                let above = !trained.has(&tensor.range());
-                assert!(!above || *ours == start[tensor.range()], "{} {name} moved {}", case.name, tensor.name);
+                let what = format!("{} {name} {}", case.name, tensor.name);
+                let (ours, start) = (&params[tensor.range()], &start[tensor.range()]);
+                let theirs = case.tensors.values(&format!("adamw.{name}.{}", tensor.name));
+                if !trained.has(&tensor.range()) {
+                    assert!(ours == start, "moved {what}");
+                } else {
+                    place.agree_on_parameters(&MOVES, &what, start, ours, &theirs);
+                }
             }
         }
     }
@@ -292,30 +277,19 @@ fn five_adamw_steps() {
 
 #[test]
 fn the_last_layers_raw_policy_is_not_the_final_one() {
-    for case in CASES.map(Case::open) {
+    for case in CASES.map(|name| Case::open(name, &Place::cpu())) {
         let last = LayerIndex::from_one_based(4, case.model.config.layers).unwrap();
         assert_ne!(InternalPolicy::Layer(last), InternalPolicy::Final);
-        assert_ne!(case.values("log_probs.layer:4.1.0"), case.values("log_probs.final.1.0"));
+        assert_ne!(case.tensors.values("log_probs.layer:4.1.0"), case.tensors.values("log_probs.final.1.0"));
     }
 }
 
 /// The methods beside the clipped surrogate (fixtures: tools/golden/make_methods.py).
-#[test]
-fn gradients_of_other_losses_of_the_joint_objective_and_of_a_normed_layer() {
-    let case = Case::open("qwen3");
-    let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/qwen3");
-    let meta: Value = serde_json::from_str(&std::fs::read_to_string(dir.join("methods.json")).unwrap()).unwrap();
-    let methods = Case { bytes: std::fs::read(dir.join("methods.safetensors")).unwrap(), ..Case::open("qwen3") };
-    let lengths: Vec<usize> = case.sequences().iter().map(|(ids, start)| ids.len() - start).collect();
-    let by_group = |name: &str| -> LogProbs {
-        let values = methods.values(name);
-        let mut from = 0;
-        let mut take = |n: &usize| {
-            from += n;
-            vec![values[from - n..from].to_vec()]
-        };
-        lengths.iter().map(&mut take).collect()
-    };
+fn gradients_of_other_losses_of_the_joint_objective_and_of_a_normed_layer<B: Backend>(place: &Place<B>) {
+    let (case, exact) = (Case::open("qwen3", place), Case::open("qwen3", &Place::cpu()));
+    let meta = common::json(&folder("qwen3").join("methods.json"));
+    let methods = Tensors::open(&folder("qwen3").join("methods.safetensors"));
+    let of_tokens = |name: &str| by_group(&case.groups, methods.values(name));
     let beside = Beside {
         layer: LayerIndex::from_one_based(2, case.model.config.layers).unwrap(),
         beta: meta["beta"].as_f64().unwrap(),
@@ -328,24 +302,29 @@ fn gradients_of_other_losses_of_the_joint_objective_and_of_a_normed_layer() {
     ] {
         let (policy, loss) = (case.policy(policy), LossConfig { kind, ..LossConfig::default() });
         let trained = case.model.layout.trained_by(policy.tap());
-        let (old, old_beside) =
-            (by_group(&format!("old.{name}")), beside.map(|_| by_group(&format!("old_beside.{name}"))));
+        let old = of_tokens(&format!("old.{name}"));
+        let old_beside = beside.map(|_| of_tokens(&format!("old_beside.{name}")));
         let before = Before { old: Some(&old), old_beside: old_beside.as_ref(), ..Before::default() };
+        let temperature = meta["temperature"].as_f64().unwrap() as f32;
+        let score = |policy: InternalPolicy| {
+            let (packing, targets) = exact.packed();
+            policy.score(&exact.model, &mut Workspace::new(&exact.model), &packing, &targets, temperature).log_probs
+        };
+        let mut clipped = vec![case.clipped(&score(policy), &old)];
+        clipped.extend(old_beside.iter().map(|old| case.clipped(&score(case.policy("layer:2")), old)));
         for (tokens, keep) in [(1000, Keep::Activations), (20, Keep::LayerInputs)] {
-            let temperature = meta["temperature"].as_f64().unwrap() as f32;
             let settings = UpdateSettings { beside, ..settings(policy, &trained, temperature, &loss, tokens, keep) };
-            let (mut ws, mut grads) = (Workspace::new(&case.model), vec![0f32; case.model.layout.len()]);
+            let (mut ws, mut grads) = (Workspace::new(&case.model), case.zeros());
             let g =
-                mini_batch_gradient(&case.model, &mut ws, &case.groups(), 0..3, &settings, before, &mut grads).unwrap();
-            let expected = meta["losses"][name].as_f64().unwrap();
-            assert!((g.loss - expected).abs() <= TOLERANCE * expected.abs(), "{name}: {} {expected}", g.loss);
-            for tensor in &case.model.layout.tensors {
-                let ours = &grads[tensor.range()];
-                match methods.find(&format!("grad.{name}.{}", tensor.name)) {
-                    Some(theirs) => agree(&format!("{name} {}", tensor.name), ours, &theirs),
-                    None => assert!(ours.iter().all(|g| *g == 0.0), "{name} {}", tensor.name),
-                }
+                mini_batch_gradient(&case.model, &mut ws, &case.groups, 0..3, &settings, before, &mut grads).unwrap();
+            place.agree_on_one(&LOSSES, name, g.loss, meta["losses"][name].as_f64().unwrap(), 1.0);
+            // As above; the others' weights have no such edges, or one a response. Both policies of the joint objective.
+            let mut ours = vec![case.clipped(flat(&g.log_probs), &old)];
+            ours.extend(g.beside.iter().zip(&old_beside).map(|(g, old)| case.clipped(flat(&g.log_probs), old)));
+            if place.bf16 && kind == LossKind::PpoClip && ours != clipped {
+                continue;
             }
+            assert!(case.agree_on_gradients(place, &grads, &methods, name) > 0);
         }
     }
 }

@@ -1,62 +1,55 @@
 //! The analysis against PyTorch + transformers, under both lenses: entropies, divergences, log-probs, likeliest tokens,
-//! decision depth, similarities (fixtures: tools/golden/make_analysis.py).
+//! decision depth, similarities (fixtures: tools/golden/make_analysis.py), on every device that there is (`common::places`).
 //!
-//! Agreement is as in tests/golden.rs: 1e-4 of the value, or of the rms of its kind where a value nearly cancels. Likeliest
-//! tokens must be the same: the two likeliest lie further apart than our rounding (`analysis.json` has the least gap).
+//! In f32 likeliest tokens must be the same: the two likeliest lie further apart than our rounding (`analysis.json` has the least gap).
+
+#[macro_use]
+mod common;
 
 use bupo::analysis::{Analysis, Flow, Lens, Reading, Sample};
 use bupo::compute::Packing;
-use bupo::compute::cpu::norm::rms_norm_in_place;
+use bupo::compute::backend::{FinalNorm, Inspect, Kind, Placed};
 use bupo::model::{LayerIndex, Model, Tap, Workspace};
-use bupo::policy::{Targets, gather_rows};
-use safetensors::SafeTensors;
-use std::path::PathBuf;
+use bupo::policy::Targets;
+use common::golden::{CASES, Tensors, folder, sequences};
+use common::places::{InBf16, Place};
 
-const CASES: [&str; 4] = ["qwen3", "qwen2", "llama", "llama3"];
+everywhere!(
+    every_token_of_every_layer,
+    means_shares_and_similarities,
+    the_last_layer_under_the_final_norm_is_the_models_own_policy,
+);
+
 const LENSES: [(Lens, &str); 2] = [(Lens::Raw, "raw"), (Lens::FinalNorm, "final_norm")];
-const TOLERANCE: f64 = 1e-4;
 const STATES: [&str; 6] = ["resid_pre", "attn_in", "attn", "ffn_in", "ffn", "resid_post"];
 
-struct Case {
+// bf16, about twice what was measured (a run says it, with --nocapture): states of eight bits, in logits that are large.
+const TOKENS: InBf16 = InBf16 { kind: "of tokens", worst: 7e-2, distance: 3e-2 };
+const MEANS: InBf16 = InBf16 { kind: "means", worst: 1.2e-1, distance: 7e-2 };
+const STREAMS: InBf16 = InBf16 { kind: "norms and similarities", worst: 3e-3, distance: 3e-3 };
+/// Of all tokens: a likeliest token, or the layer where it is decided, is another one where two are about as likely.
+const SHARES: InBf16 = InBf16 { kind: "shares of tokens", worst: 1.2e-1, distance: 0.0 };
+
+struct Case<B: Inspect> {
     name: &'static str,
-    model: Model,
+    model: Model<B>,
     samples: Vec<Sample>,
-    bytes: Vec<u8>,
+    tensors: Tensors,
 }
 
-fn json(path: PathBuf) -> serde_json::Value {
-    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
-}
-
-fn integers(bytes: &[u8]) -> Vec<u32> {
-    bytes.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap()) as u32).collect()
-}
-
-impl Case {
-    fn open(name: &'static str) -> Case {
-        let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
-        let inputs = std::fs::read(dir.join("golden.safetensors")).unwrap();
-        let inputs = SafeTensors::deserialize(&inputs).unwrap();
-        let starts = json(dir.join("meta.json"))["response_starts"].as_array().unwrap().clone();
-        let sample = |(s, start): (usize, &serde_json::Value)| Sample {
-            ids: integers(inputs.tensor(&format!("input_ids.{s}")).unwrap().data()),
-            response_start: start.as_u64().unwrap() as usize,
-        };
-        let samples = starts.iter().enumerate().map(sample).collect();
-        assert_eq!(json(dir.join("analysis.json"))["chosen"], 2);
-        let bytes = std::fs::read(dir.join("analysis.safetensors")).unwrap();
-        Case { name, model: Model::open(&dir).unwrap(), samples, bytes }
+impl<B: Inspect> Case<B> {
+    fn open(name: &'static str, place: &Place<B>) -> Case<B> {
+        let dir = folder(name);
+        assert_eq!(common::json(&dir.join("analysis.json"))["chosen"], 2);
+        let sample = |(ids, response_start)| Sample { ids, response_start };
+        let samples = sequences(name).into_iter().map(sample).collect();
+        let tensors = Tensors::open(&dir.join("analysis.safetensors"));
+        Case { name, model: Model::open(&dir).unwrap().on(place.backend.clone()), samples, tensors }
     }
 
     /// `[L, T]` or `[L, L, T]`, flat.
     fn values(&self, name: &str) -> Vec<f64> {
-        let tensors = SafeTensors::deserialize(&self.bytes).unwrap();
-        let view = tensors.tensor(name).unwrap_or_else(|_| panic!("{} has no {name}", self.name));
-        view.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()) as f64).collect()
-    }
-
-    fn whole(&self, name: &str) -> Vec<u32> {
-        integers(SafeTensors::deserialize(&self.bytes).unwrap().tensor(name).unwrap().data())
+        self.tensors.values(name).into_iter().map(f64::from).collect()
     }
 
     fn layers(&self) -> usize {
@@ -65,6 +58,16 @@ impl Case {
 
     fn tokens(&self) -> usize {
         self.samples.iter().map(|s| s.ids.len() - s.response_start).sum()
+    }
+
+    /// All sequences in one packing, and their response tokens.
+    fn packed(&self) -> (Packing, Targets) {
+        let (mut packing, mut targets) = (Packing::new(), Targets::default());
+        for sample in &self.samples {
+            let rows = packing.push(&sample.ids);
+            targets.push_response(&sample.ids, rows.start, sample.response_start);
+        }
+        (packing, targets)
     }
 
     /// The mean over tokens of each row of `[.., T]`.
@@ -80,43 +83,28 @@ impl Case {
     }
 }
 
-fn agree(what: &str, ours: &[f64], theirs: &[f64]) {
-    assert_eq!(ours.len(), theirs.len(), "{what}");
-    let rms = (theirs.iter().map(|x| x * x).sum::<f64>() / theirs.len() as f64).sqrt();
-    for (i, (a, b)) in ours.iter().zip(theirs).enumerate() {
-        assert!((a - b).abs() <= TOLERANCE * b.abs().max(rms), "{what} [{i}]: {a}, PyTorch {b}");
-    }
-}
-
-#[test]
-fn every_token_of_every_layer() {
-    for case in CASES.map(Case::open) {
-        let (layers, d) = (case.layers(), case.model.config.hidden_size);
-        let (mut packing, mut targets) = (Packing::new(), Targets::default());
-        for sample in &case.samples {
-            let rows = packing.push(&sample.ids);
-            targets.push_response(&sample.ids, rows.start, sample.response_start);
-        }
+fn every_token_of_every_layer<B: Inspect>(place: &Place<B>) {
+    for case in CASES.map(|name| Case::open(name, place)) {
+        let (layers, d, backend) = (case.layers(), case.model.config.hidden_size, &place.backend);
+        let (packing, targets) = case.packed();
+        let mut ws = Workspace::new(&case.model);
         for (lens, name) in LENSES {
-            // The states of a token side by side, the final one last.
-            let mut states = vec![0f32; targets.len() * (layers + 1) * d];
-            let mut ws = Workspace::new(&case.model);
+            // The states of a token side by side, the final one last, which is normed already.
+            let (mut states, mut room) = (B::Array::default(), B::Array::default());
+            backend.resize(&mut states, targets.len() * (layers + 1) * d, Kind::F32);
             case.model.forward_observed(&mut ws, &packing, Tap::Final, &mut |tap, state| {
                 let place = match tap {
                     Tap::ResidPost(layer) => layer.index(),
                     Tap::Final => layers,
                     _ => return,
                 };
-                let mut rows = gather_rows(state, &targets.rows, d);
-                if lens == Lens::FinalNorm && tap != Tap::Final {
-                    let w = case.model.param(&case.model.layout.final_norm);
-                    rms_norm_in_place(&mut rows, w, case.model.config.rms_norm_eps);
-                }
-                for (to, from) in states.chunks_exact_mut((layers + 1) * d).zip(rows.chunks_exact(d)) {
-                    to[place * d..(place + 1) * d].copy_from_slice(from);
-                }
+                let at = Placed { first: place * d, stride: (layers + 1) * d, d };
+                backend.place_rows(state, &targets.rows, &mut states, at);
             });
-            let got = case.model.head(1.0).compare(&states, layers + 1, &[layers, 1], Some(&targets.ids));
+            let (weight, eps) = (case.model.param(&case.model.layout.final_norm), case.model.config.rms_norm_eps);
+            let norm = (lens == Lens::FinalNorm).then_some(FinalNorm { weight, eps, states: layers });
+            let head = case.model.unembedding(1.0);
+            let got = backend.compare(head, &mut states, layers + 1, norm, &[layers, 1], &targets.ids, &mut room);
             let by_layer = |values: &[f32]| -> Vec<f64> {
                 (0..layers)
                     .flat_map(|layer| values.chunks_exact(layers + 1).map(move |token| token[layer] as f64))
@@ -131,18 +119,18 @@ fn every_token_of_every_layer() {
                 ("D(layer 2 || layer)", &got.divergences[1].from, "kl_from_chosen"),
             ] {
                 let theirs = case.values(&format!("{name}.{theirs}"));
-                agree(&format!("{} {name} {what}", case.name), &by_layer(ours), &theirs);
+                place.agree(&TOKENS, &format!("{} {name} {what}", case.name), &by_layer(ours), &theirs);
             }
-            let top: Vec<u32> =
-                (0..=layers).flat_map(|l| got.top.chunks_exact(layers + 1).map(move |token| token[l])).collect();
-            assert_eq!(top, case.whole(&format!("{name}.top")), "{} {name}", case.name);
+            let ours = (0..=layers).flat_map(|l| got.top.chunks_exact(layers + 1).map(move |token| token[l]));
+            let theirs = case.tensors.ids(&format!("{name}.top"));
+            let other = ours.zip(&theirs).filter(|(a, b)| a != *b).count() as f64 / theirs.len() as f64;
+            place.agree_on_one(&SHARES, &format!("{} {name}: other likeliest tokens", case.name), other, 0.0, 1.0);
         }
     }
 }
 
-#[test]
-fn means_shares_and_similarities() {
-    for case in CASES.map(Case::open) {
+fn means_shares_and_similarities<B: Inspect>(place: &Place<B>) {
+    for case in CASES.map(|name| Case::open(name, place)) {
         let layers = case.layers();
         for (lens, name) in LENSES {
             let analysis = case.analysis(lens);
@@ -154,7 +142,7 @@ fn means_shares_and_similarities() {
                     [e.resid_pre, e.attn_in, e.attn, e.ffn_in, e.ffn, e.resid_post][s]
                 };
                 let theirs = case.means(&format!("{name}.entropy.{state}"));
-                agree(&format!("{} {name} entropy of {state}", case.name), &column(&of), &theirs);
+                place.agree(&MEANS, &format!("{} {name} entropy of {state}", case.name), &column(&of), &theirs);
                 // Standard deviations too, of each layer's tokens.
                 let spread = |i: usize| {
                     let e = l(i).spread.entropy;
@@ -165,7 +153,7 @@ fn means_shares_and_similarities() {
                     (row.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / row.len() as f64).sqrt()
                 };
                 let theirs: Vec<f64> = all.chunks_exact(case.tokens()).zip(&theirs).map(std).collect();
-                agree(&format!("{} {name} std of {state}", case.name), &column(&spread), &theirs);
+                place.agree(&MEANS, &format!("{} {name} std of {state}", case.name), &column(&spread), &theirs);
             }
             let chosen = |i: usize| l(i).chosen.unwrap();
             for (key, ours) in [
@@ -175,37 +163,46 @@ fn means_shares_and_similarities() {
                 ("kl_from_chosen", column(&|i| chosen(i).kl_from)),
                 ("log_probs", column(&|i| l(i).last.log_prob)),
             ] {
-                agree(&format!("{} {name} {key}", case.name), &ours, &case.means(&format!("{name}.{key}")));
+                place.agree(
+                    &MEANS,
+                    &format!("{} {name} {key}", case.name),
+                    &ours,
+                    &case.means(&format!("{name}.{key}")),
+                );
             }
-            agree("residual norms", &column(&|i| l(i).residual_norm), &case.means("norm"));
-            agree("similarities", &analysis.similarity.concat(), &case.means("similarity"));
-            let (top, at) = (case.whole(&format!("{name}.top")), case.whole(&format!("{name}.decided_at")));
+            place.agree(&STREAMS, "residual norms", &column(&|i| l(i).residual_norm), &case.means("norm"));
+            place.agree(&STREAMS, "similarities", &analysis.similarity.concat(), &case.means("similarity"));
+            let (top, at) = (case.tensors.ids(&format!("{name}.top")), case.tensors.ids(&format!("{name}.decided_at")));
             let (n, last) = (case.tokens(), layers * case.tokens());
             let share = |of: &dyn Fn(usize) -> bool| (0..n).filter(|t| of(*t)).count() as f64 / n as f64;
             for i in 0..layers {
-                assert_eq!(l(i).last.top1_agreement, share(&|t| top[i * n + t] == top[last + t]));
-                assert_eq!(l(i).last.decided, share(&|t| at[t] as usize == i + 1));
+                let what = |of: &str| format!("{} {name} layer {} {of}", case.name, i + 1);
+                let agreement = share(&|t| top[i * n + t] == top[last + t]);
+                place.agree_on_one(&SHARES, &what("agreement"), l(i).last.top1_agreement, agreement, 1.0);
+                place.agree_on_one(
+                    &SHARES,
+                    &what("decided"),
+                    l(i).last.decided,
+                    share(&|t| at[t] as usize == i + 1),
+                    1.0,
+                );
             }
-            assert_eq!(analysis.decision.never, share(&|t| at[t] == 0));
+            place.agree_on_one(&SHARES, "never decided", analysis.decision.never, share(&|t| at[t] == 0), 1.0);
             let decided: Vec<f64> = at.iter().filter(|l| **l > 0).map(|l| *l as f64).collect();
             let mean = decided.iter().sum::<f64>() / decided.len() as f64;
-            assert_eq!(analysis.decision.mean_layer, (!decided.is_empty()).then_some(mean));
+            let mean = (!decided.is_empty()).then_some(mean);
+            assert!(place.bf16 || analysis.decision.mean_layer == mean, "{:?} {mean:?}", analysis.decision);
         }
     }
 }
 
-#[test]
-fn the_last_layer_under_the_final_norm_is_the_models_own_policy() {
-    for case in CASES.map(Case::open) {
+fn the_last_layer_under_the_final_norm_is_the_models_own_policy<B: Inspect>(place: &Place<B>) {
+    for case in CASES.map(|name| Case::open(name, place)) {
         let analysis = case.analysis(Lens::FinalNorm);
         let last = analysis.per_layer[case.layers() - 1];
         assert_eq!(last.entropy.resid_post, analysis.final_entropy);
         assert_eq!((last.last.kl_to, last.last.kl_from, last.last.top1_agreement), (0.0, 0.0, 1.0));
-        let (mut packing, mut targets) = (Packing::new(), Targets::default());
-        for sample in &case.samples {
-            let rows = packing.push(&sample.ids);
-            targets.push_response(&sample.ids, rows.start, sample.response_start);
-        }
+        let (packing, targets) = case.packed();
         let mut ws = Workspace::new(&case.model);
         let own = bupo::policy::InternalPolicy::Final.score(&case.model, &mut ws, &packing, &targets, 1.0);
         let mean = own.log_probs.iter().map(|p| *p as f64).sum::<f64>() / targets.len() as f64;

@@ -5,6 +5,8 @@
 //! rounding error of about `1e-7 |f| / eps` and, after extrapolation, a curvature error of `eps^4`, which is what the tolerance allows for;
 //! agreement to 1e-4 is the golden tests' job.
 
+mod common;
+
 use bupo::compute::Packing;
 use bupo::compute::cpu::attention::{AttentionSaved, AttentionShape, attention, attention_backward};
 use bupo::compute::cpu::embedding::{embed, embed_backward};
@@ -17,22 +19,11 @@ use bupo::compute::cpu::swiglu::{swiglu, swiglu_backward};
 use bupo::model::config::Family;
 use bupo::model::{Keep, LayerIndex, LoraConfig, Model, ModelConfig, ParamLayout, Tap, Target, Trained, Workspace};
 use bupo::policy::{InternalPolicy, Part, Pass, Targets};
+use common::noise;
 use std::convert::Infallible;
 use std::ops::Range;
 
 const TOLERANCE: f64 = 1e-2;
-
-/// Pseudo-random numbers in -1..1, the same on every run.
-fn noise(n: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-    };
-    (0..n).map(|_| next()).collect()
-}
 
 fn weighted(y: &[f32], c: &[f32]) -> f64 {
     assert_eq!(y.len(), c.len());

@@ -1,83 +1,51 @@
-//! Adapters: against PEFT (fixtures: tools/golden/make_lora.py), as files, and in rollouts. `lora_runs` has them through the binary.
+//! Adapters: against PEFT (fixtures: tools/golden/make_lora.py) on every device that there is (`common::places`), as files, and in rollouts. `lora_runs` has them through the binary.
 
+#[macro_use]
 mod common;
 
-use bupo::compute::Packing;
+use bupo::compute::{Backend, Packing};
 use bupo::model::init::{InitConfig, random_params};
 use bupo::model::weights::{base_of, load_adapter, save_adapter};
 use bupo::model::{Compute, Keep, LoraConfig, Model, ParamLayout, Target, Workspace};
 use bupo::policy::{InternalPolicy, Targets};
 use bupo::rl::adamw::Optimizer;
-use bupo::rl::batch::{Response, ResponseGroup};
+use bupo::rl::batch::ResponseGroup;
 use bupo::rl::update::{Before, LogProbs, UpdateSettings, mini_batch_gradient, update};
 use bupo::rl::{LossConfig, OptimizerConfig};
 use bupo::rollout::engine::{Engine, Request, generate};
 use bupo::rollout::sampler::Sampling;
+use common::golden::{Tensors, by_group, clipped, flat, folder, response_starts};
+use common::places::{InBf16, Place, rms};
 use common::{fails, json, text};
-use safetensors::SafeTensors;
 use serde_json::{Value, json};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-/// The golden tests' ([`golden.rs`]): relative, of an element or, where that is larger, of its tensor's rms.
-const TOLERANCE: f64 = 1e-4;
+everywhere!(log_probs_losses_gradients_and_updates_are_pefts);
 
-fn golden(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
-}
-
-fn rms(x: &[f32]) -> f64 {
-    (x.iter().map(|x| (*x as f64).powi(2)).sum::<f64>() / x.len() as f64).sqrt()
-}
-
-fn agree(what: &str, ours: &[f32], theirs: &[f32]) {
-    assert_eq!(ours.len(), theirs.len(), "{what}: lengths");
-    let scale = rms(theirs);
-    for (i, (a, b)) in ours.iter().zip(theirs).enumerate() {
-        let bound = TOLERANCE * (b.abs() as f64).max(scale);
-        assert!(((a - b).abs() as f64) <= bound, "{what}[{i}]: ours {a}, PEFT's {b}");
-    }
-}
+// bf16, about twice what was measured (a run says it, with --nocapture), for the reasons of tests/golden.rs.
+const STATISTICS: InBf16 = InBf16 { kind: "log-probs", worst: 3e-2, distance: 1.5e-2 };
+const GRADIENTS: InBf16 = InBf16 { kind: "gradients", worst: 1.5e-1, distance: 1.3e-1 };
+const LOSSES: InBf16 = InBf16 { kind: "losses", worst: 4e-2, distance: 0.0 };
+const NORMS: InBf16 = InBf16 { kind: "norms of gradients", worst: 1.2e-1, distance: 0.0 };
+const MOVES: InBf16 = InBf16 { kind: "what the steps moved", worst: 2.0, distance: 6e-1 };
 
 /// A case of PEFT's: its base with its adapter beside it.
-struct Case {
-    name: &'static str,
-    model: Model,
+struct Case<B: Backend> {
+    model: Model<B>,
     meta: Value,
-    bytes: Vec<u8>,
+    tensors: Tensors,
     groups: Vec<ResponseGroup>,
 }
 
-impl Case {
-    fn open(name: &'static str) -> Case {
-        let (base, dir) = (golden(name), golden("lora").join(name));
+impl<B: Backend> Case<B> {
+    fn open(name: &str, place: &Place<B>) -> Case<B> {
+        let (base, dir) = (folder(name), folder("lora").join(name));
         let mut model = Model::open(&base).unwrap();
         load_adapter(&dir, &mut model).unwrap();
-        let bytes = fs::read(base.join("golden.safetensors")).unwrap();
-        let tensors = SafeTensors::deserialize(&bytes).unwrap();
-        let starts = json(&base.join("meta.json"))["response_starts"].clone();
-        let (advantages, mut from) = (floats(&tensors, "advantages").unwrap(), 0);
-        let mut group = |(s, start): (usize, &Value)| {
-            let view = tensors.tensor(&format!("input_ids.{s}")).unwrap();
-            let ids = view.data().chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap()) as u32);
-            let (ids, start) = (ids.collect::<Vec<u32>>(), start.as_u64().unwrap() as usize);
-            let n = ids.len() - start;
-            from += n;
-            let advantages = advantages[from - n..from].to_vec();
-            let response = Response { ids: ids[start..].to_vec(), advantages, ..Response::default() };
-            ResponseGroup { prompt: ids[..start].to_vec(), responses: vec![response] }
-        };
-        let groups = starts.as_array().unwrap().iter().enumerate().map(&mut group).collect();
-        let (meta, bytes) = (json(&dir.join("golden.json")), fs::read(dir.join("golden.safetensors")).unwrap());
-        Case { name, model, meta, bytes, groups }
-    }
-
-    fn find(&self, name: &str) -> Option<Vec<f32>> {
-        floats(&SafeTensors::deserialize(&self.bytes).unwrap(), name)
-    }
-
-    fn values(&self, name: &str) -> Vec<f32> {
-        self.find(name).unwrap_or_else(|| panic!("{} has no {name}", self.name))
+        let groups = Tensors::open(&base.join("golden.safetensors")).groups(&response_starts(name));
+        let (meta, tensors) = (json(&dir.join("golden.json")), Tensors::open(&dir.join("golden.safetensors")));
+        Case { model: model.on(place.backend.clone()), meta, tensors, groups }
     }
 
     fn number(&self, at: &str) -> f64 {
@@ -85,46 +53,45 @@ impl Case {
     }
 
     fn by_group(&self, name: &str) -> LogProbs {
-        let mut values = self.values(name).into_iter();
-        self.groups.iter().map(|g| vec![values.by_ref().take(g.responses[0].ids.len()).collect()]).collect()
-    }
-
-    /// Every response's tokens under a policy.
-    fn log_probs(&self, model: &Model, policy: InternalPolicy) -> Vec<f32> {
-        let (mut packing, mut targets) = (Packing::new(), Targets::default());
-        for group in &self.groups {
-            let ids = [&group.prompt[..], &group.responses[0].ids].concat();
-            let rows = packing.push(&ids);
-            targets.push_response(&ids, rows.start, group.prompt.len());
-        }
-        let temperature = self.number("/temperature") as f32;
-        policy.score(model, &mut Workspace::new(model), &packing, &targets, temperature).log_probs
+        by_group(&self.groups, self.tensors.values(name))
     }
 }
 
-fn floats(tensors: &SafeTensors<'_>, name: &str) -> Option<Vec<f32>> {
-    let view = tensors.tensor(name).ok()?;
-    Some(view.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect())
+/// Every response's tokens under a policy.
+fn log_probs<B: Backend>(
+    model: &Model<B>,
+    groups: &[ResponseGroup],
+    policy: InternalPolicy,
+    temperature: f32,
+) -> Vec<f32> {
+    let (mut packing, mut targets) = (Packing::new(), Targets::default());
+    for group in groups {
+        let ids = [&group.prompt[..], &group.responses[0].ids].concat();
+        let rows = packing.push(&ids);
+        targets.push_response(&ids, rows.start, group.prompt.len());
+    }
+    policy.score(model, &mut Workspace::new(model), &packing, &targets, temperature).log_probs
 }
 
-#[test]
-fn log_probs_losses_gradients_and_updates_are_pefts() {
+fn log_probs_losses_gradients_and_updates_are_pefts<B: Backend>(place: &Place<B>) {
+    let mut whole = 0;
     for name in ["qwen3", "qwen2"] {
-        let mut case = Case::open(name);
-        let (layers, trainable) = (case.model.config.layers, case.model.layout.trainable());
-        let start = case.model.params.clone();
-        for policy_name in ["final", "layer:2"] {
-            case.model.params.copy_from_slice(&start);
+        'policies: for policy_name in ["final", "layer:2"] {
+            let mut case = Case::open(name, place);
+            let (layers, trainable) = (case.model.config.layers, case.model.layout.trainable());
+            let start = case.model.host_params().into_owned();
             let policy = InternalPolicy::parse(policy_name, layers).unwrap();
             let what = |of: &str| format!("{name} {policy_name} {of}");
-            let key = format!("log_probs.{policy_name}");
-            agree(&what("log-probs"), &case.log_probs(&case.model, policy), &case.values(&key));
+            let temperature = case.number("/temperature") as f32;
+            let ours = log_probs(&case.model, &case.groups, policy, temperature);
+            let theirs = case.tensors.values(&format!("log_probs.{policy_name}"));
+            place.agree(&STATISTICS, &what("log-probs"), &ours, &theirs);
             let kl_coef = if policy_name == "final" { case.number("/kl_coef") } else { 0.0 };
             let loss = LossConfig { kl_coef, dual_clip: Some(10.0), ..LossConfig::default() };
             // The reference of the KL is the model with its adapter off.
-            let mut model = case.model.clone();
-            let reference = model.without_adapter(|base| case.log_probs(base, InternalPolicy::Final));
-            agree(&what("reference"), &reference, &case.values("ref"));
+            let Case { model, groups, .. } = &mut case;
+            let reference = model.without_adapter(|base| log_probs(base, groups, InternalPolicy::Final, temperature));
+            place.agree(&STATISTICS, &what("reference"), &reference, &case.tensors.values("ref"));
             let (old, reference) = (case.by_group(&format!("old.{policy_name}")), case.by_group("ref"));
             let before = Before { old: Some(&old), reference: Some(&reference), ..Before::default() };
             let trained = case.model.layout.trained_by(policy.tap());
@@ -132,76 +99,104 @@ fn log_probs_losses_gradients_and_updates_are_pefts() {
                 policy,
                 beside: None,
                 trained: &trained,
-                temperature: case.number("/temperature") as f32,
+                temperature,
                 loss: &loss,
                 max_new_tokens: 1,
                 micro_batch_tokens,
                 keep,
             };
+            let zeros = || {
+                let mut zeros = B::Array::default();
+                place.backend.upload(&vec![0.0; trainable.len()], &mut zeros);
+                zeros
+            };
+            let clips = [case.number("/clip"), 10.0];
             for (tokens, keep) in [(1000, Keep::Activations), (1, Keep::Activations), (20, Keep::LayerInputs)] {
-                let (mut ws, mut grads) = (Workspace::new(&case.model), vec![0f32; trainable.len()]);
+                let (mut ws, mut grads) = (Workspace::new(&case.model), zeros());
                 let s = settings(tokens, keep);
                 let g = mini_batch_gradient(&case.model, &mut ws, &case.groups, 0..3, &s, before, &mut grads).unwrap();
                 let expected = case.number(&format!("/losses/{policy_name}"));
-                assert!((g.loss - expected).abs() <= TOLERANCE * expected.abs(), "{}: {}", what("loss"), g.loss);
-                let mut compared = 0;
+                place.agree_on_one(&LOSSES, &what("loss"), g.loss, expected, 1.0);
+                // With eight bits a ratio may be on the other side of a clip, and that is another gradient.
+                let ours = clipped(&case.groups, flat(&g.log_probs), &old, clips);
+                let same = ours == clipped(&case.groups, &theirs, &old, clips);
+                if place.bf16 && !same {
+                    continue 'policies;
+                }
+                assert!(same, "{}", what("clips"));
+                let (grads, mut compared) = (place.backend.host(&grads), 0);
                 for tensor in case.model.layout.trainable_tensors() {
                     let ours = &grads[tensor.offset - trainable.start..][..tensor.len()];
-                    match case.find(&format!("grad.{policy_name}.{}", tensor.name)) {
-                        Some(theirs) => agree(&what(&tensor.name), ours, &theirs),
+                    let theirs = case.tensors.find(&format!("grad.{policy_name}.{}", tensor.name));
+                    assert_eq!(theirs.is_some(), trained.has(&tensor.range()), "{}", what(&tensor.name));
+                    match theirs {
+                        Some(theirs) => {
+                            place.agree(&GRADIENTS, &what(&tensor.name), ours, &theirs);
+                            compared += 1;
+                        }
                         // Above the policy, PyTorch has no gradient; exactly zero here.
                         None => assert!(ours.iter().all(|g| *g == 0.0), "{}", what(&tensor.name)),
                     }
-                    compared += usize::from(trained.has(&tensor.range()));
                 }
-                let with_gradient = case.model.layout.trainable_tensors().iter();
-                let with_gradient =
-                    with_gradient.filter(|t| case.find(&format!("grad.{policy_name}.{}", t.name)).is_some()).count();
-                assert_eq!(compared, with_gradient, "{}", what("tensors with a gradient"));
+                assert!(compared > 0, "{}", what("tensors with a gradient"));
             }
 
             let number = |key: &str| case.number(&format!("/adamw/{key}"));
-            let config = OptimizerConfig {
-                beta1: number("beta1"),
-                beta2: number("beta2"),
-                eps: number("eps"),
-                weight_decay: number("weight_decay"),
-                grad_clip: number("grad_clip"),
-                ..OptimizerConfig::default()
-            };
-            let mut optimizer = Optimizer::new(&case.model.layout);
-            assert_eq!(optimizer.m.len(), trainable.len(), "moments of the adapter alone");
-            let (mut model, mut ws) = (case.model.clone(), Workspace::new(&case.model));
-            let mut grads = vec![0f32; trainable.len()];
+            let (lr, config) = (
+                number("lr"),
+                OptimizerConfig {
+                    beta1: number("beta1"),
+                    beta2: number("beta2"),
+                    eps: number("eps"),
+                    weight_decay: number("weight_decay"),
+                    grad_clip: number("grad_clip"),
+                    ..OptimizerConfig::default()
+                },
+            );
+            let mut optimizer = Optimizer::new_on(&place.backend, &case.model.layout);
+            assert_eq!(B::len(&optimizer.m), trainable.len(), "moments of the adapter alone");
+            let (mut ws, mut grads) = (Workspace::new(&case.model), zeros());
             for step in case.meta["adamw"]["steps"][policy_name].as_array().unwrap() {
                 let s = settings(30, Keep::Activations);
-                let (groups, opt, lr) = (&case.groups, &mut optimizer, number("lr"));
+                let (model, groups, opt) = (&mut case.model, &case.groups, &mut optimizer);
                 let (gradient, outcome) =
-                    update(&mut model, &mut ws, opt, groups, 0..3, &s, before, &config, lr, &mut grads).unwrap();
-                for (ours, key) in [(gradient.loss, "loss"), (outcome.grad_norm, "grad_norm")] {
-                    let theirs = step[key].as_f64().unwrap();
-                    assert!((ours - theirs).abs() <= TOLERANCE * theirs.abs(), "{}: {ours} {theirs}", what(key));
+                    update(model, &mut ws, opt, groups, 0..3, &s, before, &config, lr, &mut grads).unwrap();
+                let norm = outcome.grad_norm;
+                for (bounds, ours, key, size) in
+                    [(&LOSSES, gradient.loss, "loss", 1.0), (&NORMS, norm, "grad_norm", 0.0)]
+                {
+                    place.agree_on_one(bounds, &what(key), ours, step[key].as_f64().unwrap(), size);
                 }
             }
+            let params = case.model.host_params();
             for tensor in case.model.layout.trainable_tensors() {
-                let ours = &model.params[tensor.range()];
-                let theirs = case.values(&format!("adamw.{policy_name}.{}", tensor.name));
-                let worst = ours.iter().zip(&theirs).map(|(a, b)| (a - b).abs() as f64).fold(0.0, f64::max);
-                assert!(worst <= TOLERANCE * rms(&theirs), "{}: {worst}", what(&tensor.name));
-                assert!(trained.has(&tensor.range()) || *ours == start[tensor.range()], "{} moved", what(&tensor.name));
+                let (ours, start) = (&params[tensor.range()], &start[tensor.range()]);
+                let theirs = case.tensors.values(&format!("adamw.{policy_name}.{}", tensor.name));
+                place.agree_on_parameters(&MOVES, &what(&tensor.name), start, ours, &theirs);
+                assert!(trained.has(&tensor.range()) || ours == start, "{} moved", what(&tensor.name));
             }
-            assert_eq!(model.params[..trainable.start], start[..trainable.start], "{}", what("the base moved"));
+            assert_eq!(params[..trainable.start], start[..trainable.start], "{}", what("the base moved"));
+            whole += 1;
         }
-        case.model.params.copy_from_slice(&start);
+    }
+    assert!(whole >= place.pick(4, 1), "{whole} of the cases were compared to their end");
+}
+
+#[test]
+fn a_merged_adapter_is_pefts() {
+    for name in ["qwen3", "qwen2"] {
+        let place = Place::cpu();
+        let mut case = Case::open(name, &place);
         case.model.merge_adapter();
-        let merged =
-            case.model.layout.tensors.iter().filter_map(|t| Some((t, case.find(&format!("merged.{}", t.name))?)));
-        let merged: Vec<_> = merged.collect();
-        assert_eq!(merged.len(), 2 * layers);
+        let find = |name: &str| case.tensors.find(&format!("merged.{name}"));
+        let merged: Vec<_> = case.model.layout.tensors.iter().filter_map(|t| Some((t, find(&t.name)?))).collect();
+        assert_eq!(merged.len(), 2 * case.model.config.layers);
         for (tensor, theirs) in merged {
-            agree(&tensor.name, &case.model.params[tensor.range()], &theirs);
+            place.agree(&STATISTICS, &tensor.name, &case.model.params[tensor.range()], &theirs);
         }
-        agree("merged", &case.log_probs(&case.model, InternalPolicy::Final), &case.values("log_probs.final"));
+        let temperature = case.number("/temperature") as f32;
+        let ours = log_probs(&case.model, &case.groups, InternalPolicy::Final, temperature);
+        place.agree(&STATISTICS, "merged", &ours, &case.tensors.values("log_probs.final"));
     }
 }
 
@@ -399,7 +394,7 @@ fn tensors_that_do_not_fit_are_refused_by_name() {
     assert!(refused(dir.path()).contains("convert adapter_model.bin"));
     // Another model's: one factor of another shape.
     save_adapter(dir.path(), &model).unwrap();
-    let mut other = Model::open(&golden("qwen3")).unwrap();
+    let mut other = Model::open(&folder("qwen3")).unwrap();
     assert!(load_adapter(dir.path(), &mut other).unwrap_err().to_string().contains("shape"));
 }
 

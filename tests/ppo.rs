@@ -1,94 +1,80 @@
 //! PPO's critic: against PyTorch (fixture: tools/golden/make_critic.py), against finite differences, cut into micro-batches in
 //! any way, and through the binary, stopped and resumed in the middle of its warm-up.
 
+#[macro_use]
 mod common;
 
+use bupo::compute::Backend;
 use bupo::model::init::{InitConfig, random_params};
 use bupo::model::{Keep, Model, ParamLayout, Workspace};
 use bupo::rl::batch::{Response, ResponseGroup};
 use bupo::rl::critic::{Critic, CriticConfig, Expected, ValueLoss, ValueSettings};
 use bupo::rl::gae::estimate;
 use bupo::rl::{Aggregation, GroupConfig, OptimizerConfig};
-use common::{copy, metrics};
-use safetensors::SafeTensors;
+use common::golden::{Tensors, by_group, folder};
+use common::places::{InBf16, Place};
+use common::{binary, copy, json, metrics, on_device};
 use serde_json::Value;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
 fn settings(micro_batch_tokens: usize, aggregation: Aggregation, value_clip: f64, keep: Keep) -> ValueSettings {
     ValueSettings { value_clip, aggregation, max_new_tokens: 16, micro_batch_tokens, keep }
 }
 
-fn gradient(critic: &Critic, groups: &[ResponseGroup], s: &ValueSettings, before: &Expected) -> (ValueLoss, Vec<f32>) {
-    let (mut ws, mut grads) = (Workspace::new(&critic.model), vec![0f32; critic.model.layout.len()]);
+/// The loss and its gradient, on the host.
+fn gradient<B: Backend>(
+    critic: &Critic<B>,
+    groups: &[ResponseGroup],
+    s: &ValueSettings,
+    before: &Expected,
+) -> (ValueLoss, Vec<f32>) {
+    let (mut ws, mut grads, backend) = (Workspace::new(&critic.model), B::Array::default(), &critic.model.backend);
+    backend.upload(&vec![0.0; critic.model.layout.len()], &mut grads);
     let loss = critic.mini_batch_gradient(&mut ws, groups, 0..groups.len(), s, before, &mut grads).unwrap();
-    (loss, grads)
+    (loss, backend.host(&grads).into_owned())
 }
 
-fn agree(what: &str, ours: &[f32], theirs: &[f32]) {
-    assert_eq!(ours.len(), theirs.len(), "{what}: lengths");
-    let rms = (theirs.iter().map(|x| (*x as f64).powi(2)).sum::<f64>() / theirs.len() as f64).sqrt();
-    for (i, (a, b)) in ours.iter().zip(theirs).enumerate() {
-        assert!(((a - b).abs() as f64) <= 1e-4 * (b.abs() as f64).max(rms), "{what}[{i}]: ours {a}, PyTorch {b}");
-    }
-}
+everywhere!(values_advantages_and_gradients_are_pytorchs);
 
-#[test]
-fn values_advantages_and_gradients_are_pytorchs() {
-    let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/critic");
-    let meta: Value = serde_json::from_slice(&fs::read(dir.join("meta.json")).unwrap()).unwrap();
-    let bytes = fs::read(dir.join("golden.safetensors")).unwrap();
-    let tensors = SafeTensors::deserialize(&bytes).unwrap();
-    let floats = |name: &str| -> Vec<f32> {
-        tensors
-            .tensor(name)
-            .unwrap()
-            .data()
-            .chunks_exact(4)
-            .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
-            .collect()
-    };
+// bf16, about twice what was measured (a run says it, with --nocapture), for the reasons of tests/golden.rs.
+const VALUES: InBf16 = InBf16 { kind: "values", worst: 4e-2, distance: 4e-2 };
+const GRADIENTS: InBf16 = InBf16 { kind: "gradients of a critic", worst: 1.1e-1, distance: 6e-2 };
+/// What no device computes.
+const RETURNS: InBf16 = InBf16 { kind: "advantages and returns", worst: 1e-6, distance: 1e-6 };
+
+fn values_advantages_and_gradients_are_pytorchs<B: Backend>(place: &Place<B>) {
+    let dir = folder("critic");
+    let (meta, tensors) = (json(&dir.join("meta.json")), Tensors::open(&dir.join("golden.safetensors")));
     let numbers =
         |key: &str| -> Vec<f64> { meta[key].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect() };
     let number = |key: &str| meta[key].as_f64().unwrap();
-    let mut groups = Vec::new();
-    for (s, prompt) in numbers("prompts").iter().enumerate() {
-        let view = tensors.tensor(&format!("input_ids.{s}")).unwrap();
-        let ids = view.data().chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap()) as u32);
-        let (mut prompt_ids, n) = (ids.collect::<Vec<u32>>(), *prompt as usize);
-        let ids = prompt_ids.split_off(n);
-        groups.push(ResponseGroup { prompt: prompt_ids, responses: vec![Response { ids, ..Response::default() }] });
-    }
-    let by_group = |values: Vec<f32>| {
-        let mut values = values.into_iter();
-        groups
-            .iter()
-            .map(|g| vec![values.by_ref().take(g.responses[0].ids.len()).collect::<Vec<f32>>()])
-            .collect::<Vec<_>>()
-    };
+    let groups = tensors.groups(&numbers("prompts").iter().map(|n| *n as usize).collect::<Vec<_>>());
 
     let critic = Critic::new(Model::open_value_model(&dir).unwrap(), &CriticConfig::default()).unwrap();
+    let critic = critic.on(&place.backend);
     let values = critic.values(&mut Workspace::new(&critic.model), &groups, 24).unwrap();
-    agree("values", &values.concat().concat(), &floats("values"));
+    place.agree(&VALUES, "values", &values.concat().concat(), &tensors.values("values"));
 
-    let old = by_group(floats("old_values"));
+    let old = by_group(&groups, tensors.values("old_values"));
     let rewards: Vec<Option<f64>> = numbers("rewards").into_iter().map(Some).collect();
     let flat: Vec<&[f32]> = old.iter().flatten().map(Vec::as_slice).collect();
     let estimated = estimate(&flat, &rewards, number("gamma"), number("lambda")).unwrap();
-    agree("advantages", &estimated.advantages.concat(), &floats("advantages"));
+    place.agree(&RETURNS, "advantages", &estimated.advantages.concat(), &tensors.values("advantages"));
     let returns: Vec<Vec<Option<Vec<f32>>>> = estimated.returns.into_iter().map(|r| vec![r]).collect();
-    agree("returns", &returns.iter().flatten().flatten().flatten().copied().collect::<Vec<_>>(), &floats("returns"));
+    let all: Vec<f32> = returns.iter().flatten().flatten().flatten().copied().collect();
+    place.agree(&RETURNS, "returns", &all, &tensors.values("returns"));
 
     let before = Expected { values: old, returns };
     for (tokens, keep) in [(1000, Keep::Activations), (1, Keep::Activations), (20, Keep::LayerInputs)] {
         let s = settings(tokens, Aggregation::TokenMean, number("value_clip"), keep);
         let (loss, grads) = gradient(&critic, &groups, &s, &before);
-        assert!((loss.loss - number("loss")).abs() < 1e-5, "{} {}", loss.loss, number("loss"));
+        assert!((loss.loss - number("loss")).abs() < place.pick(1e-5, 1e-3), "{} {}", loss.loss, number("loss"));
         let clipped = loss.stats.clipped as f64 / loss.stats.tokens as f64;
-        assert!((clipped - number("clip_fraction")).abs() < 1e-12 && clipped > 0.0, "{clipped}");
+        assert!((clipped - number("clip_fraction")).abs() < place.pick(1e-12, 0.1) && clipped > 0.0, "{clipped}");
         for tensor in &critic.model.layout.tensors {
-            agree(&tensor.name, &grads[tensor.range()], &floats(&format!("grad.{}", tensor.name)));
+            let theirs = tensors.values(&format!("grad.{}", tensor.name));
+            place.agree(&GRADIENTS, &tensor.name, &grads[tensor.range()], &theirs);
         }
     }
 }
@@ -256,7 +242,7 @@ hidden_size = 24
 layers = 3
 heads = 2
 kv_heads = 1
-head_dim = 8
+head_dim = 16
 intermediate_size = 48
 max_position_embeddings = 96
 tie_word_embeddings = false
@@ -302,8 +288,8 @@ responses = 3
 "#;
 
 fn train(recipe: &Path, dir: &Path, more: &[&str]) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_bupo"));
-    command.args(["train".as_ref(), recipe.as_os_str(), "--dir".as_ref(), dir.as_os_str()]);
+    let mut command = binary();
+    command.args(["train".as_ref(), recipe.as_os_str(), "--dir".as_ref(), dir.as_os_str()]).args(on_device("train"));
     let output = command.args(more).output().expect("the binary runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }

@@ -1,34 +1,30 @@
 //! Token x layer maps against PyTorch + transformers (fixtures: tools/golden/make_token_maps.py): entropies, divergences
-//! from the final policy, log-probs, ranks and likeliest tokens of every policy, under both lenses.
+//! from the final policy, log-probs, ranks and likeliest tokens of every policy, under both lenses, on every device that there is
+//! (`common::places`).
+
+#[macro_use]
+mod common;
 
 use bupo::analysis::token_map::{TokenRow, map_tokens, policies};
 use bupo::analysis::{Lens, Sample};
+use bupo::compute::backend::Inspect;
 use bupo::model::{Model, Workspace};
 use bupo::policy::InternalPolicy;
-use safetensors::SafeTensors;
-use serde_json::Value;
-use std::path::PathBuf;
+use common::golden::{CASES, Tensors, folder, sequences};
+use common::places::{InBf16, Place};
 
-const CASES: [&str; 4] = ["qwen3", "qwen2", "llama", "llama3"];
+everywhere!(every_token_under_every_policy_of_every_layer);
+
 const TOP: usize = 5;
 
-fn folder(case: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(case)
-}
+/// bf16, about twice what was measured (a run says it, with --nocapture): states of eight bits, in logits that are large.
+const TOKENS: InBf16 = InBf16 { kind: "of tokens", worst: 1.6e-1, distance: 5e-2 };
 
 fn samples(case: &str) -> Vec<Sample> {
-    let meta: Value = serde_json::from_slice(&std::fs::read(folder(case).join("meta.json")).unwrap()).unwrap();
-    let bytes = std::fs::read(folder(case).join("golden.safetensors")).unwrap();
-    let tensors = SafeTensors::deserialize(&bytes).unwrap();
-    let sample = |(s, start): (usize, &Value)| {
-        let view = tensors.tensor(&format!("input_ids.{s}")).unwrap();
-        let ids = view.data().chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap()) as u32).collect();
-        Sample { ids, response_start: start.as_u64().unwrap() as usize }
-    };
-    meta["response_starts"].as_array().unwrap().iter().enumerate().map(sample).collect()
+    sequences(case).into_iter().map(|(ids, response_start)| Sample { ids, response_start }).collect()
 }
 
-fn mapped(model: &Model, samples: &[Sample], lens: Lens, top: usize) -> Vec<TokenRow> {
+fn mapped<B: Inspect>(model: &Model<B>, samples: &[Sample], lens: Lens, top: usize) -> Vec<TokenRow> {
     let mut all = Vec::new();
     let mut keep = |rows: Vec<TokenRow>| {
         all.extend(rows);
@@ -38,24 +34,21 @@ fn mapped(model: &Model, samples: &[Sample], lens: Lens, top: usize) -> Vec<Toke
     all
 }
 
-#[test]
-fn every_token_under_every_policy_of_every_layer() {
+fn every_token_under_every_policy_of_every_layer<B: Inspect>(place: &Place<B>) {
     for case in CASES {
-        let model = Model::open(&folder(case)).unwrap();
-        let bytes = std::fs::read(folder(case).join("token_map.safetensors")).unwrap();
-        let golden = SafeTensors::deserialize(&bytes).unwrap();
+        let model = Model::open(&folder(case)).unwrap().on(place.backend.clone());
+        let golden = Tensors::open(&folder(case).join("token_map.safetensors"));
         for (lens, key) in [(Lens::Raw, "raw"), (Lens::FinalNorm, "final_norm")] {
-            let words = |name: &str| -> Vec<[u8; 4]> {
-                golden.tensor(&format!("{key}.{name}")).unwrap().data().as_chunks().0.to_vec()
-            };
-            let floats = |name: &str| words(name).into_iter().map(f32::from_le_bytes).collect::<Vec<_>>();
-            let integers = |name: &str| words(name).into_iter().map(u32::from_le_bytes).collect::<Vec<_>>();
             let rows = mapped(&model, &samples(case), lens, TOP);
             let tokens: usize = samples(case).iter().map(|s| s.ids.len() - s.response_start).sum();
             assert_eq!((tokens, rows.len()), (34, 34 * (3 * 4 + 1)));
-            assert_eq!(rows.iter().map(|r| r.rank).collect::<Vec<_>>(), integers("rank"), "{case} {key}");
-            let top_ids: Vec<u32> = rows.iter().flat_map(|r| r.top.iter().map(|t| t.0)).collect();
-            assert_eq!(top_ids, integers("top_ids"), "{case} {key}");
+            // In bf16 tokens that are about as likely change places.
+            if !place.bf16 {
+                let ranks: Vec<u32> = rows.iter().map(|r| r.rank).collect();
+                assert_eq!(ranks, golden.counts(&format!("{key}.rank")), "{case} {key}");
+                let top_ids: Vec<u32> = rows.iter().flat_map(|r| r.top.iter().map(|t| t.0)).collect();
+                assert_eq!(top_ids, golden.counts(&format!("{key}.top_ids")), "{case} {key}");
+            }
             let top_probs: Vec<f32> = rows.iter().flat_map(|r| r.top.iter().map(|t| t.1)).collect();
             let of = |value: fn(&TokenRow) -> f32| rows.iter().map(value).collect::<Vec<_>>();
             for (name, ours) in [
@@ -64,14 +57,7 @@ fn every_token_under_every_policy_of_every_layer() {
                 ("log_prob", of(|r| r.log_prob)),
                 ("top_probs", top_probs),
             ] {
-                let theirs = floats(name);
-                assert_eq!(ours.len(), theirs.len());
-                let scale = (theirs.iter().map(|x| (*x as f64).powi(2)).sum::<f64>() / theirs.len() as f64).sqrt();
-                for (i, (a, b)) in ours.iter().zip(&theirs).enumerate() {
-                    // As tests/golden.rs measures: 1e-4 of the value, or of the rms where it nearly cancels.
-                    let bound = 1e-4 * (b.abs() as f64).max(scale);
-                    assert!(((a - b).abs() as f64) <= bound, "{case} {key} {name}[{i}]: ours {a}, PyTorch {b}");
-                }
+                place.agree(&TOKENS, &format!("{case} {key} {name}"), &ours, &golden.values(&format!("{key}.{name}")));
             }
             let last: Vec<&TokenRow> = rows.iter().filter(|r| r.policy == InternalPolicy::Final).collect();
             assert!(last.len() == tokens && last.iter().all(|r| r.kl_to_final == 0.0));

@@ -1,8 +1,11 @@
-//! What tests through the binary share: running it, and reading what it left.
+//! What tests share: places to compute on, what PyTorch said, running the binary, and reading what it left.
 
 // Every test program uses some of it.
 #![allow(dead_code)]
 
+#[macro_use]
+pub mod places;
+pub mod golden;
 pub mod pages;
 
 use serde_json::Value;
@@ -10,8 +13,30 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
+/// The program under test: cargo's, or the one that `BUPO_TEST_BINARY` names, where the tests were carried elsewhere.
+pub fn binary() -> Command {
+    Command::new(std::env::var_os("BUPO_TEST_BINARY").unwrap_or_else(|| env!("CARGO_BIN_EXE_bupo").into()))
+}
+
+/// What makes a verb compute on the device that `BUPO_TEST_DEVICE` names; nothing without it.
+pub fn on_device(verb: &str) -> Vec<String> {
+    let Ok(device) = std::env::var("BUPO_TEST_DEVICE") else { return Vec::new() };
+    match verb {
+        "train" => vec!["--set".to_string(), format!("device={device}")],
+        "sft" | "generate" | "score" | "evaluate" | "analyze" => vec!["--device".to_string(), device],
+        _ => Vec::new(),
+    }
+}
+
+/// The program, given these arguments, on two threads and on the tests' device.
+pub fn command(args: &[&str]) -> Command {
+    let mut command = binary();
+    command.args(args).args(["--threads", "2"]).args(on_device(args.first().copied().unwrap_or_default()));
+    command
+}
+
 pub fn bupo(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_bupo")).args(args).args(["--threads", "2"]).output().expect("the binary runs")
+    command(args).output().expect("the binary runs")
 }
 
 /// Succeeds; what it printed, standard output and standard error.
@@ -37,6 +62,18 @@ pub fn fails(args: &[&str], expected: &[&str]) {
     for part in expected {
         assert!(error.contains(part), "bupo {args:?}: {part:?} is not in: {error}");
     }
+}
+
+/// Pseudo-random numbers in -1..1, the same on every run.
+pub fn noise(n: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    };
+    (0..n).map(|_| next()).collect()
 }
 
 pub fn text(path: &Path) -> &str {
