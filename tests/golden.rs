@@ -32,7 +32,7 @@ const GRADIENTS: InBf16 = InBf16 { kind: "gradients", worst: 2.5e-1, distance: 1
 const LOSSES: InBf16 = InBf16 { kind: "losses", worst: 4e-2, distance: 0.0 };
 const NORMS: InBf16 = InBf16 { kind: "norms of gradients", worst: 8e-2, distance: 0.0 };
 /// An element moves by the learning rate whatever its gradient's size, so that one with the wrong sign moves the other way.
-const MOVES: InBf16 = InBf16 { kind: "what five steps moved", worst: 1.5, distance: 4e-1 };
+const MOVES: InBf16 = InBf16 { kind: "what five steps moved", worst: 1.6, distance: 3e-1 };
 
 /// A model on a device, and what PyTorch said of it.
 struct Case<B: Backend> {
@@ -214,65 +214,91 @@ fn gradients_of_every_parameter<B: Backend>(place: &Place<B>) {
     assert!(compared >= 10, "{others} gradients are those of other clips: too few were compared");
 }
 
-/// In bf16 Qwen3's alone: its ratios stay on PyTorch's side of every clip through all five steps. The others' do not, and what they
-/// then go through is another training.
+/// A training of one policy of a case, as PyTorch's.
+struct Training<B: Backend> {
+    case: Case<B>,
+    policy: InternalPolicy,
+    trained: Trained,
+    old: LogProbs,
+    optimizer: Optimizer<B>,
+    ws: Workspace<B>,
+    grads: B::Array,
+}
+
+impl<B: Backend> Training<B> {
+    fn of(case: Case<B>, policy: &str) -> Training<B> {
+        let (old, policy) = (case.by_group(&format!("old.{policy}.1.0")), case.policy(policy));
+        let (model, grads) = (&case.model, case.zeros());
+        let (optimizer, ws) = (Optimizer::new_on(&model.backend, &model.layout), Workspace::new(model));
+        Training { policy, trained: model.layout.trained_by(policy.tap()), old, optimizer, ws, grads, case }
+    }
+
+    /// One step: its loss, the norm of its gradient, and which ratios had met a clip.
+    fn step(&mut self) -> (f64, f64, Vec<bool>) {
+        let loss = self.case.loss(false);
+        let number = |key: &str| self.case.meta["adamw"][key].as_f64().unwrap();
+        let config = OptimizerConfig {
+            beta1: number("beta1"),
+            beta2: number("beta2"),
+            eps: number("eps"),
+            weight_decay: number("weight_decay"),
+            grad_clip: number("grad_clip"),
+            ..OptimizerConfig::default()
+        };
+        let (lr, before) = (number("lr"), Before { old: Some(&self.old), ..Before::default() });
+        let settings = settings(self.policy, &self.trained, 1.0, &loss, 30, Keep::Activations);
+        let (gradient, outcome) = update(
+            &mut self.case.model,
+            &mut self.ws,
+            &mut self.optimizer,
+            &self.case.groups,
+            0..3,
+            &settings,
+            before,
+            &config,
+            lr,
+            &mut self.grads,
+        )
+        .unwrap();
+        (gradient.loss, outcome.grad_norm, self.case.clipped(flat(&gradient.log_probs), &self.old))
+    }
+}
+
 fn five_adamw_steps<B: Backend>(place: &Place<B>) {
-    for case in place.pick(&CASES[..], &["qwen3"]) {
-        for name in ["final", "layer:2"] {
-            let mut case = Case::open(case, place);
-            let start = case.model.host_params().into_owned();
-            let (policy, loss) = (case.policy(name), case.loss(false));
-            let trained = case.model.layout.trained_by(policy.tap());
-            let old = case.by_group(&format!("old.{name}.1.0"));
-            let a = case.meta["adamw"].clone();
-            let number = |key: &str| a[key].as_f64().unwrap();
-            let config = OptimizerConfig {
-                beta1: number("beta1"),
-                beta2: number("beta2"),
-                eps: number("eps"),
-                weight_decay: number("weight_decay"),
-                grad_clip: number("grad_clip"),
-                ..OptimizerConfig::default()
-            };
-            let mut optimizer = Optimizer::new_on(&place.backend, &case.model.layout);
-            let (mut ws, mut grads) = (Workspace::new(&case.model), case.zeros());
-            for step in a["steps"][name].as_array().unwrap() {
-                let settings = settings(policy, &trained, 1.0, &loss, 30, Keep::Activations);
-                let before = Before { old: Some(&old), ..Before::default() };
-                let (gradient, outcome) = update(
-                    &mut case.model,
-                    &mut ws,
-                    &mut optimizer,
-                    &case.groups,
-                    0..3,
-                    &settings,
-                    before,
-                    &config,
-                    number("lr"),
-                    &mut grads,
-                )
-                .unwrap();
-                let norm = outcome.grad_norm;
-                for (bounds, ours, key, size) in
-                    [(&LOSSES, gradient.loss, "loss", 1.0), (&NORMS, norm, "grad_norm", 0.0)]
-                {
-                    let what = format!("{} {name} {key}", case.name);
+    let (mut steps, mut trainings) = (0, 0);
+    for case in CASES {
+        'policies: for name in ["final", "layer:2"] {
+            let mut training = Training::of(Case::open(case, place), name);
+            // In bf16 a ratio may be on the other side of a clip than in f32, and what follows is another training.
+            let mut exact = place.bf16.then(|| Training::of(Case::open(case, &Place::cpu()), name));
+            let start = training.case.model.host_params().into_owned();
+            for step in training.case.meta["adamw"]["steps"][name].as_array().unwrap().clone() {
+                let (loss, norm, clipped) = training.step();
+                if exact.as_mut().is_some_and(|exact| exact.step().2 != clipped) {
+                    continue 'policies;
+                }
+                for (bounds, ours, key, size) in [(&LOSSES, loss, "loss", 1.0), (&NORMS, norm, "grad_norm", 0.0)] {
+                    let what = format!("{case} {name} {key}");
                     place.agree_on_one(bounds, &what, ours, step[key].as_f64().unwrap(), size);
                 }
+                steps += 1;
             }
-            let params = case.model.host_params();
-            for tensor in &case.model.layout.tensors {
-                let what = format!("{} {name} {}", case.name, tensor.name);
+            trainings += 1;
+            let Training { case: Case { model, tensors, .. }, trained, .. } = &training;
+            let params = model.host_params();
+            for tensor in &model.layout.tensors {
+                let what = format!("{case} {name} {}", tensor.name);
                 let (ours, start) = (&params[tensor.range()], &start[tensor.range()]);
-                let theirs = case.tensors.values(&format!("adamw.{name}.{}", tensor.name));
                 if !trained.has(&tensor.range()) {
                     assert!(ours == start, "moved {what}");
-                } else {
-                    place.agree_on_parameters(&MOVES, &what, start, ours, &theirs);
                 }
+                let theirs = tensors.values(&format!("adamw.{name}.{}", tensor.name));
+                place.agree_on_parameters(&MOVES, &what, start, ours, &theirs);
             }
         }
     }
+    eprintln!("{steps} steps of {trainings} trainings compared");
+    assert!(steps >= place.pick(40, 5) && trainings >= place.pick(8, 0), "{steps} steps of {trainings} trainings");
 }
 
 #[test]

@@ -8,7 +8,6 @@ use serde_json::{Value, json};
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::process::Command;
 
 /// Status, head and body of a request as it is written, nothing tidied up on the way.
 fn ask(server: &Server, path: &str, host: &str) -> (u16, String, String) {
@@ -207,10 +206,7 @@ fn a_report_takes_a_mix_and_says_what_it_does_not_know() {
     ] {
         let path = root.path().join(path);
         let out = root.path().join("none.html");
-        let failed = Command::new(env!("CARGO_BIN_EXE_bupo"))
-            .args(["report", text(&path), "--out", text(&out)])
-            .output()
-            .unwrap();
+        let failed = common::binary().args(["report", text(&path), "--out", text(&out)]).output().unwrap();
         let error = String::from_utf8_lossy(&failed.stderr).into_owned();
         assert!(failed.status.code() == Some(1) && error.contains(expected) && !out.exists(), "{error}");
     }

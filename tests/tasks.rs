@@ -6,7 +6,7 @@ use common::{fails, json, rows, said, text};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -305,12 +305,7 @@ fn an_interrupted_sweep_saves_and_goes_on() {
     let dir = root.path().join("sweep");
     let file = sweep_file(root.path(), "[[variant]]\nname = \"one\"\nset = [\"rl.steps=60\"]\n");
     let args = ["sweep", text(&file), "--dir", text(&dir), "--threads", "2"];
-    let mut child = Command::new(env!("CARGO_BIN_EXE_bupo"))
-        .args(args)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
+    let mut child = common::binary().args(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let metrics = dir.join("one/seed-1/metrics.jsonl");
     let started = Instant::now();
     while fs::metadata(&metrics).map_or(0, |m| m.len()) == 0 && started.elapsed() < Duration::from_secs(120) {
@@ -373,7 +368,7 @@ fn a_killed_sweep_goes_on_to_what_it_would_have_been_and_its_runs_share_their_st
     let weights = |dir: &Path| fs::read(dir.join(model)).unwrap();
     assert!(weights(&alone) == weights(&whole.join("bupo/seed-2")));
     // Killed in the middle of its second run, without a word.
-    let mut child = Command::new(env!("CARGO_BIN_EXE_bupo"))
+    let mut child = common::binary()
         .args(["sweep", text(&file), "--dir", text(&cut), "--threads", "2"])
         .stdout(Stdio::null())
         .stderr(Stdio::null())
@@ -412,7 +407,7 @@ fn two_processes_do_not_work_in_one_folder() {
     let root = tempfile::tempdir().unwrap();
     let dir = root.path().join("run");
     let recipe = text(run().0);
-    let mut child = Command::new(env!("CARGO_BIN_EXE_bupo"))
+    let mut child = common::binary()
         .args(["train", recipe, "--dir", text(&dir), "--set", "rl.steps=100000", "--threads", "1"])
         .stdout(Stdio::null())
         .stderr(Stdio::null())

@@ -4,7 +4,7 @@ use super::{ok, text};
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::OnceLock;
 
 /// A folder with `runs/tiny`, whose analysis after training has token maps of two samples.
@@ -38,7 +38,7 @@ pub struct Server {
 
 impl Server {
     pub fn of(dir: &Path) -> Server {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_bupo"))
+        let mut child = super::binary()
             .args(["serve", text(dir), "--port", "0"])
             .stdout(Stdio::piped())
             .spawn()

@@ -22,7 +22,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Co
 SEED = 20
 LENGTHS, STARTS = [17, 9, 24], [5, 3, 8]
 CLIP, DUAL, KL_COEF, ENTROPY_COEF = 0.2, 10.0, 0.05, 0.01
-LR, BETAS, EPS, DECAY, GRAD_CLIP, STEPS = 1e-3, (0.9, 0.999), 1e-8, 0.01, 1.0, 5
+# AdamW's first step is g / (|g| + eps). Some gradients are about 1e-8, and with such an eps that is a quotient of rounding errors, which no
+# float32 can be held against; with this one it is still far below most of them.
+LR, BETAS, EPS, DECAY, GRAD_CLIP, STEPS = 1e-3, (0.9, 0.999), 1e-5, 0.01, 1.0, 5
 # No pad token: torch gives the embedding of a padding index no gradient. All heads are 16 wide, the least that CUDA's kernels take.
 COMMON = dict(hidden_size=32, num_hidden_layers=4, intermediate_size=48, vocab_size=96, max_position_embeddings=64, rms_norm_eps=1e-6,
               bos_token_id=1, eos_token_id=2, pad_token_id=None, initializer_range=0.2)
@@ -103,9 +105,9 @@ def gradients(model, loss):
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
-def drawn(config, seed):
+def drawn(config):
     """A model in float32, sequences, advantages, and how far the old log-probs are from the new ones."""
-    torch.manual_seed(seed)
+    torch.manual_seed(SEED)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float()
     with torch.no_grad():  # norms and biases away from 1 and 0, so that a missing one shows
         for p in model.parameters():
@@ -132,27 +134,8 @@ def stepped(model, sequences, policy, adv, old):
     return steps
 
 
-def drift(config, seed):
-    """How far AdamW's steps in float32 end from those in float64, of a tensor's rms, at worst."""
-    worst = 0.0
-    for policy in ["final", "layer:2"]:
-        model, sequences, adv, noise = drawn(config, seed)
-        model, single = model.double().eval(), drawn(config, seed)[0].eval()
-        old = (statistics(model, sequences, policy, 1.0)[0] + noise).detach()
-        stepped(model, sequences, policy, adv, old)
-        stepped(single, sequences, policy, adv.float(), old.float())
-        for p, q in zip(model.parameters(), single.parameters()):
-            worst = max(worst, ((p - q).abs().max() / p.pow(2).mean().sqrt()).item())
-    return worst
-
-
 def case(name, config, out):
-    # AdamW's first step is g / (|g| + eps): where a gradient is about as small as eps it is a quotient of rounding errors, and no float32
-    # can be held against it. The first seed with which PyTorch's own stays within a quarter of the tests' tolerance.
-    seed = SEED
-    while drift(config, seed) > 2.5e-5:
-        seed += 1
-    model, sequences, adv, noise = drawn(config, seed)
+    model, sequences, adv, noise = drawn(config)
     folder = out / name
     model.save_pretrained(folder)
     model = model.double().eval()
@@ -190,7 +173,7 @@ def case(name, config, out):
         store |= {f"adamw.{policy}.{n}": p.detach().clone() for n, p in model.named_parameters()}
     store = {k: v.contiguous().float() if v.is_floating_point() else v for k, v in store.items()}
     save_file(store, folder / "golden.safetensors")
-    meta = dict(command="python tools/golden/make_golden.py", seed=seed, torch=torch.__version__,
+    meta = dict(command="python tools/golden/make_golden.py", seed=SEED, torch=torch.__version__,
                 transformers=transformers.__version__, safetensors=safetensors.__version__, python=platform.python_version(),
                 reference="float64 from float32 weights, stored as float32", response_starts=STARTS, losses=losses,
                 adamw=dict(lr=LR, beta1=BETAS[0], beta2=BETAS[1], eps=EPS, weight_decay=DECAY, grad_clip=GRAD_CLIP, steps=steps),
