@@ -297,7 +297,6 @@ fn five_adamw_steps<B: Backend>(place: &Place<B>) {
             }
         }
     }
-    eprintln!("{steps} steps of {trainings} trainings compared");
     assert!(steps >= place.pick(40, 5) && trainings >= place.pick(8, 0), "{steps} steps of {trainings} trainings");
 }
 

@@ -100,6 +100,7 @@ fn trains_as_the_cpu_does(what: &str, phases: &[PhaseConfig], policies: [&str; S
         place.agree_on_one(&METRICS, &format!("{what}: norm"), a.grad_norm, b.grad_norm, 0.0);
         place.agree_on_one(&METRICS, &format!("{what}: entropy"), a.entropy_policy, b.entropy_policy, 0.0);
         assert!((a.loss - b.loss).abs() < 1e-5, "{what}: loss {} {}", a.loss, b.loss);
+        eprintln!("{what}, f32: log-probs {:?}", a.rollout_log_prob_difference);
         assert!(a.rollout_log_prob_difference.max < 1e-4, "{what}: {:?}", a.rollout_log_prob_difference);
     }
     // An element whose gradient is near zero moves by a quotient of rounding errors.
