@@ -9,7 +9,7 @@
 mod attend;
 mod pages;
 
-use super::engine::{Engine, Request};
+use super::engine::{Completion, Engine, Request};
 use super::session::{Live, Rollout, Session};
 use crate::compute::backend::{Heads, Kind};
 use crate::compute::cuda::backend::Cuda;
@@ -30,12 +30,21 @@ use std::sync::Arc;
 /// once a block.
 const STEPS: usize = 8;
 
-/// How a session goes about its steps: none of it changes a token.
+/// What a cache may take of the memory that is free: the rest is for prefills and steps.
+const CACHE_SHARE: f64 = 0.85;
+
+/// Pages that every sequence is to have ahead of it when another joins, where there are not enough for all at their longest: 128 tokens,
+/// so that what is taken in is not given up at once.
+const AHEAD: usize = 8;
+
+/// How a session goes about its steps: none of it changes what is drawn, but for the rounding of sums.
 #[derive(Clone, Copy, Debug)]
 struct Blocks {
     steps: usize,
     /// Whether steps are captured and replayed.
     capture: bool,
+    /// Pages that the cache may have at most; as many as memory allows without it.
+    pages: Option<usize>,
 }
 
 impl Rollout for Cuda {
@@ -47,7 +56,7 @@ impl Rollout for Cuda {
         engine: &'m Engine<'m>,
         requests: &[Request],
     ) -> Result<DeviceSession<'m>> {
-        DeviceSession::new(model, ws, engine, requests, Blocks { steps: STEPS, capture: true })
+        DeviceSession::new(model, ws, engine, requests, Blocks { steps: STEPS, capture: true, pages: None })
     }
 }
 
@@ -62,6 +71,8 @@ struct Demand {
     longest_pages: usize,
     /// Pages for all that is there at once, whatever the order in which sequences end.
     pages: usize,
+    /// Pages with which sequences can be sampled one by one: the longest, taken up again, beside another's prompt.
+    fewest_pages: usize,
 }
 
 impl Demand {
@@ -70,18 +81,20 @@ impl Demand {
         let sequences = slots.min(samples).max(1);
         // The last token drawn is not read any more.
         let own = pages_of(max_new_tokens - 1);
-        let mut prompts: Vec<usize> = requests.iter().map(|r| r.prompt.len()).collect();
+        let asked = requests.iter().filter(|r| !r.seeds.is_empty());
+        let mut prompts: Vec<usize> = asked.map(|r| r.prompt.len()).collect();
         prompts.sort_unstable_by(|a, b| b.cmp(a));
         let longest = prompts.first().copied().unwrap_or(0);
-        // Every live sequence may have a prompt of its own, and one more may have samples to start. Requests of no samples come and go
-        // with their prefill: they are counted as if they stayed.
-        let idle = requests.iter().filter(|r| r.seeds.is_empty()).count();
-        let of_prompts: usize = prompts.iter().take(sequences + 1 + idle).map(|len| pages_of(*len)).sum();
+        // Every live sequence may have a prompt of its own, and one more may have samples to start.
+        let of_prompts: usize = prompts.iter().take(sequences + 1).map(|len| pages_of(*len)).sum();
+        // A sequence that was taken up again has what it drew until then behind its prompt, and begins a page behind that.
+        let longest_pages = pages_of(longest) + own + 1;
         Demand {
             sequences,
             longest: longest + max_new_tokens,
-            longest_pages: pages_of(longest) + own,
+            longest_pages,
             pages: of_prompts + sequences * own,
+            fewest_pages: longest_pages + pages_of(longest),
         }
     }
 }
@@ -102,6 +115,8 @@ pub struct DeviceSession<'m> {
     heads: Heads,
     cache: KvPages,
     pages: PagePool,
+    /// Whether there are fewer pages than sequences can need.
+    scarce: bool,
     room: DecodeRoom,
     /// States that first tokens are drawn from, `[rows, d]`.
     first: <Cuda as Backend>::Array,
@@ -123,6 +138,8 @@ pub struct DevicePrompt {
 pub struct DeviceSequence {
     prompt: Arc<PageList>,
     prompt_len: usize,
+    /// Tokens of the completion that are among the prompt's: those drawn before it was taken up again.
+    before: usize,
     own: PageList,
     /// What predicts the first token, until that is drawn.
     first: Option<(States, usize)>,
@@ -145,8 +162,6 @@ impl<'m> DeviceSession<'m> {
         let heads = Heads { heads: c.heads, kv_heads: c.kv_heads, head_dim: c.head_dim };
         let layers = engine.policy.tap().layer().map_or(c.layers, LayerIndex::one_based);
         let demand = Demand::of(requests, engine.slots, engine.sampling.max_new_tokens);
-        // And the spare one.
-        let pages = demand.pages + 1;
         let shape = DecodeShape {
             heads,
             vocab: c.vocab_size,
@@ -155,17 +170,26 @@ impl<'m> DeviceSession<'m> {
             positions: demand.longest,
             pages: demand.longest_pages,
         };
+        let page = KvPages::bytes(heads, cuda.real(), layers, 1);
+        let room_for = |bytes: usize| {
+            let for_cache = (bytes.saturating_sub(DecodeRoom::bytes(shape)) as f64 * CACHE_SHARE) as usize;
+            (for_cache / page).saturating_sub(1)
+        };
+        let most = blocks.pages.or(cuda.arena().spare().map(room_for)).unwrap_or(usize::MAX);
+        let scarce = demand.pages > most;
+        // And the spare one.
+        let pages = demand.pages.min(most.max(demand.fewest_pages)) + 1;
         let memory = || {
             let cache = cuda.kv_pages(heads, layers, pages)?;
             Ok::<_, anyhow::Error>((cache, cuda.decode_room(shape)?))
         };
         let (cache, room) = memory().with_context(|| {
             format!(
-                "sampling {} sequences of up to {} tokens at once takes {:.2} GiB for keys and values ({pages} pages of {PAGE} tokens \
-                 in {layers} layers) and {:.2} GiB for the steps; it does not fit: lower rollout.slots or max_new_tokens",
-                demand.sequences,
+                "sampling sequences of up to {} tokens, up to {} at once, takes at least {:.2} GiB for keys and values ({pages} pages of \
+                 {PAGE} tokens in {layers} layers) and {:.2} GiB for the steps; it does not fit: lower rollout.slots or max_new_tokens",
                 demand.longest,
-                gib(KvPages::bytes(heads, cuda.real(), layers, pages)),
+                demand.sequences,
+                gib(page * pages),
                 gib(DecodeRoom::bytes(shape)),
             )
         })?;
@@ -183,6 +207,7 @@ impl<'m> DeviceSession<'m> {
             heads,
             cache,
             pages: PagePool::new(pages),
+            scarce,
             room,
             first,
             factor: Default::default(),
@@ -238,16 +263,47 @@ impl<'m> DeviceSession<'m> {
         Ok(())
     }
 
+    /// Tokens among a sequence's own pages, and those that `steps` steps add to them.
+    fn ahead(&self, live: &Live<DeviceSequence>, steps: usize) -> (usize, usize) {
+        // The last token drawn has no key and value yet.
+        let cached = live.completion.ids.len() - 1;
+        (cached - live.sequence.before, steps.min(self.engine.sampling.max_new_tokens - 1 - cached))
+    }
+
+    /// Steps of the next block.
+    fn steps(&self, live: &[Live<DeviceSequence>]) -> usize {
+        let to_go = |live: &Live<DeviceSequence>| self.engine.sampling.max_new_tokens - live.completion.ids.len();
+        self.blocks.steps.min(live.iter().map(to_go).max().unwrap_or(0))
+    }
+
+    /// Runs sequences through the decoder, together, their keys and values to pages of each one's own.
+    fn fill(&mut self, sequences: &[&[u32]]) -> Result<(Vec<PageList>, Vec<usize>)> {
+        let (cuda, model) = (&self.model.backend, self.model);
+        let mut packing = Packing::new();
+        let (mut lists, mut places, mut last) = (Vec::new(), Vec::new(), Vec::new());
+        for sequence in sequences {
+            let mut pages = self.pages.list();
+            pages.grow(pages_of(sequence.len()))?;
+            places.extend((0..sequence.len()).map(|token| pages.place(token)));
+            lists.push(pages);
+            last.push(packing.push(sequence).end - 1);
+        }
+        let batch = cuda.batch(&packing, self.heads);
+        let places = cuda.places(&self.cache, &places);
+        let mut attend = Prefill { batch: &batch, cache: &self.cache, places: &places };
+        let (rows, tap) = (Rows::packed::<Cuda>(&batch, &packing), self.engine.policy.tap());
+        model.forward_with(self.prefill, rows, &mut attend, tap, Keep::Nothing, &mut |_, _| ());
+        Ok((lists, last))
+    }
+
     /// What `steps` steps of the live sequences are told; their own pages grow to what that takes.
     fn plan(&mut self, live: &mut [Live<DeviceSequence>], steps: usize) -> Result<Plan> {
         let mut plan = Plan::new(padded_rows(live.len()), steps);
         for (row, live) in live.iter_mut().enumerate() {
-            // The last token drawn has no key and value yet.
-            let cached = live.completion.ids.len() - 1;
-            let useful = steps.min(self.engine.sampling.max_new_tokens - 1 - cached);
+            let (cached, useful) = self.ahead(live, steps);
             let sequence = &mut live.sequence;
             sequence.own.grow(pages_of(cached + useful))?;
-            let id = live.completion.ids[cached];
+            let id = live.completion.ids[live.completion.ids.len() - 1];
             let first_page = plan.sequence(row, id, sequence.prompt.iter().chain(sequence.own.iter()));
             let prompt_len = sequence.prompt_len;
             for step in 0..steps {
@@ -268,23 +324,9 @@ impl Session for DeviceSession<'_> {
     type Sequence = DeviceSequence;
 
     fn prefill(&mut self, prompts: &[&[u32]]) -> Result<Vec<DevicePrompt>> {
-        let (cuda, model) = (&self.model.backend, self.model);
-        let mut packing = Packing::new();
-        let (mut lists, mut places, mut last) = (Vec::new(), Vec::new(), Vec::new());
-        for prompt in prompts {
-            let mut pages = self.pages.list();
-            pages.grow(pages_of(prompt.len()))?;
-            places.extend((0..prompt.len()).map(|token| pages.place(token)));
-            lists.push(pages);
-            last.push(packing.push(prompt).end - 1);
-        }
-        let batch = cuda.batch(&packing, self.heads);
-        let places = cuda.places(&self.cache, &places);
-        let mut attend = Prefill { batch: &batch, cache: &self.cache, places: &places };
-        let (rows, tap) = (Rows::packed::<Cuda>(&batch, &packing), self.engine.policy.tap());
-        model.forward_with(self.prefill, rows, &mut attend, tap, Keep::Nothing, &mut |_, _| ());
-        let mut states = Default::default();
-        cuda.gather_rows(self.prefill.state(), &last, model.config.hidden_size, &mut states);
+        let (lists, last) = self.fill(prompts)?;
+        let (cuda, mut states) = (&self.model.backend, Default::default());
+        cuda.gather_rows(self.prefill.state(), &last, self.model.config.hidden_size, &mut states);
         cuda.status()?;
         let states = Arc::new(states);
         let prompt = |(row, pages)| DevicePrompt { pages: Arc::new(pages), states: Arc::clone(&states), row };
@@ -295,9 +337,38 @@ impl Session for DeviceSession<'_> {
         DeviceSequence {
             prompt: Arc::clone(&prompt.pages),
             prompt_len,
+            before: 0,
             own: self.pages.list(),
             first: Some((Arc::clone(&prompt.states), prompt.row)),
         }
+    }
+
+    fn admits(&self, tokens: usize, live: usize) -> bool {
+        !self.scarce || self.pages.free() >= pages_of(tokens) + (live + 1) * AHEAD
+    }
+
+    fn advances(&self, live: &[Live<DeviceSequence>]) -> bool {
+        let steps = self.steps(live);
+        let more = |live: &Live<DeviceSequence>| {
+            let (cached, useful) = self.ahead(live, steps);
+            pages_of(cached + useful).saturating_sub(live.sequence.own.len())
+        };
+        !self.scarce || self.pages.free() >= live.iter().map(more).sum()
+    }
+
+    fn resume(&mut self, given_up: &[(&[u32], &Completion)]) -> Result<Vec<DeviceSequence>> {
+        // The last token drawn is what the next step reads.
+        let tokens = |(prompt, completion): &(&[u32], &Completion)| {
+            [prompt, &completion.ids[..completion.ids.len() - 1]].concat()
+        };
+        let all: Vec<Vec<u32>> = given_up.iter().map(tokens).collect();
+        let (lists, _) = self.fill(&all.iter().map(Vec::as_slice).collect::<Vec<_>>())?;
+        let sequence = |(pages, (prompt, completion)): (PageList, &(&[u32], &Completion))| {
+            let before = completion.ids.len() - 1;
+            let (prompt, prompt_len) = (Arc::new(pages), prompt.len() + before);
+            DeviceSequence { prompt, prompt_len, before, own: self.pages.list(), first: None }
+        };
+        Ok(lists.into_iter().zip(given_up).map(sequence).collect())
     }
 
     fn first(&mut self, fresh: &mut [Live<DeviceSequence>]) -> Result<()> {
@@ -329,8 +400,7 @@ impl Session for DeviceSession<'_> {
 
     fn advance(&mut self, live: &mut [Live<DeviceSequence>]) -> Result<()> {
         let cuda = &self.model.backend;
-        let to_go = |live: &Live<DeviceSequence>| self.engine.sampling.max_new_tokens - live.completion.ids.len();
-        let steps = self.blocks.steps.min(live.iter().map(to_go).max().unwrap_or(0));
+        let steps = self.steps(live);
         let plan = self.plan(live, steps)?;
         let shape = [plan.rows(), plan.splits()];
         cuda.load_plan(&self.room, &self.cache, &plan);

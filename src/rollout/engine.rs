@@ -1,7 +1,8 @@
 //! The batch loop: admit, prefill, decode, retire, refill.
 //!
 //! A request's prompt is prefilled once; its samples share the prompt's keys and values. One decode step serves every
-//! live sequence. Slots that fall free are refilled in the order of the requests. How a device does its part is in
+//! live sequence. Slots that fall free are refilled in the order of the requests. Where a device's memory for keys and values runs
+//! out, the youngest sequences are given up and taken up again, before others begin. How a device does its part is in
 //! [`super::session`].
 
 use super::sampler::{SampleRng, Sampling};
@@ -10,6 +11,7 @@ use crate::model::{Model, Workspace};
 use crate::policy::InternalPolicy;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
+use std::collections::VecDeque;
 
 /// Prompt tokens that are prefilled together.
 const PREFILL_TOKENS: usize = 4096;
@@ -126,14 +128,21 @@ pub(super) fn run<S: Session>(
     let mut done: Vec<Vec<Completion>> = requests.iter().map(|r| vec![Completion::EMPTY; r.seeds.len()]).collect();
     let mut live = Vec::new();
     let mut ready = Vec::new();
+    // In the order in which they began.
+    let mut given_up: VecDeque<Live<()>> = VecDeque::new();
     let mut next_request = 0;
     loop {
         let free = engine.slots - live.len();
         // A few free slots are not worth a prefill of their own while others are decoding.
         if free * 8 >= engine.slots || live.is_empty() {
+            resume(session, requests, free, &mut given_up, &mut live)?;
+        }
+        let free = engine.slots - live.len();
+        if given_up.is_empty() && (free * 8 >= engine.slots || live.is_empty()) {
             let supply: usize = ready.iter().map(|p: &Prompt<_>| requests[p.request].seeds.len() - p.next_sample).sum();
-            prefill(session, requests, &mut next_request, free.saturating_sub(supply), &mut ready)?;
-            let mut fresh = admit(session, requests, &mut ready, free);
+            let (wanted, others) = (free.saturating_sub(supply), live.len() + supply);
+            prefill(session, requests, &mut next_request, wanted, others, &mut ready)?;
+            let mut fresh = admit(session, requests, &mut ready, free, live.len());
             if !fresh.is_empty() {
                 session.first(&mut fresh)?;
                 live.append(&mut fresh);
@@ -144,9 +153,44 @@ pub(super) fn run<S: Session>(
         if live.is_empty() {
             return Ok(done);
         }
+        while live.len() > 1 && !session.advances(&live) {
+            if let Some(youngest) = live.pop() {
+                given_up.push_front(youngest.with(()));
+            }
+        }
         session.advance(&mut live)?;
         retire(engine, &mut live, &mut done, ended)?;
     }
+}
+
+/// Takes up sequences that were given up, in their order, as many as there is room for; one at least where nothing else goes on.
+fn resume<S: Session>(
+    session: &mut S,
+    requests: &[Request],
+    free: usize,
+    given_up: &mut VecDeque<Live<()>>,
+    live: &mut Vec<Live<S::Sequence>>,
+) -> Result<()> {
+    let of = |l: &Live<()>| (requests[l.request].prompt.as_slice(), l.completion.ids.len());
+    let (mut count, mut tokens) = (0, 0);
+    for (prompt, drawn) in given_up.iter().map(of).take(free) {
+        let all = tokens + prompt.len() + drawn;
+        let first = count == 0 && live.is_empty();
+        let full = count > 0 && all > PREFILL_TOKENS;
+        if full || !first && !session.admits(all, live.len() + count) {
+            break;
+        }
+        (count, tokens) = (count + 1, all);
+    }
+    if count == 0 {
+        return Ok(());
+    }
+    let taken: Vec<Live<()>> = given_up.drain(..count).collect();
+    let states: Vec<(&[u32], &Completion)> =
+        taken.iter().map(|l| (requests[l.request].prompt.as_slice(), &l.completion)).collect();
+    let sequences = session.resume(&states)?;
+    live.extend(taken.into_iter().zip(sequences).map(|(l, sequence)| l.with(sequence)));
+    Ok(())
 }
 
 fn check<B: Rollout>(model: &Model<B>, engine: &Engine<'_>, requests: &[Request]) -> Result<()> {
@@ -168,29 +212,41 @@ fn check<B: Rollout>(model: &Model<B>, engine: &Engine<'_>, requests: &[Request]
     Ok(())
 }
 
-/// Prefills prompts, in order, until `wanted` more samples can start.
+/// Prefills prompts, in order, until `wanted` more samples can start, or there is no room for more beside the `others`.
 fn prefill<S: Session>(
     session: &mut S,
     requests: &[Request],
     next_request: &mut usize,
     wanted: usize,
+    others: usize,
     ready: &mut Vec<Prompt<S::Prompt>>,
 ) -> Result<()> {
     let mut supply = 0;
     while supply < wanted && *next_request < requests.len() {
-        let (first, mut prompts, mut tokens) = (*next_request, Vec::new(), 0);
+        let (mut numbers, mut prompts, mut tokens) = (Vec::new(), Vec::new(), 0);
         while let Some(request) = requests.get(*next_request) {
-            let full = tokens > 0 && tokens + request.prompt.len() > PREFILL_TOKENS;
+            if request.seeds.is_empty() {
+                *next_request += 1;
+                continue;
+            }
+            let all = tokens + request.prompt.len();
+            // Where nothing else goes on there is room for one.
+            let alone = others + supply == 0;
+            let full = tokens > 0 && all > PREFILL_TOKENS || !alone && !session.admits(all, others + supply);
             if supply >= wanted || full {
                 break;
             }
+            numbers.push(*next_request);
             prompts.push(request.prompt.as_slice());
             tokens += request.prompt.len();
             supply += request.seeds.len();
             *next_request += 1;
         }
+        if prompts.is_empty() {
+            break;
+        }
         let prefilled = session.prefill(&prompts)?;
-        ready.extend((first..).zip(prefilled).map(|(request, prefilled)| Prompt {
+        ready.extend(numbers.into_iter().zip(prefilled).map(|(request, prefilled)| Prompt {
             request,
             next_sample: 0,
             prefilled,
@@ -205,11 +261,16 @@ fn admit<S: Session>(
     requests: &[Request],
     ready: &mut Vec<Prompt<S::Prompt>>,
     free: usize,
+    live: usize,
 ) -> Vec<Live<S::Sequence>> {
     let mut admitted = Vec::new();
     for prompt in ready.iter_mut() {
         let request = &requests[prompt.request];
         while admitted.len() < free && prompt.next_sample < request.seeds.len() {
+            let others = live + admitted.len();
+            if others > 0 && !session.admits(0, others) {
+                break;
+            }
             admitted.push(Live {
                 request: prompt.request,
                 sample: prompt.next_sample,
@@ -253,3 +314,6 @@ fn retire<S>(
     });
     told
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,7 +4,7 @@ use super::engine::{Completion, Engine, Request};
 use super::sampler::SampleRng;
 use crate::compute::Backend;
 use crate::model::{Model, Workspace};
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 /// A device that can sample.
 pub trait Rollout: Backend {
@@ -36,6 +36,22 @@ pub trait Session {
     /// Draws the first token of sequences that have none.
     fn first(&mut self, fresh: &mut [Live<Self::Sequence>]) -> Result<()>;
 
+    /// Whether sequences that begin with so many tokens together can join the `live` ones.
+    fn admits(&self, _tokens: usize, _live: usize) -> bool {
+        true
+    }
+
+    /// Whether all sequences can be advanced. If not, the caller gives up the youngest, what it holds is dropped, and takes it up again
+    /// later; a sequence by itself always can.
+    fn advances(&self, _live: &[Live<Self::Sequence>]) -> bool {
+        true
+    }
+
+    /// Takes up sequences that were given up, each from its prompt's tokens and those of its completion.
+    fn resume(&mut self, _given_up: &[(&[u32], &Completion)]) -> Result<Vec<Self::Sequence>> {
+        bail!("this device gives up no sequence, so there is none to take up again")
+    }
+
     /// Takes every sequence, none of which has ended, one token further, or several: what is drawn behind an end is cut off by the
     /// caller, and changes nothing of what was drawn before it.
     fn advance(&mut self, live: &mut [Live<Self::Sequence>]) -> Result<()>;
@@ -50,4 +66,12 @@ pub struct Live<S> {
     pub sequence: S,
     pub rng: SampleRng,
     pub completion: Completion,
+}
+
+impl<S> Live<S> {
+    /// The same with another sequence, or without one.
+    pub(super) fn with<T>(self, sequence: T) -> Live<T> {
+        let Live { request, sample, passed, rng, completion, .. } = self;
+        Live { request, sample, passed, sequence, rng, completion }
+    }
 }

@@ -53,6 +53,12 @@ impl Arena {
         (used(&blocks), blocks.iter().map(|block| block.free.size).sum())
     }
 
+    /// Bytes that are free; none where it may grow.
+    pub fn spare(&self) -> Option<usize> {
+        let (used, size) = self.usage();
+        (self.growth == Growth::Never).then_some(size - used)
+    }
+
     /// The most bytes that were in use at a time.
     pub fn peak(&self) -> usize {
         self.peak.load(Ordering::Relaxed)

@@ -19,7 +19,7 @@ impl PagePool {
         PageList { pages: Vec::new(), pool: self.clone() }
     }
 
-    #[cfg(test)]
+    /// How many there are.
     pub fn free(&self) -> usize {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
@@ -44,6 +44,10 @@ impl PageList {
             self.pages.push(page);
         }
         Ok(())
+    }
+
+    pub fn len(&self) -> usize {
+        self.pages.len()
     }
 
     pub fn iter(&self) -> impl Iterator<Item = u32> {

@@ -55,7 +55,7 @@ fn requests(lens: &[usize], samples: u64) -> Vec<Request> {
 
 const PLAIN: Sampling = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, max_new_tokens: 21 };
 
-const BLOCKS: Blocks = Blocks { steps: STEPS, capture: true };
+const BLOCKS: Blocks = Blocks { steps: STEPS, capture: true, pages: None };
 
 fn engine(policy: InternalPolicy, sampling: Sampling, slots: usize) -> Engine<'static> {
     Engine { policy, sampling, eos_ids: &[4, 30], slots }
@@ -145,9 +145,39 @@ fn neither_slots_nor_blocks_nor_graphs_change_a_token() {
     for (slots, steps, capture) in
         [(1, 8, true), (3, 1, true), (3, 5, true), (9, 3, false), (17, 30, true), (64, 8, true)]
     {
-        let got = on_device(&on, &engine(InternalPolicy::Final, PLAIN, slots), &requests, Blocks { steps, capture });
+        let got = on_device(
+            &on,
+            &engine(InternalPolicy::Final, PLAIN, slots),
+            &requests,
+            Blocks { steps, capture, pages: None },
+        );
         same(&format!("{slots} slots, {steps} steps, captured: {capture}"), &got, &expected);
     }
+}
+
+/// With few pages sequences are given up and taken up again: what they had cached is computed once more, and they go on as if nothing
+/// had been.
+#[test]
+fn a_cache_that_is_too_small_for_all_changes_no_token() {
+    let (model, runtime) = (model(Family::Qwen3, true), runtime());
+    let on = model.clone().on(cuda(&runtime, Real::F32));
+    let requests = requests(&[12, 40, 17], 3);
+    let sampling = Sampling { max_new_tokens: 36, ..PLAIN };
+    let engine = Engine { eos_ids: &[4], ..engine(InternalPolicy::Final, sampling, 9) };
+    let expected = on_cpu(&model, &engine, &requests);
+    let all = Demand::of(&requests, 9, 36);
+    assert_eq!((all.pages, all.fewest_pages), (1 + 3 + 2 + 9 * 3, 3 + 3 + 1 + 3));
+    let (mut ws, mut ended) = (Workspace::new(&on), 0);
+    let blocks = Blocks { pages: Some(17), ..BLOCKS };
+    let mut session = DeviceSession::new(&on, &mut ws, &engine, &requests, blocks).unwrap();
+    assert_eq!((session.pages.free(), session.scarce), (17, true));
+    let mut count = |_: usize, _: usize, _: &Completion| {
+        ended += 1;
+        Ok(())
+    };
+    let got = run(&mut session, &engine, &requests, &mut count).unwrap();
+    assert_eq!((session.pages.free(), ended), (17, 9));
+    same("17 pages", &got, &expected);
 }
 
 /// The device rounds what products read to bf16, so its log-probs are the CPU's to 2^-8 of logits, and its tokens its own.
@@ -191,12 +221,15 @@ fn one_token_each_takes_no_step() {
 #[test]
 fn what_does_not_fit_is_said_with_its_sizes() {
     let (model, runtime) = (model(Family::Qwen3, true), runtime());
-    let on = model.clone().on(Cuda::new(Arc::clone(&runtime), 8 << 20, Real::F32).unwrap());
+    let on = model.clone().on(Cuda::new(Arc::clone(&runtime), 1 << 20, Real::F32).unwrap());
     let sampling = Sampling { max_new_tokens: 1000, ..PLAIN };
     let (requests, mut ws) = (requests(&[12], 64), Workspace::new(&on));
     let big = engine(InternalPolicy::Final, sampling, 64);
     let error = format!("{:#}", generate(&on, &mut ws, &big, &requests, &mut |_| ()).unwrap_err());
-    assert!(error.contains("64 sequences of up to 1012 tokens") && error.contains("rollout.slots"), "{error}");
+    assert!(
+        error.contains("sequences of up to 1012 tokens, up to 64 at once") && error.contains("rollout.slots"),
+        "{error}"
+    );
     // And it can be tried again.
     let sampling = Sampling { max_new_tokens: 4, ..PLAIN };
     let small = engine(InternalPolicy::Final, sampling, 2);
@@ -210,9 +243,10 @@ fn demand_is_what_may_be_there_at_once() {
     let mut requests = requests(&[40, 16, 17], 2);
     let of = |requests: &[Request], slots| Demand::of(requests, slots, 34);
     // 33 tokens of their own are three pages.
-    let all = Demand { sequences: 6, longest: 74, longest_pages: 6, pages: 3 + 2 + 1 + 6 * 3 };
+    let pages = 3 + 2 + 1 + 6 * 3;
+    let all = Demand { sequences: 6, longest: 74, longest_pages: 7, pages, fewest_pages: 7 + 3 };
     assert_eq!(of(&requests, 8), all);
     assert_eq!(of(&requests, 1).pages, 3 + 2 + 3);
     requests[1].seeds.clear();
-    assert_eq!(of(&requests, 1).pages, 3 + 2 + 1 + 3);
+    assert_eq!(of(&requests, 1).pages, 3 + 2 + 3, "nobody asks for the second");
 }
