@@ -44,12 +44,17 @@ const GROWTH: usize = 256 << 20;
 /// Rows that meet the vocabulary at once, at most: more make no product faster.
 const HEAD_ROWS: usize = 4096;
 
+/// Logits that are only looked at, 16 MiB of them: they are still in a GPU's second-level cache when they are, where those of a whole
+/// block would go to its memory and come back.
+const HEAD_TILE: usize = 4 << 20;
+
 /// A device, its memory, and the format of what products read.
 #[derive(Clone, Debug)]
 pub struct Cuda {
     arena: Arc<Arena>,
     real: Real,
     head_rows: usize,
+    head_tile: usize,
     /// Whether the optimizer's moments lie in the host's memory.
     offload: bool,
 }
@@ -58,13 +63,29 @@ impl Cuda {
     /// Takes `memory` bytes of the device, which are then all that it uses; with 0 it takes what it needs when it needs it.
     pub fn new(runtime: Arc<dyn Runtime>, memory: usize, real: Real) -> Result<Cuda, CudaError> {
         let growth = if memory == 0 { Growth::By(GROWTH) } else { Growth::Never };
-        Ok(Cuda { arena: Arena::new(runtime, memory, growth)?, real, head_rows: HEAD_ROWS, offload: false })
+        Ok(Cuda {
+            arena: Arena::new(runtime, memory, growth)?,
+            real,
+            head_rows: HEAD_ROWS,
+            head_tile: HEAD_TILE,
+            offload: false,
+        })
     }
 
     /// With a head that meets the vocabulary with so many rows at once, at most: what its logits take of the memory. Rounded up to a
     /// multiple of 64.
     pub fn with_head_rows(self, rows: usize) -> Cuda {
         Cuda { head_rows: rows.max(1).next_multiple_of(64), ..self }
+    }
+
+    /// With tiles of so many logits, where they are only looked at.
+    pub fn with_head_tile(self, logits: usize) -> Cuda {
+        Cuda { head_tile: logits, ..self }
+    }
+
+    /// Columns of a tile of logits of so many rows: a multiple of `unit`.
+    fn tile_columns(&self, rows: usize, unit: usize) -> usize {
+        (self.head_tile / rows.max(1) / unit * unit).max(unit)
     }
 
     /// The same on a device that only counts, with memory without an end.

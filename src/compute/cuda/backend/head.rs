@@ -1,5 +1,5 @@
-//! The unembedding as a distribution: a block of rows meets the whole vocabulary in one product, whose logits live until the block's
-//! gradient is taken.
+//! The unembedding as a distribution. For statistics alone a block of rows meets the vocabulary in tiles that stay in the device's
+//! cache; for a gradient it meets all of it in one product, whose logits live until the gradient is taken.
 
 use super::arrays::bits;
 use super::launch::{at, int, long};
@@ -40,11 +40,22 @@ impl Shape {
         (0..rows).step_by(self.most).map(move |from| from..(from + self.most).min(rows))
     }
 
-    /// A thread for four logits.
-    fn threads(self) -> usize {
-        self.vocab.div_ceil(4).next_multiple_of(32).min(1024)
+    /// A thread for four of so many logits.
+    fn threads(width: usize) -> usize {
+        width.div_ceil(4).next_multiple_of(32).min(1024)
     }
 }
+
+/// Sums of a block's rows on the way to their statistics (head.cu).
+struct Sums {
+    m: Array,
+    s: DeviceArray<f64>,
+    a: DeviceArray<f64>,
+    target: Array,
+}
+
+/// Columns multiples of which the width of a tile is: whole tiles of a product, and rows that begin at multiples of 32 bytes.
+const TILE_UNIT: usize = 128;
 
 /// Statistics of rows on the device: lse, entropies, log-probs, `stride` apart.
 struct Stats {
@@ -75,33 +86,62 @@ impl Stats {
 }
 
 impl Cuda {
-    /// One product for all logits f32 `[n, stride]` of a block of rows, from `first` on.
-    fn logits(&self, head: &Unembedding<View<'_>>, shape: Shape, hidden: &Array, block: &Range<usize>, to: Address) {
-        let hidden = Matrix { at: hidden.at(block.start * shape.d), ..hidden.matrix(shape.d) };
-        let logits = Matrix::new(to, Real::F32, shape.stride);
-        let (weight, sizes) = (self.weight(&head.weight, shape.d), [block.len(), shape.d, shape.vocab]);
+    /// One product for the logits f32 of a block of rows and some of the vocabulary, rows `stride` apart.
+    fn logits(
+        &self,
+        head: &Unembedding<View<'_>>,
+        hidden: &Array,
+        block: &Range<usize>,
+        tile: &Range<usize>,
+        to: Address,
+        stride: usize,
+    ) {
+        let d = head.hidden_size;
+        let hidden = Matrix { at: hidden.at(block.start * d), ..hidden.matrix(d) };
+        let weight = self.weight(&head.weight, d);
+        let weight = Matrix { at: weight.at.offset(tile.start * d * weight.real.bytes()), ..weight };
+        let (logits, sizes) = (Matrix::new(to, Real::F32, stride), [block.len(), d, tile.len()]);
         self.runtime().product(&Product::linear(hidden, weight, logits, sizes, Write::Replace));
     }
 
-    /// Statistics of a block's logits, to the rows from `row` on.
-    fn fold(&self, shape: Shape, n: usize, logits: Address, targets: Option<Address>, stats: &Stats, row: usize) {
+    fn sums(&self, n: usize) -> Sums {
         let [s, a] = [(); 2].map(|()| DeviceArray::<f64>::new(&self.arena, n));
         let [m, target] = [(); 2].map(|()| self.scratch(n, Real::F32));
+        Sums { m, s, a, target }
+    }
+
+    /// Adds a tile's logits to the sums of their n rows; the first tile begins them.
+    #[allow(clippy::too_many_arguments)]
+    fn fold(
+        &self,
+        n: usize,
+        inv_temperature: f32,
+        logits: Address,
+        stride: usize,
+        tile: &Range<usize>,
+        targets: Option<Address>,
+        sums: &Sums,
+    ) {
         let args = [
             at(logits),
-            long(shape.stride),
-            int(shape.vocab),
-            Arg::Float(shape.inv_temperature),
+            long(stride),
+            int(tile.len()),
+            Arg::Float(inv_temperature),
             or_null(targets),
-            int(0),
-            m.arg(),
-            s.arg(),
-            a.arg(),
-            target.arg(),
-            int(1),
+            int(tile.start),
+            sums.m.arg(),
+            sums.s.arg(),
+            sums.a.arg(),
+            sums.target.arg(),
+            int(usize::from(tile.start == 0)),
         ];
-        self.launch("head_fold", [n, 1, 1], shape.threads(), 0, &args);
-        let log_probs = if targets.is_some() { stats.at(2, row) } else { Arg::Null };
+        self.launch("head_fold", [n, 1, 1], Shape::threads(tile.len()), 0, &args);
+    }
+
+    /// What n rows' sums say, to the rows from `row` on.
+    fn finish(&self, n: usize, sums: &Sums, targets: bool, stats: &Stats, row: usize) {
+        let log_probs = if targets { stats.at(2, row) } else { Arg::Null };
+        let Sums { m, s, a, target } = sums;
         let args = [m.arg(), s.arg(), a.arg(), target.arg(), stats.at(0, row), stats.at(1, row), log_probs, int(n)];
         self.launch("head_finish", [n.div_ceil(128), 1, 1], 128, 0, &args);
     }
@@ -113,18 +153,24 @@ impl Cuda {
         targets: Option<&[u32]>,
         room: &mut Array,
     ) -> HeadStats {
-        let shape = Shape::of(&head, self.head_rows);
-        let rows = hidden.len() / shape.d;
+        let (vocab, rows, inv_temperature) = (head.vocab, hidden.len() / head.hidden_size, 1.0 / head.temperature);
         if rows == 0 {
             return HeadStats::default();
         }
-        self.resize_to(room, shape.most.min(rows) * shape.stride, Real::F32);
+        let most = rows.min(self.head_rows);
+        let columns = self.tile_columns(most, TILE_UNIT).min(vocab.next_multiple_of(8));
+        self.resize_to(room, most * columns, Real::F32);
         let stats = Stats::new(self, rows);
         let ([list], _memory) = self.lists([targets.unwrap_or_default()]);
-        for block in shape.blocks(rows) {
-            self.logits(&head, shape, hidden, &block, room.address());
-            let targets = targets.map(|_| list.offset(4 * block.start));
-            self.fold(shape, block.len(), room.address(), targets, &stats, block.start);
+        for from in (0..rows).step_by(most) {
+            let block = from..(from + most).min(rows);
+            let (sums, of_block) = (self.sums(block.len()), targets.map(|_| list.offset(4 * from)));
+            for first in (0..vocab).step_by(columns) {
+                let tile = first..(first + columns).min(vocab);
+                self.logits(&head, hidden, &block, &tile, room.address(), columns);
+                self.fold(block.len(), inv_temperature, room.address(), columns, &tile, of_block, &sums);
+            }
+            self.finish(block.len(), &sums, targets.is_some(), &stats, from);
         }
         stats.to_host(self, rows, targets.is_some())
     }
@@ -149,9 +195,10 @@ impl Cuda {
         for block in shape.blocks(rows) {
             let n = block.len();
             let ([of_block], _memory) = self.lists([&targets[block.clone()]]);
-            self.logits(&head, shape, hidden, &block, logits);
-            let stats = Stats::new(self, n);
-            self.fold(shape, n, logits, Some(of_block), &stats, 0);
+            let (whole, sums, stats) = (0..shape.vocab, self.sums(n), Stats::new(self, n));
+            self.logits(&head, hidden, &block, &whole, logits, shape.stride);
+            self.fold(n, shape.inv_temperature, logits, shape.stride, &whole, Some(of_block), &sums);
+            self.finish(n, &sums, true, &stats, 0);
             let on_host = stats.to_host(self, n, true);
             let gradients = loss(block.clone(), &on_host)?;
             all.append(on_host);
@@ -185,7 +232,7 @@ impl Cuda {
                 at(d_logits),
                 long(shape.stride),
             ];
-            self.launch("head_d_logits", [alive.len(), 1, 1], shape.threads(), 0, &args);
+            self.launch("head_d_logits", [alive.len(), 1, 1], Shape::threads(shape.vocab), 0, &args);
 
             let own = Matrix { at: hidden.at(block.start * shape.d), ..hidden.matrix(shape.d) };
             let (live, whole) = (alive.len(), alive.len() == n);

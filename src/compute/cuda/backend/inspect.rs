@@ -7,9 +7,10 @@ use crate::compute::cpu::gemm::Write;
 use crate::compute::cuda::array::DeviceArray;
 use crate::compute::cuda::kernels::Real;
 use crate::compute::cuda::runtime::{Arg, Matrix, Product};
+use std::ops::Range;
 
-/// Logits of a block of tokens' states in f32, at most.
-const LOGIT_BYTES: usize = 1 << 30;
+/// Rows of a block of tokens' states, at most: more make no product faster.
+const ROWS: usize = 4096;
 
 /// Columns that one block of `compare_fold` adds up, and what a row adds up to (divergence.cu: SEGMENT, Sums).
 const SEGMENT: usize = 1024;
@@ -97,25 +98,32 @@ impl Inspect for Cuda {
         if tokens == 0 || !self.in_eights("compare", d) {
             return out;
         }
-        let stride = head.vocab.next_multiple_of(8);
         // Fours: a block's targets begin where 16 bytes do.
-        let most = (LOGIT_BYTES / (4 * stride * places) / 4 * 4).max(4);
-        self.resize_to(room, most.min(tokens) * places * stride, Real::F32);
+        let most = (ROWS / places / 4 * 4).max(4);
+        let rows = most.min(tokens) * places;
+        let columns = self.tile_columns(rows, SEGMENT).min(head.vocab.next_multiple_of(8));
+        self.resize_to(room, rows * columns, Real::F32);
         let ([targets], _memory) = self.lists([targets]);
-        let read = self.scratch(most.min(tokens) * places * d, self.real());
+        let read = self.scratch(rows * d, self.real());
         for from in (0..tokens).step_by(most) {
             let n = most.min(tokens - from);
             self.read_tokens(states, from, n, places, d, norm, &read);
-            let product = Product::linear(
-                read.matrix(d),
-                self.weight(&head.weight, d),
-                Matrix::new(room.address(), Real::F32, stride),
-                [n * places, d, head.vocab],
-                Write::Replace,
-            );
-            self.runtime().product(&product);
-            let of = Side { tokens: n, places, vocab: head.vocab, stride, temperature: head.temperature };
-            self.fold_side_by_side(of, references, at(targets.offset(4 * from)), room, &mut out);
+            let of = Side { tokens: n, places, references, inv_temperature: 1.0 / head.temperature };
+            let sums = DeviceArray::<u64>::new(&self.arena, n * places * SUMS / 8);
+            for first in (0..head.vocab).step_by(columns) {
+                let tile = first..(first + columns).min(head.vocab);
+                let weight = self.weight(&head.weight, d);
+                let product = Product::linear(
+                    read.matrix(d),
+                    Matrix { at: weight.at.offset(tile.start * d * weight.real.bytes()), ..weight },
+                    Matrix::new(room.address(), Real::F32, columns),
+                    [n * places, d, tile.len()],
+                    Write::Replace,
+                );
+                self.runtime().product(&product);
+                self.fold_side_by_side(of, &tile, at(targets.offset(4 * from)), room, columns, &sums);
+            }
+            self.finish_side_by_side(of, &sums, &mut out);
         }
         out
     }
@@ -147,12 +155,23 @@ impl Inspect for Cuda {
 
 /// A block of tokens' states, side by side, and their logits.
 #[derive(Clone, Copy)]
-struct Side {
+struct Side<'a> {
     tokens: usize,
     places: usize,
-    vocab: usize,
-    stride: usize,
-    temperature: f32,
+    references: &'a [usize],
+    inv_temperature: f32,
+}
+
+impl Side<'_> {
+    fn rows(self) -> usize {
+        self.tokens * self.places
+    }
+
+    /// How many references there are, and where they are, as kernels are told.
+    fn references(self) -> [Arg; 3] {
+        let place = |k: usize| int(self.references.get(k).copied().unwrap_or(0));
+        [int(self.references.len()), place(0), place(1)]
+    }
 }
 
 impl Cuda {
@@ -183,31 +202,41 @@ impl Cuda {
         }
     }
 
-    /// What a block's logits say of every state, behind what `out` has of the blocks before.
-    fn fold_side_by_side(&self, of: Side, references: &[usize], targets: Arg, logits: &Array, out: &mut Comparison) {
-        let Side { tokens, places, vocab, stride, temperature } = of;
-        let (rows, segments, count) = (tokens * places, vocab.div_ceil(SEGMENT), references.len());
-        let place = |k: usize| int(references.get(k).copied().unwrap_or(0));
-        let parts = DeviceArray::<u64>::new(&self.arena, rows * segments * SUMS / 8);
-        let sums = DeviceArray::<u64>::new(&self.arena, rows * SUMS / 8);
-        let (warps, inv_temperature) = (places.min(8), Arg::Float(1.0 / temperature));
+    /// Adds a tile's logits, rows `stride` apart, to the sums of their states; the first tile begins them.
+    fn fold_side_by_side(
+        &self,
+        of: Side<'_>,
+        tile: &Range<usize>,
+        targets: Arg,
+        logits: &Array,
+        stride: usize,
+        sums: &DeviceArray<u64>,
+    ) {
+        let (Side { tokens, places, inv_temperature, .. }, segments) = (of, tile.len().div_ceil(SEGMENT));
+        let ([count, a, b], first) = (of.references(), int(tile.start));
+        let parts = DeviceArray::<u64>::new(&self.arena, of.rows() * segments * SUMS / 8);
         let args = [
             logits.arg(),
             long(stride),
-            int(vocab),
-            inv_temperature,
+            int(tile.len()),
+            Arg::Float(inv_temperature),
             int(places),
-            int(count),
-            place(0),
-            place(1),
+            count,
+            a,
+            b,
             targets,
-            int(0),
+            first,
             parts.arg(),
         ];
-        self.launch("compare_fold", [tokens, segments, 1], 32 * warps, 0, &args);
-        let args =
-            [parts.arg(), int(segments), int(places), int(count), place(0), place(1), int(0), sums.arg(), int(1)];
+        self.launch("compare_fold", [tokens, segments, 1], 32 * places.min(8), 0, &args);
+        let begin = int(usize::from(tile.start == 0));
+        let args = [parts.arg(), int(segments), int(places), count, a, b, first, sums.arg(), begin];
         self.launch("compare_merge", [tokens, 1, 1], 32 * places.min(16), places * SUMS, &args);
+    }
+
+    /// What a block's sums say of every state, behind what `out` has of the blocks before.
+    fn finish_side_by_side(&self, of: Side<'_>, sums: &DeviceArray<u64>, out: &mut Comparison) {
+        let (rows, count) = (of.rows(), of.references.len());
         // Entropies, log-probs, tops, then both divergences of every reference: each begins where 16 bytes do.
         let apart = rows.next_multiple_of(4);
         let results = DeviceArray::<u32>::new(&self.arena, 3 * apart);
@@ -215,13 +244,14 @@ impl Cuda {
         // The kernel has the references' results one behind the other, rows apart.
         let divergences = DeviceArray::<f32>::new(&self.arena, 2 * count * rows + 8);
         let from = (count * rows).next_multiple_of(4);
+        let [references, a, b] = of.references();
         let args = [
             sums.arg(),
             int(rows),
-            int(places),
-            int(count),
-            place(0),
-            place(1),
+            int(of.places),
+            references,
+            a,
+            b,
             result(0),
             result(1),
             result(2),

@@ -2,7 +2,8 @@
 
 use super::{EMULATED_BYTES, Real, device, gpu, numbers};
 use crate::compute::backend::{
-    AdamwStep, AttentionForward, HeadStats, Heads, Kind, LinearShape, LowRank, QkNorms, RowGradients, Unembedding, sure,
+    AdamwStep, AttentionForward, FinalNorm, HeadStats, Heads, Inspect, Kind, LinearShape, LowRank, QkNorms,
+    RowGradients, Unembedding, sure,
 };
 use crate::compute::cpu::Cpu;
 use crate::compute::cuda::backend::Cuda;
@@ -22,8 +23,9 @@ fn on_host<B: Backend>(b: &B, array: &B::Array) -> Vec<f32> {
 
 fn cuda(real: Real) -> Cuda {
     let runtime = gpu().unwrap_or_else(|| Arc::new(Emulator::new(Order::Shuffled, EMULATED_BYTES)));
-    // Blocks of few rows, so that a head has several.
-    Cuda::new(runtime, 64 << 20, real).unwrap_or_else(|error| panic!("{error}")).with_head_rows(64)
+    // Blocks of few rows and tiles of few columns, so that a head has several.
+    let cuda = Cuda::new(runtime, 64 << 20, real).unwrap_or_else(|error| panic!("{error}"));
+    cuda.with_head_rows(64).with_head_tile(64 * 128)
 }
 
 /// Outputs of the same body on both; in bf16 of numbers that are bf16 already.
@@ -396,6 +398,57 @@ fn value_head<B: Backend>(b: &B, real: Real) -> Outputs {
 #[test]
 fn a_value_head_and_its_gradient() {
     both!(value_head);
+}
+
+/// Three states a token, two of them references, over a vocabulary of several tiles.
+fn side_by_side<B: Inspect>(b: &B, real: Real) -> Outputs {
+    let (tokens, places, d, vocab) = (9, 3, 24, 2100);
+    let (flat, ranges) = params(b, &[real.stored(&numbers(vocab * d, 1)), numbers(d, 2)]);
+    let head = Unembedding { weight: B::params(&flat, &ranges[0]), vocab, hidden_size: d, temperature: 1.3 };
+    let targets: Vec<u32> = (0..tokens).map(|t| ((t * 397 + 3) % vocab) as u32).collect();
+    let norm = FinalNorm { weight: B::params(&flat, &ranges[1]), eps: 1e-6, states: 2 };
+    let mut outputs = vec![];
+    for norm in [None, Some(norm)] {
+        let mut states = array(b, &real.stored(&numbers(tokens * places * d, 3)));
+        let of = b.compare(head, &mut states, places, norm, &[2, 0], &targets, &mut B::Array::default());
+        outputs.extend([("compare entropy", of.entropy), ("compare log-probs", of.log_probs)]);
+        outputs.push(("compare top", of.top.iter().map(|id| *id as f32).collect()));
+        outputs
+            .extend(of.divergences.into_iter().flat_map(|of| [("divergence to", of.to), ("divergence from", of.from)]));
+    }
+    outputs
+}
+
+#[test]
+fn states_side_by_side_over_several_tiles() {
+    both!(side_by_side);
+}
+
+#[test]
+fn moments_on_the_host_are_the_same_moments() {
+    let cuda = |offload: bool| Cuda::new(device(), 1 << 20, Real::F32).unwrap().with_offload(offload);
+    let bits = |offload: bool| {
+        let b = cuda(offload);
+        let (n, mut outputs) = (1000, Vec::new());
+        let (mut flat, ranges) = params(&b, &[numbers(n, 1)]);
+        let before = b.arena().usage().0;
+        let [mut m, mut v] = [(); 2].map(|()| b.moments(n));
+        assert_eq!(b.arena().usage().0 == before, offload);
+        let grads = array(&b, &numbers(n, 3));
+        for step in 1..4 {
+            let (lr, beta1, beta2, eps, weight_decay, grad_scale) = (1e-2, 0.9, 0.95, 1e-8, 0.1, 0.7);
+            let step = AdamwStep { lr, beta1, beta2, eps, weight_decay, step, grad_scale };
+            let (m, v) = (Cuda::part(&mut m, 0..n), Cuda::part(&mut v, 0..n));
+            b.adamw(&mut flat, ranges[0].clone(), &grads, 0, m, v, step);
+        }
+        // As a checkpoint saves them, and a resumed run brings them back.
+        let saved = on_host(&b, &m);
+        b.upload(&saved, &mut v);
+        outputs.extend([b.store(&flat).into_owned(), saved, on_host(&b, &v)]);
+        b.status().unwrap();
+        outputs
+    };
+    assert_eq!(bits(false), bits(true));
 }
 
 fn optimizer<B: Backend>(b: &B, real: Real) -> Outputs {
