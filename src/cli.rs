@@ -61,6 +61,8 @@ pub enum Command {
     Report(ReportArgs),
     /// A local page that follows runs while they go
     Serve(ServeArgs),
+    /// What a recipe takes of a GPU's memory; needs no GPU
+    Memory(MemoryArgs),
     /// Time the parts on this machine
     #[command(subcommand)]
     Bench(BenchCommand),
@@ -85,6 +87,27 @@ pub struct TrainArgs {
     /// Ends as after Ctrl-C once standard input does: how a sweep keeps its runs from outliving it
     #[arg(long, hide = true)]
     pub while_stdin: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  bupo memory qwen3-4b-bupo --set compute=bf16\n  bupo memory qwen3-4b-bupo --shape qwen3-1.7b --set rollout.slots=96\nIt rehearses the recipe's largest step, with the code that would run, on a device that only counts."
+)]
+pub struct MemoryArgs {
+    /// A TOML file, or the name of a shipped recipe
+    pub recipe: String,
+    /// A model of this shape, in place of the recipe's
+    #[arg(long)]
+    pub shape: Option<Shape>,
+    /// Tokens of the prompts [default: rollout.max_prompt_tokens]
+    #[arg(long)]
+    pub prompt: Option<usize>,
+    /// Change a key of the recipe, e.g. --set rollout.slots=128
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Writes the table as JSON, in bytes
+    #[arg(long)]
+    pub out: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -171,6 +194,9 @@ pub struct SftArgs {
     /// Keep only each layer's input and compute the layer again in the backward
     #[arg(long)]
     pub recompute: bool,
+    /// Keeps the optimizer's moments in the host's memory (a GPU)
+    #[arg(long)]
+    pub offload: bool,
     #[command(flatten)]
     pub adapter: LoraArgs,
     #[command(flatten)]

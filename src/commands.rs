@@ -10,6 +10,7 @@ pub mod evaluate;
 pub mod generate;
 #[cfg(feature = "cuda")]
 pub mod kernel_folder;
+pub mod memory;
 pub mod merge;
 pub mod report;
 pub mod score;

@@ -44,6 +44,7 @@ fn run(cli: &Cli) -> Result<()> {
         Command::Compare(args) => start_threads(cli.threads).and_then(|()| commands::compare::run(args)),
         Command::Diff(args) => start_threads(cli.threads).and_then(|()| commands::diff::run(args)),
         Command::Merge(args) => start_threads(cli.threads).and_then(|()| commands::merge::run(args)),
+        Command::Memory(args) => start_threads(cli.threads).and_then(|()| commands::memory::run(args)),
         Command::Report(args) => commands::report::run(args),
         Command::Serve(args) => commands::serve::run(args),
         Command::Bench(command) => start_threads(cli.threads).and_then(|()| commands::bench::run(command)),

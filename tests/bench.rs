@@ -59,9 +59,25 @@ fn rollouts_analyses_and_steps_count_their_tokens() {
     assert_eq!(rollout["new_tokens"], json!(15));
     let analysis = line(&["analysis", "--rows", "2", "--length", "20", "--prompt", "4", "--repeat", "2"]);
     assert_eq!(analysis["tokens"], json!(32));
+    assert!(analysis["gflops"].as_f64().is_some_and(|x| x > 0.0), "{analysis}");
     let entropy = analysis["final_entropy"].as_f64().unwrap();
     assert!(entropy > 0.0 && entropy < 512f64.ln(), "{analysis}");
-    let sizes = ["--prompts", "2", "--group", "3", "--prompt", "4", "--new", "5", "--steps", "1", "--recompute"];
+    let sizes = [
+        "--prompts",
+        "2",
+        "--group",
+        "3",
+        "--prompt",
+        "4",
+        "--new",
+        "5",
+        "--steps",
+        "2",
+        "--recompute",
+        "--slots",
+        "4",
+        "--offload",
+    ];
     let step = line(&[&["step"], &sizes[..]].concat());
     assert_eq!(step["tokens_per_step"], json!(30));
     let seconds = |key: &str| step[key].as_f64().unwrap();
@@ -76,6 +92,7 @@ fn a_bench_asks_for_one_model_and_sizes_that_can_be() {
         let error = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.code() == Some(2) && error.contains("--shape"), "{wrong:?}: {error}");
     }
+    fails(&[&["bench", "rollout"], &TINY[..], &["--profile"]].concat(), &["--device cuda", "perf record"]);
     let analysis =
         |args: &[&str], expected: &[&str]| fails(&[&["bench", "analysis"], &TINY[..], args].concat(), expected);
     analysis(&["--rows", "0"], &["--rows 0", "at least one"]);

@@ -41,6 +41,8 @@ pub enum Shape {
     Qwen3_1_7b,
     #[value(name = "qwen3-4b")]
     Qwen3_4b,
+    #[value(name = "qwen3-8b")]
+    Qwen3_8b,
     /// 4 layers of hidden size 64, to try things with
     Tiny,
 }

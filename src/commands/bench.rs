@@ -11,6 +11,8 @@ mod shapes;
 mod step;
 mod update;
 
+pub use shapes::config as shape_config;
+
 use super::adapter::asked;
 use super::device::{self, Device, Opened};
 use super::open_model;

@@ -12,6 +12,9 @@ use crate::run::progress::say;
 use anyhow::{Result, ensure};
 use serde_json::Value;
 
+/// More memory than any device has.
+pub const BOUNDLESS: usize = 1 << 50;
+
 /// A device's memory as this process uses it, in bytes.
 pub trait MemoryUse {
     /// In use now.
@@ -27,8 +30,8 @@ pub trait MemoryUse {
 pub trait Device: Rollout + Inspect {
     /// Its memory; none where that is the host's.
     fn memory(&self) -> Option<&dyn MemoryUse>;
-    /// A device like this one that only counts what memory is taken, where there is one to count.
-    fn rehearsal(&self) -> Option<Self>;
+    /// A device like this one that only counts what is taken of so many bytes, where there is memory to count.
+    fn rehearsal(&self, bytes: usize) -> Option<Self>;
     /// With the optimizer's moments in the host's memory, where there is a difference.
     fn offloading(self, offload: bool) -> Self;
     /// Where its time went since it was asked last, as JSON, if it was opened for that.
@@ -43,7 +46,7 @@ impl Device for Cpu {
         None
     }
 
-    fn rehearsal(&self) -> Option<Cpu> {
+    fn rehearsal(&self, _: usize) -> Option<Cpu> {
         None
     }
 
@@ -66,6 +69,17 @@ pub enum Opened {
     Cpu(Cpu),
     #[cfg(feature = "cuda")]
     Cuda(crate::compute::cuda::backend::Cuda),
+}
+
+impl Opened {
+    /// [`Device::offloading`], whichever it is.
+    pub fn offloading(self, offload: bool) -> Opened {
+        match self {
+            Opened::Cpu(backend) => Opened::Cpu(backend.offloading(offload)),
+            #[cfg(feature = "cuda")]
+            Opened::Cuda(backend) => Opened::Cuda(backend.offloading(offload)),
+        }
+    }
 }
 
 /// Opens the device that was asked for, to multiply in `compute`. Says what is not as it was asked: a CPU without bf16, the CPU for
@@ -101,6 +115,18 @@ fn open_for(choice: DeviceChoice, compute: Compute, profiled: bool) -> Result<Op
              `cargo build --release --features cuda` (docs/CUDA.md)"
         ),
     }
+}
+
+/// A GPU of no machine in particular that only counts what memory is taken.
+#[cfg(feature = "cuda")]
+pub use cuda::counting;
+
+/// Only the backend for GPUs knows what it would take.
+#[cfg(not(feature = "cuda"))]
+pub fn counting(_: Compute) -> Result<Cpu> {
+    anyhow::bail!(
+        "this bupo was built without CUDA: `cargo build --release --features cuda` (docs/CUDA.md); no GPU is needed"
+    )
 }
 
 /// The CPU, computing as asked where this machine can.

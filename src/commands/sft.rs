@@ -5,6 +5,7 @@ mod data;
 use super::adapter::{self, asked, base_of_run, merge_first, open_adapter, opens_with};
 use super::device::{self, Device, on_device};
 use super::evaluate::write_json;
+use super::memory;
 use super::train::state::{Counters, save_part};
 use super::{asked_template, open_model, prompt_encoder, prompt_encoder_beside};
 use crate::cli::SftArgs;
@@ -104,7 +105,7 @@ pub fn run(args: &SftArgs) -> Result<()> {
         (Some(_), Some(_)) => Some(base_of_run(&args.out, kept.as_deref())?),
         _ => None,
     };
-    let device = device::open(args.numbers.device, args.numbers.compute)?;
+    let device = device::open(args.numbers.device, args.numbers.compute)?.offloading(args.offload);
     let mut model = match &base {
         Some(base) => open_adapter(&start, base)?,
         None => open_model(&start)?,
@@ -129,14 +130,20 @@ pub fn run(args: &SftArgs) -> Result<()> {
     if let Some(lora) = settings.lora.as_ref().filter(|_| last.is_none()) {
         adapter::begin(lora, kept.as_deref(), &args.out, prompts.tokenizer(), &mut model, args.seed)?;
     }
-    let (mut optimizer, mut step) = (Optimizer::new(&model.layout), 0);
+    let keep = if settings.recompute { Keep::LayerInputs } else { Keep::Activations };
+    let how = SupervisedSettings { micro_batch_tokens: settings.micro_batch_tokens, keep };
+    let (mut restored, mut step) = (None, 0);
+    on_device!(&device, backend => {
+        memory::check_supervised(backend, &model.config, settings.lora.as_ref(), &data.longest(args.batch), &how)?;
+    });
     if let Some(last) = last {
+        let mut optimizer = Optimizer::new(&model.layout);
         let what = || format!("the training state in {}", start.display());
         let (metadata, arrays) = load_state(&start)?;
         let metadata: Metadata = serde_json::from_value(metadata).with_context(what)?;
         same_settings(&settings, &metadata.sft)?;
         metadata.counters.restore(arrays, &mut optimizer).with_context(what)?;
-        step = last;
+        (restored, step) = (Some(optimizer), last);
     }
     write_json(&args.out.join("sft.json"), &settings)?;
     let manifest = args.out.join("manifest.json");
@@ -145,8 +152,11 @@ pub fn run(args: &SftArgs) -> Result<()> {
     keep_steps_until(&args.out.join("metrics.jsonl"), step)?;
     let mut run = Sft { args, settings, data, prompts, checkpoints, step };
     let finished = on_device!(device, backend => {
-        let optimizer = &mut optimizer.on(&backend);
-        run.train(&mut model.on(backend), optimizer)?
+        let mut optimizer = match restored {
+            Some(optimizer) => optimizer.on(&backend),
+            None => Optimizer::new_on(&backend, &model.layout),
+        };
+        run.train(&mut model.on(backend), &mut optimizer, &how)?
     });
     if finished {
         about.finished = Some(now());
@@ -239,13 +249,16 @@ struct Sft<'a> {
 
 impl Sft<'_> {
     /// Steps from where the run stands to its end. False if it was interrupted.
-    fn train<B: Device>(&mut self, model: &mut Model<B>, optimizer: &mut Optimizer<B>) -> Result<bool> {
+    fn train<B: Device>(
+        &mut self,
+        model: &mut Model<B>,
+        optimizer: &mut Optimizer<B>,
+        how: &SupervisedSettings,
+    ) -> Result<bool> {
         let s = self.settings.clone();
         let per_epoch = self.data.train.len().div_ceil(s.batch);
         let (eval_every, save_every) =
             (self.args.eval_every.unwrap_or(per_epoch), self.args.checkpoint_every.unwrap_or(per_epoch));
-        let keep = if s.recompute { Keep::LayerInputs } else { Keep::Activations };
-        let how = SupervisedSettings { micro_batch_tokens: s.micro_batch_tokens, keep };
         let (mut ws, mut grads) = (Workspace::new(model), B::Array::default());
         model.backend.resize(&mut grads, model.layout.trainable().len(), Kind::F32);
         let mut metrics = JsonlWriter::open(&self.args.out.join("metrics.jsonl"))?;
@@ -260,7 +273,7 @@ impl Sft<'_> {
             let started = Instant::now();
             let examples = self.batch(self.step, per_epoch);
             let lr = s.optimizer.lr_at(s.lr, self.step, s.steps);
-            let done = supervised_step(model, &mut ws, optimizer, &examples, &how, &s.optimizer, lr, &mut grads)?;
+            let done = supervised_step(model, &mut ws, optimizer, &examples, how, &s.optimizer, lr, &mut grads)?;
             self.step += 1;
             let (last, stop) = (self.step == s.steps, interrupt::requested());
             let measure = !self.data.held_out.is_empty() && (last || self.step.is_multiple_of(eval_every));

@@ -3,15 +3,15 @@
 mod chart;
 mod evaluations;
 mod events;
-mod memory;
 mod probe;
-mod setup;
+pub mod setup;
 mod starts;
 pub mod state;
 mod summary;
 mod warm;
 
 use super::device::{self, Device, on_device, on_host};
+use super::memory;
 use crate::analysis::{Analysis, Flow, Reading, Sample, terminal};
 use crate::cli::TrainArgs;
 use crate::commands::open_model;
@@ -138,7 +138,7 @@ impl<B: Device> Run<B> {
             }
         };
         let longest = || setup::longest_prompt(&recipe, &source, &prompts);
-        memory::check(&backend, &recipe, &setup::train_settings(&recipe, Schedule::grpo()), &model, longest)?;
+        memory::check(&backend, &recipe, &setup::train_settings(&recipe, Schedule::grpo()), &model.config, longest)?;
         checkpoints.create()?;
         let lock = FolderLock::take(&dir)?;
         clean_leftovers(&dir)?;

@@ -229,6 +229,8 @@ pub trait Backend: Clone + Debug + Send + Sync + 'static {
     fn rope(&self, inv_freq: Vec<f32>) -> Self::Rope;
     /// Makes positions `0..positions` available.
     fn reserve(&self, rope: &mut Self::Rope, positions: usize);
+    /// [`Backend::release`], of what is reserved.
+    fn release_rope(&self, rope: &mut Self::Rope);
 
     // ---- embedding ----
 

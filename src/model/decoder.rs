@@ -195,6 +195,7 @@ impl<B: Backend> Workspace<B> {
     /// Gives up all buffers, where the device would have them serve something else meanwhile ([`Backend::release`]).
     pub fn release(&mut self, backend: &B) {
         (self.keep, self.latest) = (Keep::Nothing, None);
+        backend.release_rope(&mut self.rope);
         let Workspace { streams, layers, head, .. } = self;
         let HeadScratch { hidden, d_hidden, d_state, d_beside, logits } = head;
         let of_layers = layers.iter_mut().flat_map(|a| {

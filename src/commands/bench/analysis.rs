@@ -5,7 +5,7 @@ use crate::analysis::flow::Flow;
 use crate::analysis::{Reading, Sample};
 use crate::cli::BenchAnalysisArgs;
 use crate::commands::device::{Device, on_device};
-use crate::model::Workspace;
+use crate::model::{Model, Workspace};
 use anyhow::{Result, ensure};
 use serde_json::json;
 
@@ -38,10 +38,25 @@ fn run_on<B: Device>(args: &BenchAnalysisArgs, backend: B) -> Result<()> {
         warmed(&model.backend, time, times);
     }
     let (median, tokens) = (warm_median(&mut seconds), args.rows * (args.length - args.prompt));
+    let gflop = analysis_gflop(&model, &samples);
     let line = json!({
-        "tokens": tokens, "seconds": median, "tokens_per_second": tokens as f64 / median,
+        "gflops": gflop / median, "tokens": tokens, "seconds": median, "tokens_per_second": tokens as f64 / median,
         "final_entropy": entropies.first(),
     });
     print(line, &model.backend);
     Ok(())
+}
+
+/// Floating-point operations that an analysis needs: one forward, and every state that is read against the unembedding; the
+/// embedding's and each layer's four of its modules, each layer's output once more among those side by side, and the final one.
+fn analysis_gflop<B: Device>(model: &Model<B>, samples: &[Sample]) -> f64 {
+    let c = &model.config;
+    let weights = c.hidden_size * (c.qkv_dim() + c.q_dim() + 3 * c.intermediate_size);
+    let states = 5 * c.layers + 2;
+    let of = |sample: &Sample| {
+        let (rows, read) = (sample.ids.len() - 1, sample.ids.len() - sample.response_start);
+        let attention = 4 * c.q_dim() * rows * (rows + 1) / 2;
+        c.layers * (2 * weights * rows + attention) + 2 * states * c.vocab_size * c.hidden_size * read
+    };
+    1e-9 * samples.iter().map(of).sum::<usize>() as f64
 }

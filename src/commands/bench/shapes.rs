@@ -19,11 +19,12 @@ pub fn random_model(shape: Shape) -> Result<Model> {
 }
 
 /// As on the hub, `tiny` of our own; benches/cuda_peers.py has the same.
-fn config(shape: Shape) -> Result<ModelConfig> {
+pub fn config(shape: Shape) -> Result<ModelConfig> {
     let (vocab, hidden_size, layers, heads, kv_heads, head_dim, intermediate_size) = match shape {
         Shape::Qwen3_0_6b => (151936, 1024, 28, 16, 8, 128, 3072),
         Shape::Qwen3_1_7b => (151936, 2048, 28, 16, 8, 128, 6144),
         Shape::Qwen3_4b => (151936, 2560, 36, 32, 8, 128, 9728),
+        Shape::Qwen3_8b => (151936, 4096, 36, 32, 8, 128, 12288),
         Shape::Tiny => (512, 64, 4, 4, 2, 32, 128),
     };
     let init = InitConfig {
@@ -35,6 +36,7 @@ fn config(shape: Shape) -> Result<ModelConfig> {
         intermediate_size,
         max_position_embeddings: 40960,
         rope_theta: 1e6,
+        tie_word_embeddings: shape != Shape::Qwen3_8b,
         ..InitConfig::default()
     };
     init.model_config(vocab)

@@ -42,6 +42,13 @@ pub struct Data {
 }
 
 impl Data {
+    /// The so many examples that take most rows.
+    pub fn longest(&self, count: usize) -> Vec<Example> {
+        let mut by_rows: Vec<&Example> = self.train.iter().collect();
+        by_rows.sort_by_key(|example| std::cmp::Reverse(example.rows()));
+        by_rows.into_iter().take(count).cloned().collect()
+    }
+
     pub fn read(args: &SftArgs, prompts: &PromptEncoder) -> Result<Data> {
         let mut counts = Counts::default();
         let mut train = Vec::new();

@@ -150,6 +150,8 @@ impl Backend for Cpu {
         rope.reserve(positions);
     }
 
+    fn release_rope(&self, _: &mut RopeTable) {}
+
     fn embed(&self, table: &[f32], tokens: Tokens<'_>, out: &mut Vec<f32>, d: usize) {
         embed(table, tokens.ids, out, d);
     }

@@ -23,7 +23,7 @@ pub use rows::{Batch, Tokens};
 use super::arena::{Arena, Growth};
 use super::array::DeviceArray;
 use super::kernels::Real;
-use super::rehearsal::{BOUNDLESS, Rehearsal};
+use super::rehearsal::Rehearsal;
 use super::runtime::{Arg, CudaError, Runtime};
 use crate::compute::Packing;
 use crate::compute::backend::{
@@ -88,10 +88,10 @@ impl Cuda {
         (self.head_tile / rows.max(1) / unit * unit).max(unit)
     }
 
-    /// The same on a device that only counts, with memory without an end.
-    pub fn rehearsing(&self) -> Result<Cuda, CudaError> {
+    /// The same on a device that only counts, with so many bytes of memory.
+    pub fn rehearsing(&self, bytes: usize) -> Result<Cuda, CudaError> {
         let runtime = Arc::new(Rehearsal::new(self.runtime().info().clone()));
-        Ok(Cuda { arena: Arena::new(runtime, BOUNDLESS, Growth::Never)?, ..self.clone() })
+        Ok(Cuda { arena: Arena::new(runtime, bytes, Growth::Never)?, ..self.clone() })
     }
 
     /// With the optimizer's moments in the host's memory, 8 bytes a parameter, which a step then reads and writes over the bus.
@@ -239,6 +239,10 @@ impl Backend for Cuda {
 
     fn reserve(&self, rope: &mut Rope, positions: usize) {
         rope.reserve(&self.arena, positions);
+    }
+
+    fn release_rope(&self, rope: &mut Rope) {
+        rope.release();
     }
 
     fn embed(&self, table: View<'_>, tokens: Tokens<'_>, out: &mut Array, d: usize) {

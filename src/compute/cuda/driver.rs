@@ -17,6 +17,7 @@ use event::Event;
 use modules::Modules;
 use products::Products;
 use staging::Staging;
+use std::collections::BTreeMap;
 use std::ffi::{c_uint, c_void};
 use std::ptr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -35,6 +36,8 @@ pub struct Gpu {
     staging: Mutex<Staging>,
     products: Products,
     modules: Modules,
+    /// What of the host's memory the device has addresses of: bytes.
+    of_host: Mutex<BTreeMap<u64, usize>>,
     stream: Arc<Stream>,
 }
 
@@ -53,12 +56,17 @@ impl Gpu {
         let modules = Modules::new(Arc::clone(&stream), driver.library, nvrtc, store);
         let products = Products::new(lt, Arc::clone(&stream))?;
         let staging = Mutex::new(Staging::new(Arc::clone(&stream))?);
-        Ok(Gpu { staging, products, modules, stream })
+        Ok(Gpu { staging, products, modules, of_host: Mutex::default(), stream })
     }
 
     /// Compiles and loads every kernel for these formats now, side by side, and not one by one when they are first launched.
     pub fn load(&self, reals: &[Real]) -> Result<(), CudaError> {
         self.modules.load_all(reals)
+    }
+
+    fn is_of_host(&self, at: Address) -> bool {
+        let of_host = self.of_host.lock().unwrap_or_else(PoisonError::into_inner);
+        of_host.range(..=at.0).next_back().is_some_and(|(from, bytes)| at.0 < from + *bytes as u64)
     }
 
     /// Work that puts nothing on the stream while it is captured but what is captured.
@@ -176,12 +184,18 @@ impl Runtime for Gpu {
         // SAFETY: as above, and the place lives through the call.
         let mapped = unsafe { (cuda.device_pointer)(&mut at, memory, 0) };
         self.stream.checked(mapped, || "see the host's memory".to_string())?;
-        // One address for both sides, on every system that such a GPU is used on: what is given back is found by it.
-        debug_assert_eq!(at, memory as u64);
+        if at != memory as u64 {
+            // SAFETY: just allocated, freed once.
+            unsafe { (cuda.free_host)(memory) };
+            let reason = "it has another address for it than the host, which no 64-bit system does".to_string();
+            return Err(self.stream.failed("see the host's memory".to_string(), reason, "do without offload"));
+        }
+        self.of_host.lock().unwrap_or_else(PoisonError::into_inner).insert(at, bytes);
         Ok(Address(at))
     }
 
     fn free_host(&self, at: Address) {
+        self.of_host.lock().unwrap_or_else(PoisonError::into_inner).remove(&at.0);
         let freed = self.stream.wait().and_then(|()| self.stream.enter()).and_then(|cuda| {
             // SAFETY: the caller had it from `allocate_host` and gives it back once; no work uses it any more.
             let freed = unsafe { (cuda.free_host)(at.0 as *mut c_void) };
@@ -195,6 +209,12 @@ impl Runtime for Gpu {
     fn upload(&self, from: &[u8], to: Address) {
         self.stream.attempt(|| {
             self.not_captured("an upload")?;
+            if self.is_of_host(to) {
+                self.stream.wait()?;
+                // SAFETY: pinned memory that only this device's work uses, which is done.
+                unsafe { ptr::copy(from.as_ptr(), to.0 as *mut u8, from.len()) };
+                return Ok(());
+            }
             self.staging.lock().unwrap_or_else(PoisonError::into_inner).upload(from, to)
         });
     }
@@ -202,6 +222,12 @@ impl Runtime for Gpu {
     fn download(&self, from: Address, to: &mut [u8]) -> Result<(), CudaError> {
         self.status()?;
         let downloaded = self.not_captured("a download").and_then(|()| {
+            if self.is_of_host(from) {
+                self.stream.wait()?;
+                // SAFETY: as for an upload.
+                unsafe { ptr::copy(from.0 as *const u8, to.as_mut_ptr(), to.len()) };
+                return Ok(());
+            }
             let cuda = self.stream.enter()?;
             // SAFETY: the bytes are there until the stream was waited for, below; the driver looks at the device's address itself.
             let asked = unsafe { (cuda.download)(to.as_mut_ptr().cast(), from.0, to.len(), self.stream.handle()) };

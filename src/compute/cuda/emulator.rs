@@ -139,6 +139,8 @@ struct Shared {
 struct State {
     /// Allocations by their addresses: bytes.
     memory: BTreeMap<u64, usize>,
+    /// The same of what is not the device's own.
+    of_host: BTreeMap<u64, usize>,
     /// Work while it is captured.
     captured: Option<Vec<Work>>,
 }
@@ -250,6 +252,15 @@ impl Emulator {
         })
     }
 
+    /// Frees an allocation that was just forgotten.
+    fn given_back(&self, at: Address, bytes: Option<usize>) {
+        match bytes {
+            // SAFETY: allocated with this layout, once.
+            Some(bytes) => unsafe { dealloc(at.0 as *mut u8, layout(bytes)) },
+            None => self.fail(refused("giving back memory", format!("{:#x}", at.0), "what was allocated, once")),
+        }
+    }
+
     fn not_captured(&self, what: &str) -> Result<(), CudaError> {
         match self.state().captured {
             Some(_) => Err(refused(what, "a call while work is captured", "launches, products, copies on the device")),
@@ -266,11 +277,25 @@ impl State {
     /// Whether so many bytes from there on are of one allocation.
     fn holds(&self, what: &str, at: Address, bytes: usize) -> Result<(), CudaError> {
         let within = |(from, len): (&u64, &usize)| at.0 + bytes as u64 <= from + *len as u64;
-        if bytes == 0 || self.memory.range(..=at.0).next_back().is_some_and(within) {
+        let among = |all: &BTreeMap<u64, usize>| all.range(..=at.0).next_back().is_some_and(within);
+        if bytes == 0 || among(&self.memory) || among(&self.of_host) {
             return Ok(());
         }
         Err(refused(what, format!("{bytes} bytes at {:#x}", at.0), "memory that was allocated"))
     }
+}
+
+/// New memory.
+fn filled(bytes: usize, with: u8) -> Address {
+    let layout = layout(bytes);
+    // SAFETY: the layout has a size.
+    let at = unsafe { alloc(layout) };
+    if at.is_null() {
+        std::alloc::handle_alloc_error(layout);
+    }
+    // SAFETY: just allocated with this size.
+    unsafe { std::ptr::write_bytes(at, with, layout.size()) };
+    Address(at as u64)
 }
 
 fn layout(bytes: usize) -> Layout {
@@ -294,34 +319,28 @@ impl Runtime for Emulator {
         if bytes > memory.free {
             return Err(CudaError::OutOfMemory { device: self.0.info.to_string(), wanted: bytes, memory });
         }
-        let layout = layout(bytes);
-        // SAFETY: the layout has a size.
-        let at = unsafe { alloc(layout) };
-        if at.is_null() {
-            std::alloc::handle_alloc_error(layout);
-        }
-        // SAFETY: just allocated with this size. All ones are a NaN in every format.
-        unsafe { std::ptr::write_bytes(at, 0xff, layout.size()) };
-        self.state().memory.insert(at as u64, bytes);
-        Ok(Address(at as u64))
+        // All ones are a NaN in every format.
+        let at = filled(bytes, 0xff);
+        self.state().memory.insert(at.0, bytes);
+        Ok(at)
     }
 
     fn free(&self, at: Address) {
-        match self.state().memory.remove(&at.0) {
-            // SAFETY: allocated with this layout, and forgotten just now.
-            Some(bytes) => unsafe { dealloc(at.0 as *mut u8, layout(bytes)) },
-            None => self.fail(refused("giving back memory", format!("{:#x}", at.0), "what was allocated, once")),
-        }
+        let bytes = self.state().memory.remove(&at.0);
+        self.given_back(at, bytes);
     }
 
     fn allocate_host(&self, bytes: usize) -> Result<Address, CudaError> {
-        let at = self.allocate(bytes)?;
-        self.zero(at, bytes);
+        self.status()?;
+        self.not_captured("an allocation")?;
+        let at = filled(bytes, 0);
+        self.state().of_host.insert(at.0, bytes);
         Ok(at)
     }
 
     fn free_host(&self, at: Address) {
-        self.free(at);
+        let bytes = self.state().of_host.remove(&at.0);
+        self.given_back(at, bytes);
     }
 
     fn upload(&self, from: &[u8], to: Address) {
@@ -398,7 +417,8 @@ impl Runtime for Emulator {
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        for (at, bytes) in &self.state.get_mut().unwrap_or_else(PoisonError::into_inner).memory {
+        let State { memory, of_host, .. } = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for (at, bytes) in memory.iter().chain(of_host.iter()) {
             // SAFETY: allocated with this layout, and nobody can ask for work on it any more.
             unsafe { dealloc(*at as *mut u8, layout(*bytes)) };
         }

@@ -7,9 +7,6 @@ use super::device::DeviceInfo;
 use super::runtime::{ALIGNMENT, Address, CudaError, DeviceMemory, Graph, Launch, Mark, Product, Runtime, Sticky};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A device's memory, as long as addresses go.
-pub const BOUNDLESS: usize = 1 << 50;
-
 /// A device that only counts.
 #[derive(Debug)]
 pub struct Rehearsal {
@@ -31,7 +28,7 @@ impl Runtime for Rehearsal {
     }
 
     fn memory(&self) -> Result<DeviceMemory, CudaError> {
-        Ok(DeviceMemory { free: BOUNDLESS, total: BOUNDLESS })
+        Ok(DeviceMemory { free: self.info.memory_bytes, total: self.info.memory_bytes })
     }
 
     fn allocate(&self, bytes: usize) -> Result<Address, CudaError> {

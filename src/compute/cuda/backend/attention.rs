@@ -40,6 +40,11 @@ impl Rope {
         }
     }
 
+    /// Leaves the table on the host alone, until more is reserved.
+    pub(super) fn release(&mut self) {
+        self.device = None;
+    }
+
     /// Cosines and sines; nowhere before [`Rope::reserve`].
     fn args(&self) -> [Arg; 2] {
         self.device.as_ref().map_or([Arg::At(Address::default()); 2], |device| device.each_ref().map(DeviceArray::arg))

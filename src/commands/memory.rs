@@ -1,23 +1,108 @@
-//! What a run takes of a device's memory, found before it starts: its largest step is rehearsed on a device that only counts, by the
-//! code that will run.
+//! What a run takes of a GPU's memory, found before it starts, or without a GPU (`bupo memory`): its largest step is rehearsed on a
+//! device that only counts, by the code that will run.
 
-use crate::commands::device::{Device, MemoryUse};
+use super::bench::shape_config;
+use super::device::{self, BOUNDLESS, Device, MemoryUse};
+use super::evaluate::write_json;
+use super::train::setup;
+use crate::cli::MemoryArgs;
 use crate::compute::backend::Kind;
-use crate::model::{Model, ParamLayout, Tap, Workspace};
+use crate::evaluate::table::{Style, table};
+use crate::hub::checkpoint;
+use crate::model::{Compute, LoraConfig, Model, ModelConfig, ParamLayout, Tap, Workspace};
 use crate::policy::{InternalPolicy, LayerIndex};
 use crate::recipe::Recipe;
+use crate::rl::OptimizerConfig;
 use crate::rl::adamw::Optimizer;
 use crate::rl::batch::{Response, ResponseGroup};
 use crate::rl::critic::{Critic, Expected, ValueSettings};
 use crate::rl::groups::lr_scales;
+use crate::rl::schedule::Schedule;
+use crate::rl::supervised::{Example, SupervisedSettings, supervised_step};
 use crate::rl::trainer::TrainSettings;
 use crate::rl::update::{Before, Beside, Scored, UpdateSettings, score_groups, update};
 use crate::rollout::engine::{Engine, Request, generate};
 use crate::run::progress::say;
+use crate::text::Tokenizer;
 use anyhow::{Context, Result, bail};
+use serde::Serialize;
+
+/// A recipe's need of memory, as it is and with what saves some.
+#[derive(Serialize)]
+struct Row {
+    recompute: bool,
+    offload: bool,
+    /// With one sequence after the other, and with all slots at their longest.
+    least: usize,
+    most: usize,
+    #[serde(flatten)]
+    estimate: Estimate,
+}
+
+pub fn run(args: &MemoryArgs) -> Result<()> {
+    let recipe = Recipe::load(&args.recipe, &args.set)?;
+    let config = match (args.shape, &recipe.model.path, &recipe.model.init) {
+        (Some(shape), ..) => shape_config(shape)?,
+        (None, Some(path), _) => ModelConfig::from_dir(&checkpoint(path).context("model.path")?)?,
+        (None, None, Some(init)) => init.model_config(Tokenizer::byte_level()?.vocab_size())?,
+        _ => bail!("[model] needs a path or a table init"),
+    };
+    let prompt = args.prompt.unwrap_or(recipe.rollout.max_prompt_tokens);
+    let mut rows = Vec::new();
+    for (recompute, offload) in [(false, false), (true, false), (false, true), (true, true)] {
+        let mut recipe = recipe.clone();
+        (recipe.rl.recompute, recipe.optimizer.offload) = (recompute, offload);
+        let stage = device::counting(recipe.compute)?.offloading(offload);
+        let settings = setup::train_settings(&recipe, Schedule::grpo());
+        let most = estimate(&stage, &recipe, &settings, &config, prompt)?;
+        let one_by_one = TrainSettings { slots: 1, ..settings };
+        let least = estimate(&stage, &recipe, &one_by_one, &config, prompt)?.peak();
+        rows.push(Row { recompute, offload, least, most: most.peak(), estimate: most });
+    }
+    if let Some(out) = &args.out {
+        write_json(out, &rows)?;
+    }
+    println!("{}", written(&recipe, &rows));
+    let (r, compute) = (&recipe.rollout, recipe.compute);
+    println!(
+        "GiB of a GPU's memory in {}, for prompts of {prompt} and responses of up to {} tokens, {} at once ({} x {} a step), updates in \
+         micro-batches of {} tokens. Sampling and updates take turns beside what stands. Where there is less than the most, fewer \
+         sequences are sampled at once; the driver and products take about 1 GiB more.",
+        if compute == Compute::Bf16 { "bf16" } else { "f32" },
+        r.max_new_tokens,
+        r.slots.min(r.prompts_per_step * r.group_size),
+        r.prompts_per_step,
+        r.group_size,
+        recipe.rl.micro_batch_tokens,
+    );
+    Ok(())
+}
+
+/// The rows as a table, the recipe's own marked.
+fn written(recipe: &Recipe, rows: &[Row]) -> String {
+    let yes = |is: bool| if is { "yes" } else { "no" };
+    // What no row has is no column.
+    let there = |at: usize| rows.iter().any(|row| row.estimate.standing[at].1 > 0);
+    let standing = |row: &Row| {
+        let parts = row.estimate.standing.clone().into_iter().enumerate();
+        parts.filter(|(at, _)| there(*at)).map(|(_, part)| part).collect::<Vec<_>>()
+    };
+    let of = |row: &Row| {
+        let own = (row.recompute, row.offload) == (recipe.rl.recompute, recipe.optimizer.offload);
+        let what =
+            format!("recompute {}, offload {}{}", yes(row.recompute), yes(row.offload), if own { " *" } else { "" });
+        let turns = [row.estimate.sampling, row.estimate.updates, row.least, row.most];
+        let bytes = standing(row).into_iter().map(|(_, bytes)| bytes).chain(turns);
+        std::iter::once(what).chain(bytes.map(|bytes| format!("{:.2}", gib(bytes)))).collect::<Vec<String>>()
+    };
+    let names = rows.first().map(standing).unwrap_or_default().into_iter().map(|(what, _)| what);
+    let turns = ["sampling", "updates", "least", "most"];
+    let header: Vec<&str> = std::iter::once("* as the recipe is").chain(names).chain(turns).collect();
+    table(Style::Terminal, &header, &rows.iter().map(of).collect::<Vec<_>>())
+}
 
 /// Bytes by what they are for.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Estimate {
     /// What is there all the time.
     pub standing: Vec<(&'static str, usize)>,
@@ -50,15 +135,18 @@ pub fn check<B: Device>(
     device: &B,
     recipe: &Recipe,
     settings: &TrainSettings,
-    model: &Model,
+    config: &ModelConfig,
     longest_prompt: impl FnOnce() -> Result<usize>,
 ) -> Result<()> {
-    let (Some(stage), Some(memory)) = (device.rehearsal(), device.memory()) else { return Ok(()) };
+    let Some(size) = device.memory().map(MemoryUse::size) else { return Ok(()) };
+    let on = |bytes: usize| device.rehearsal(bytes).context("no device to rehearse on");
     let prompt = longest_prompt()?;
-    let estimate = estimate(&stage, recipe, settings, model, prompt).context("rehearsing a step")?;
-    let (peak, size, parts) = (estimate.peak(), memory.size(), estimate.parts());
     let tokens = prompt + settings.sampling.max_new_tokens;
-    if peak > size {
+    let rehearsed = estimate(&on(size)?, recipe, settings, config, prompt);
+    let of = |estimate: &Estimate| (estimate.peak(), estimate.parts());
+    let Ok((peak, parts)) = rehearsed.as_ref().map(of) else {
+        // What it would take where there is no end of memory.
+        let (peak, parts) = of(&estimate(&on(BOUNDLESS)?, recipe, settings, config, prompt)?);
         bail!(
             "this run takes {:.2} GiB of the device's memory, with sequences of up to {tokens} tokens, and has {:.2} GiB: {parts}. \
              Where it is sampling, lower rollout.slots or rollout.max_new_tokens; where updates, lower rl.micro_batch_tokens or set \
@@ -66,7 +154,7 @@ pub fn check<B: Device>(
             gib(peak),
             gib(size),
         );
-    }
+    };
     say(&format!(
         "memory: up to {:.2} of {:.2} GiB with sequences of up to {tokens} tokens: {parts}",
         gib(peak),
@@ -75,13 +163,53 @@ pub fn check<B: Device>(
     Ok(())
 }
 
+/// [`check`] of a supervised run, by a step of its longest examples.
+pub fn check_supervised<B: Device>(
+    device: &B,
+    model: &ModelConfig,
+    lora: Option<&LoraConfig>,
+    examples: &[Example],
+    how: &SupervisedSettings,
+) -> Result<()> {
+    let Some(size) = device.memory().map(MemoryUse::size) else { return Ok(()) };
+    let rehearsed = |bytes: usize| -> Result<usize> {
+        let stage = device.rehearsal(bytes).context("no device to rehearse on")?;
+        let mut model = nothing_learned(model, lora)?.on(stage.clone());
+        let (mut ws, mut grads) = (Workspace::new(&model), B::Array::default());
+        let mut optimizer = Optimizer::new_on(&stage, &model.layout);
+        stage.resize(&mut grads, model.layout.trainable().len(), Kind::F32);
+        let adamw = OptimizerConfig::default();
+        supervised_step(&mut model, &mut ws, &mut optimizer, examples, how, &adamw, 0.0, &mut grads)?;
+        Ok(stage.memory().map_or(0, MemoryUse::peak))
+    };
+    match rehearsed(size) {
+        Ok(peak) => say(&format!("memory: up to {:.2} of {:.2} GiB", gib(peak), gib(size))),
+        Err(_) => bail!(
+            "this run takes {:.2} GiB of the device's memory, and has {:.2} GiB: lower --micro-batch-tokens, or take --recompute; \
+             --offload has the moments in the host's memory, and --lora has next to none",
+            gib(rehearsed(BOUNDLESS)?),
+            gib(size)
+        ),
+    }
+    Ok(())
+}
+
+/// A model of zeros, which are no memory as long as nobody touches them.
+fn nothing_learned(config: &ModelConfig, lora: Option<&LoraConfig>) -> Result<Model> {
+    let mut model = Model::new(config.clone(), vec![0.0; ParamLayout::new(config).len()]);
+    if let Some(lora) = lora {
+        model.add_adapter(lora, "", 1)?;
+    }
+    Ok(model)
+}
+
 /// A run's largest step on a device that only counts: all prompts of so many tokens, all responses as long as they may be, and
 /// updates of the final policy, which is the deepest.
 pub fn estimate<B: Device>(
     stage: &B,
     recipe: &Recipe,
     settings: &TrainSettings,
-    model: &Model,
+    config: &ModelConfig,
     prompt: usize,
 ) -> Result<Estimate> {
     let memory: &dyn MemoryUse = stage.memory().context("a device whose memory can be counted")?;
@@ -91,14 +219,7 @@ pub fn estimate<B: Device>(
         estimate.standing.push((what, memory.used() - before));
         before = memory.used();
     };
-    // Zeros that nobody touches are no memory.
-    let fresh = || -> Result<Model> {
-        let mut fresh = Model::new(model.config.clone(), vec![0.0; ParamLayout::new(&model.config).len()]);
-        if let Some(lora) = &recipe.lora {
-            fresh.add_adapter(lora, "", 1)?;
-        }
-        Ok(fresh)
-    };
+    let fresh = || nothing_learned(config, recipe.lora.as_ref());
     let host = fresh()?;
     let critic = recipe.critic.as_ref().map(|config| Critic::beside(&host, config)).transpose()?;
     let mut model = host.on(stage.clone());
@@ -116,10 +237,13 @@ pub fn estimate<B: Device>(
 
     let sampling = settings.sampling;
     let engine = Engine { policy: InternalPolicy::Final, sampling, eos_ids: &[], slots: settings.slots };
-    let request = |_| Request { prompt: vec![0; prompt.max(1)], seeds: vec![0; settings.group_size] };
+    // Those behind the first that are sampled at once take no more than these.
+    let samples = settings.group_size.min(settings.slots);
+    let request = |_| Request { prompt: vec![0; prompt.max(1)], seeds: vec![0; samples] };
     let requests: Vec<Request> = (0..settings.prompts_per_step).map(request).collect();
     memory.forget_peak();
-    generate(&model, &mut ws, &engine, &requests, &mut |_| ())?;
+    let at_once = settings.slots.div_ceil(settings.group_size).min(requests.len());
+    generate(&model, &mut ws, &engine, &requests[..at_once], &mut |_| ())?;
     estimate.sampling = memory.peak() - standing;
 
     ws.release(stage);
@@ -164,10 +288,10 @@ pub fn estimate<B: Device>(
         score_groups(reference, &mut ws, &groups, mini_batch.clone(), &updates, &mut scored);
     }
     score_groups(&model, &mut ws, &groups, mini_batch.clone(), &updates, &mut scored);
-    let (ws, config, known) = (&mut ws, &settings.optimizer, &scored.log_probs);
+    let (ws, adamw, known) = (&mut ws, &settings.optimizer, &scored.log_probs);
     let reference = (settings.loss.kl_coef != 0.0).then_some(known);
     let before = Before { old: Some(known), old_beside: joint.map(|_| known), reference, factors: None };
-    update(&mut model, ws, &mut optimizer, &groups, mini_batch, &updates, before, config, 0.0, &mut grads)?;
+    update(&mut model, ws, &mut optimizer, &groups, mini_batch, &updates, before, adamw, 0.0, &mut grads)?;
     estimate.updates = memory.peak() - standing;
     stage.status()?;
     Ok(estimate)
@@ -186,17 +310,16 @@ fn group(request: Request, responses: usize, tokens: usize) -> ResponseGroup {
 #[cfg(all(test, feature = "cuda"))]
 mod tests {
     use super::*;
-    use crate::commands::train::setup::{self, Source, Start};
+    use crate::commands::train::setup::{Source, Start};
     use crate::compute::cuda::backend::Cuda;
     use crate::compute::cuda::emulator::{Emulator, Order};
     use crate::compute::cuda::kernels::Real;
-    use crate::rl::schedule::Schedule;
     use crate::rl::trainer::Trainer;
     use crate::run::checkpoint::Checkpoints;
     use std::path::Path;
     use std::sync::Arc;
 
-    const RECIPE: &str = include_str!("../../../recipes/arithmetic-bupo.toml");
+    const RECIPE: &str = include_str!("../../recipes/arithmetic-bupo.toml");
 
     /// A small run on the emulator, which has so many bytes.
     fn open(sets: &[&str], bytes: usize) -> (Cuda, Recipe, TrainSettings, Start) {
@@ -218,7 +341,8 @@ mod tests {
             let (device, recipe, settings, Start { model, prompts }) = open(sets, 1 << 28);
             let source = Source::open(&recipe).unwrap();
             let longest = setup::longest_prompt(&recipe, &source, &prompts).unwrap();
-            let estimate = estimate(&device.rehearsal().unwrap(), &recipe, &settings, &model, longest).unwrap();
+            let estimate =
+                estimate(&device.rehearsal(1 << 28).unwrap(), &recipe, &settings, &model.config, longest).unwrap();
             let memory = device.memory().unwrap();
             assert_eq!(memory.used(), 0, "nothing of it is the device's");
 
@@ -232,8 +356,7 @@ mod tests {
             let mut trainer = Trainer::new(settings, model, optimizer, None, reference, &prompts).unwrap();
             let mut draw = |n: usize| (0..n as u64).map(|at| source.problem(recipe.seed, at)).collect();
             trainer.step(1, &mut draw, &mut |_| ()).unwrap();
-            // But for RoPE's table of so few positions.
-            assert!(memory.used() - standing <= 4096, "a step gives back what it took");
+            assert_eq!(memory.used(), standing, "a step gives back what it took");
             // Responses may end early, and prompts be shorter than the longest; but the gradients and the cache are what they are.
             let (peak, most) = (memory.peak(), estimate.peak());
             assert!(peak <= most && most as f64 <= 1.1 * peak as f64, "{sets:?}: {peak} of {most}, {estimate:?}");
@@ -243,14 +366,14 @@ mod tests {
     #[test]
     fn a_run_that_will_not_fit_is_refused_with_its_sizes() {
         let (device, recipe, settings, Start { model, .. }) = open(&[], 1 << 20);
-        let error = check(&device, &recipe, &settings, &model, || Ok(20)).unwrap_err().to_string();
+        let error = check(&device, &recipe, &settings, &model.config, || Ok(20)).unwrap_err().to_string();
         for part in
             ["GiB of the device's memory, with sequences of up to 27 tokens", "weights", "moments", "rollout.slots"]
         {
             assert!(error.contains(part), "{error}");
         }
-        assert!(check(&device, &recipe, &settings, &model, || bail!("no prompt")).is_err());
+        assert!(check(&device, &recipe, &settings, &model.config, || bail!("no prompt")).is_err());
         let (device, ..) = open(&[], 1 << 28);
-        check(&device, &recipe, &settings, &model, || Ok(20)).unwrap();
+        check(&device, &recipe, &settings, &model.config, || Ok(20)).unwrap();
     }
 }
