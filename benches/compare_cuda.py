@@ -1,12 +1,14 @@
 """Ours and PyTorch on one GPU, in turns, in one run; a Markdown table of medians and ratios.
 
     python benches/compare_cuda.py [--bupo target/release/bupo] [--jobs limits,update,...] [--runs 1] [--repeat 3]
-        [--new 1024] [--results FILE] [--seconds 600] [--targets update=1.5,rollout=4] [--sides ours,peers] [--dry-run]
+        [--new 1024] [--results FILE] [--seconds 600] [--targets update=1.5,rollout=4] [--sides ours,peers] [--profile] [--dry-run]
 
 The peers are cuda_peers.py's jobs, in one process that lets go of the device's memory between turns, under this script's Python, which
 has torch and transformers. Both sides make random weights of the same shapes. A measurement is the median of --repeat times within a
 process, the table's numbers are medians over --runs. What fails or outlasts --limit is said at the end and leaves a dash; when --seconds
-are over nothing more is started. --tiny takes small shapes on the CPU, for trying the script.
+are over nothing more is started. --tiny takes small shapes on the CPU, for trying the script. --profile follows where our time goes, kernel by
+kernel: its numbers are for reading, not for comparing. "step" is GRPO, "step-layer" a step of BuPO's internal phase; "step-lean" is
+GRPO in as little memory as our settings allow.
 """
 import argparse
 import json
@@ -22,13 +24,15 @@ import time
 
 from batches import write_update
 
-# Name, what it says in the table, ours behind `bupo bench`, and the peer's. Braces are filled from the sizes. Our analyses and steps count
-# their warm-up among the repetitions.
-UPDATE = "update --shape {shape} --batch {batch} --micro-batch-tokens {micro_tokens} --recompute --compute bf16 --repeat {repeat}"
+# Name, what it says in the table, ours behind `bupo bench`, and the peer's. Braces are filled from the sizes. Ours count their warm-up
+# among the repetitions, but for rollouts.
+UPDATE = "update --shape {shape} --batch {batch} --micro-batch-tokens {micro_tokens} --recompute --compute bf16 --repeat {warm_repeat}"
 PEER_UPDATE = "update --shape {shape} --rows {rows} --length {length} --micro {micro} --repeat {repeat}"
 ANALYSIS = "analysis --shape {shape} --rows {analysis_rows} --length {length} --prompt 32"
 ROLLOUT = "rollout --shape {rollout_shape} --batch {batch_size} --prompt {prompt} --new {new} --repeat {long_repeat}"
 STEP = "step --shape {step_shape} --prompts {prompts} --group {group} --prompt {prompt} --new {step_new}"
+OUR_STEP = STEP + " --micro-batch-tokens {step_micro_tokens} --compute bf16 --steps {warm_long_repeat}"
+PEER_STEP = STEP + " --micro {micro} --repeat {long_repeat}"
 JOBS = {
     "limits": ("what the GPU does at best", "machine", "limits --size {size}"),
     "update": ("{shape}: update, final policy, {rows} x {length} tokens", UPDATE, PEER_UPDATE),
@@ -42,17 +46,20 @@ JOBS = {
                      ANALYSIS + " --dtype f32 --repeat {long_repeat}"),
     "rollout": ("{rollout_shape}: rollout, {batch_size} x {new} tokens", ROLLOUT + " --compute bf16", ROLLOUT + " --at {at}"),
     "step": ("{step_shape}: one GRPO step, {prompts} x {group} x {step_new} tokens",
-             STEP + " --micro-batch-tokens {step_micro_tokens} --recompute --compute bf16 --steps {warm_long_repeat}",
-             STEP + " --micro {micro} --repeat {long_repeat}"),
+             OUR_STEP, PEER_STEP),
+    "step-layer": ("{step_shape}: one BuPO step, layer {layer}, {prompts} x {group} x {step_new} tokens",
+                   OUR_STEP + " --layer {layer}", PEER_STEP + " --layer {layer}"),
+    "step-lean": ("{step_shape}: one GRPO step in little memory, {prompts} x {group} x {step_new} tokens",
+                  OUR_STEP + " --recompute --offload --slots {slots}", PEER_STEP),
 }
 SIZES = dict(shape="qwen3-4b", rollout_shape="qwen3-0.6b", step_shape="qwen3-1.7b", rows=32, length=1024, micro=8, layer=6,
-             analysis_rows=4, batch_size=256, prompt=64, prompts=32, group=8, size=8192, at="512,1024", vocab=151936)
+             analysis_rows=4, batch_size=256, prompt=64, prompts=32, group=8, slots=96, size=8192, at="512,1024", vocab=151936)
 TINY = dict(shape="tiny", rollout_shape="tiny", step_shape="tiny", rows=4, length=48, micro=2, layer=3, analysis_rows=2, batch_size=4,
-            prompt=8, prompts=2, group=2, size=64, at="20", vocab=512)
+            prompt=8, prompts=2, group=2, slots=3, size=64, at="20", vocab=512)
 
 ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 ap.add_argument("--bupo", default="target/release/bupo")
-ap.add_argument("--jobs", default=",".join(JOBS))
+ap.add_argument("--jobs", default=",".join(job for job in JOBS if job != "step-lean"))
 ap.add_argument("--sides", default="ours,peers")
 ap.add_argument("--runs", type=int, default=1)
 ap.add_argument("--repeat", type=int, default=3, help="times within one process, after a warm-up")
@@ -65,6 +72,7 @@ ap.add_argument("--results", type=pathlib.Path, help="JSON lines of every measur
 ap.add_argument("--targets", default="", help="ratios to be reached, shown in the table: update=1.5,...")
 ap.add_argument("--device", default="cuda")
 ap.add_argument("--tiny", action="store_true")
+ap.add_argument("--profile", action="store_true")
 ap.add_argument("--dry-run", action="store_true", help="print the commands and stop")
 a = ap.parse_args()
 START = time.monotonic()
@@ -84,6 +92,7 @@ remaining = lambda: a.seconds - (time.monotonic() - START)
 def ours(words, limit):
     """The last line of JSON of `bupo bench`."""
     command = [a.bupo, "bench", *words, *(["--device", device] if words[0] != "machine" else [])]
+    command += ["--profile"] if a.profile and words[0] != "machine" else []
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit)
     except subprocess.TimeoutExpired:
@@ -93,6 +102,8 @@ def ours(words, limit):
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode or not lines:
         return dict(error=f"exit code {done.returncode}: {done.stderr.strip()[-600:]}")
+    if a.profile:
+        print(done.stderr, file=sys.stderr, flush=True)
     return json.loads(lines[-1])
 
 
@@ -142,8 +153,9 @@ def row(job, measured, peak):
     rate, theirs = of("ours", "tokens_per_second"), of("peers", "tokens_per_second")
     ratio = rate / theirs if rate and theirs else None
     memory = [of(side, "peak_device_mib") for side in ("ours", "peers")]
-    share = of("peers", "tflops") / peak if peak and of("peers", "tflops") else None
-    shares = [share * ratio if share and ratio else None, share]
+    # By the operations that a job needs, nothing twice.
+    done = of("ours", "gflops"), of("peers", "tflops")
+    shares = [x and peak and x / scale / peak for x, scale in zip(done, (1000, 1))]
     cells = [label, form(rate, "{:.0f}"), form(theirs, "{:.0f}"), form(ratio, "{:.2f}x"), targets.get(job, "-"),
              " / ".join(form(m and m / 1024, "{:.1f}") for m in memory), " / ".join(form(s, "{:.0%}") for s in shares)]
     print("| " + " | ".join(cells) + " |", flush=True)
