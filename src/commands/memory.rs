@@ -43,7 +43,9 @@ pub fn run(args: &MemoryArgs) -> Result<()> {
     let recipe = Recipe::load(&args.recipe, &args.set)?;
     let config = match (args.shape, &recipe.model.path, &recipe.model.init) {
         (Some(shape), ..) => shape_config(shape)?,
-        (None, Some(path), _) => ModelConfig::from_dir(&checkpoint(path).context("model.path")?)?,
+        (None, Some(path), _) => {
+            ModelConfig::from_dir(&checkpoint(path).context("model.path; --shape has a shape in its place")?)?
+        }
         (None, None, Some(init)) => init.model_config(Tokenizer::byte_level()?.vocab_size())?,
         _ => bail!("[model] needs a path or a table init"),
     };
