@@ -18,7 +18,7 @@ use super::device::{self, Device, Opened};
 use super::open_model;
 use crate::cli::{BenchCommand, BenchModelArgs, BenchNumbersArgs, LoraArgs};
 use crate::compute::Backend;
-use crate::model::Model;
+use crate::model::{Model, ModelConfig};
 use crate::policy::{InternalPolicy, LayerIndex};
 use crate::run::manifest::peak_memory_mib;
 use crate::tasks::seed::derive_seed;
@@ -70,6 +70,11 @@ fn random_ids<B: Backend>(model: &Model<B>, sequence: usize, tokens: usize) -> V
     let vocab = model.config.vocab_size as u64;
     let token = |at: usize| (derive_seed(1, sequence as u64, at as u64, 0) % vocab) as u32;
     (0..tokens).map(token).collect()
+}
+
+/// Weights of a layer's products.
+fn layer_weights(c: &ModelConfig) -> usize {
+    c.hidden_size * (c.qkv_dim() + c.q_dim() + 3 * c.intermediate_size)
 }
 
 fn policy<B: Backend>(layer: Option<usize>, model: &Model<B>) -> Result<InternalPolicy> {

@@ -19,7 +19,7 @@ use crate::rl::critic::{Critic, Expected, ValueSettings};
 use crate::rl::groups::lr_scales;
 use crate::rl::schedule::Schedule;
 use crate::rl::supervised::{Example, SupervisedSettings, supervised_step};
-use crate::rl::trainer::TrainSettings;
+use crate::rl::trainer::{TrainSettings, gradient_len};
 use crate::rl::update::{Before, Beside, Scored, UpdateSettings, score_groups, update};
 use crate::rollout::engine::{Engine, Request, generate};
 use crate::run::progress::say;
@@ -120,7 +120,7 @@ impl Estimate {
         self.standing.iter().map(|(_, bytes)| bytes).sum::<usize>() + self.sampling.max(self.updates)
     }
 
-    /// `weights 9.6, moments 12.8, sampling 33.2, or updates 4.1 GiB`
+    /// `weights 9.61, moments 12.82; sampling 28.58 or updates 10.58 GiB`
     fn parts(&self) -> String {
         let standing = self.standing.iter().filter(|(_, bytes)| *bytes > 0);
         let parts: Vec<String> = standing.map(|(what, bytes)| format!("{what} {:.2}", gib(*bytes))).collect();
@@ -170,10 +170,11 @@ pub fn check_supervised<B: Device>(
     device: &B,
     model: &ModelConfig,
     lora: Option<&LoraConfig>,
-    examples: &[Example],
+    longest: impl FnOnce() -> Vec<Example>,
     how: &SupervisedSettings,
 ) -> Result<()> {
     let Some(size) = device.memory().map(MemoryUse::size) else { return Ok(()) };
+    let examples = longest();
     let rehearsed = |bytes: usize| -> Result<usize> {
         let stage = device.rehearsal(bytes).context("no device to rehearse on")?;
         let mut model = nothing_learned(model, lora)?.on(stage.clone());
@@ -181,7 +182,7 @@ pub fn check_supervised<B: Device>(
         let mut optimizer = Optimizer::new_on(&stage, &model.layout);
         stage.resize(&mut grads, model.layout.trainable().len(), Kind::F32);
         let adamw = OptimizerConfig::default();
-        supervised_step(&mut model, &mut ws, &mut optimizer, examples, how, &adamw, 0.0, &mut grads)?;
+        supervised_step(&mut model, &mut ws, &mut optimizer, &examples, how, &adamw, 0.0, &mut grads)?;
         Ok(stage.memory().map_or(0, MemoryUse::peak))
     };
     match rehearsed(size) {
@@ -254,8 +255,7 @@ pub fn estimate<B: Device>(
         requests.into_iter().map(|r| group(r, settings.group_size, sampling.max_new_tokens)).collect();
     let mini_batch = 0..settings.mini_batch_prompts.min(groups.len());
     let mut grads = B::Array::default();
-    let parameters = model.layout.trainable().len().max(critic.as_ref().map_or(0, |c| c.model.layout.len()));
-    stage.resize(&mut grads, parameters, Kind::F32);
+    stage.resize(&mut grads, gradient_len(&model, critic.as_ref()), Kind::F32);
     let trained = optimizer.trained(&model.layout, Tap::Final);
     let last = LayerIndex::all(model.config.layers).next_back();
     // Which layer makes no difference to what is kept of all of them.

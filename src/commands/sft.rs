@@ -130,11 +130,12 @@ pub fn run(args: &SftArgs) -> Result<()> {
     if let Some(lora) = settings.lora.as_ref().filter(|_| last.is_none()) {
         adapter::begin(lora, kept.as_deref(), &args.out, prompts.tokenizer(), &mut model, args.seed)?;
     }
-    let keep = if settings.recompute { Keep::LayerInputs } else { Keep::Activations };
+    let keep = Keep::for_backward(settings.recompute);
     let how = SupervisedSettings { micro_batch_tokens: settings.micro_batch_tokens, keep };
     let (mut restored, mut step) = (None, 0);
     on_device!(&device, backend => {
-        memory::check_supervised(backend, &model.config, settings.lora.as_ref(), &data.longest(args.batch), &how)?;
+        let longest = || data.longest(args.batch);
+        memory::check_supervised(backend, &model.config, settings.lora.as_ref(), longest, &how)?;
     });
     if let Some(last) = last {
         let mut optimizer = Optimizer::new(&model.layout);

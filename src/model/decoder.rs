@@ -22,6 +22,13 @@ pub enum Keep {
     Activations,
 }
 
+impl Keep {
+    /// For a backward that computes layers again, or not.
+    pub fn for_backward(recompute: bool) -> Keep {
+        if recompute { Keep::LayerInputs } else { Keep::Activations }
+    }
+}
+
 /// The tokens of a forward.
 #[derive(Clone, Copy, Debug)]
 pub struct Rows<T> {

@@ -21,6 +21,7 @@ use super::masking::masked_advantages;
 use super::metrics::Seconds;
 use super::optimizer::OptimizerConfig;
 use super::schedule::Schedule;
+use crate::compute::Backend;
 use crate::compute::backend::Kind;
 use crate::compute::cpu::Cpu;
 use crate::model::{Keep, Model, Workspace};
@@ -81,7 +82,7 @@ impl TrainSettings {
 
     /// What a forward keeps for its backward.
     pub fn keep(&self) -> Keep {
-        if self.recompute { Keep::LayerInputs } else { Keep::Activations }
+        Keep::for_backward(self.recompute)
     }
 }
 
@@ -99,6 +100,11 @@ pub struct Trainer<'a, B: Rollout = Cpu> {
     reward: Reward,
     workspace: Workspace<B>,
     grads: B::Array,
+}
+
+/// Elements of the buffer for gradients: the critic's updates come before the policy's, through the same one.
+pub fn gradient_len<B: Backend>(model: &Model<B>, critic: Option<&Critic<B>>) -> usize {
+    model.layout.trainable().len().max(critic.map_or(0, |critic| critic.model.layout.len()))
 }
 
 impl<'a, B: Rollout> Trainer<'a, B> {
@@ -134,7 +140,7 @@ impl<'a, B: Rollout> Trainer<'a, B> {
         let sampled = self.sample(step, draw, progress)?;
         // Sampling, updates and what is done between steps take turns with the memory, where that is the device's.
         self.workspace.release(&self.model.backend);
-        let parameters = self.parameters();
+        let parameters = gradient_len(&self.model, self.critic.as_ref());
         self.model.backend.resize(&mut self.grads, parameters, Kind::F32);
         let mut seconds = Seconds { rollout: sampled.seconds, ..Seconds::default() };
         let mut groups = self.groups(&sampled)?;
@@ -158,12 +164,6 @@ impl<'a, B: Rollout> Trainer<'a, B> {
         let metrics = self.metrics(step, phase, &sampled, &aligned, critic, seconds)?;
         let completions = self.rows(step, &sampled, &groups)?;
         Ok(StepReport { metrics, completions })
-    }
-
-    /// Parameters that an update has gradients for: the critic's updates come before the policy's, through the same buffer.
-    fn parameters(&self) -> usize {
-        let of_critic = self.critic.as_ref().map_or(0, |critic| critic.model.layout.len());
-        self.model.layout.trainable().len().max(of_critic)
     }
 
     /// The groups that are kept, with their advantages where comparing rewards within them gives these.

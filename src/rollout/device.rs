@@ -16,7 +16,7 @@ use crate::compute::cuda::backend::Cuda;
 use crate::compute::cuda::backend::decode::{
     DecodeRoom, DecodeShape, Drawing, KvPages, PAGE, Plan, StepRow, padded_rows, pages_of,
 };
-use crate::compute::cuda::runtime::Graph;
+use crate::compute::cuda::runtime::{Graph, Size};
 use crate::compute::{Backend, Packing};
 use crate::model::decoder::Rows;
 use crate::model::{Keep, LayerIndex, Model, Workspace};
@@ -145,10 +145,6 @@ pub struct DeviceSequence {
     first: Option<(States, usize)>,
 }
 
-fn gib(bytes: usize) -> f64 {
-    bytes as f64 / f64::from(1 << 30)
-}
-
 impl<'m> DeviceSession<'m> {
     fn new(
         model: &'m Model<Cuda>,
@@ -185,12 +181,12 @@ impl<'m> DeviceSession<'m> {
         };
         let (cache, room) = memory().with_context(|| {
             format!(
-                "sampling sequences of up to {} tokens, up to {} at once, takes at least {:.2} GiB for keys and values ({pages} pages of \
-                 {PAGE} tokens in {layers} layers) and {:.2} GiB for the steps; it does not fit: lower rollout.slots or max_new_tokens",
+                "sampling sequences of up to {} tokens, up to {} at once, takes at least {} for keys and values ({pages} pages of \
+                 {PAGE} tokens in {layers} layers) and {} for the steps; it does not fit: lower rollout.slots or max_new_tokens",
                 demand.longest,
                 demand.sequences,
-                gib(page * pages),
-                gib(DecodeRoom::bytes(shape)),
+                Size(page * pages),
+                Size(DecodeRoom::bytes(shape)),
             )
         })?;
         let mut first = Default::default();

@@ -132,13 +132,13 @@ pub(super) fn run<S: Session>(
     let mut given_up: VecDeque<Live<()>> = VecDeque::new();
     let mut next_request = 0;
     loop {
-        let free = engine.slots - live.len();
         // A few free slots are not worth a prefill of their own while others are decoding.
-        if free * 8 >= engine.slots || live.is_empty() {
-            resume(session, requests, free, &mut given_up, &mut live)?;
+        let worth = |live: usize| (engine.slots - live) * 8 >= engine.slots || live == 0;
+        if worth(live.len()) {
+            resume(session, requests, engine.slots - live.len(), &mut given_up, &mut live)?;
         }
-        let free = engine.slots - live.len();
-        if given_up.is_empty() && (free * 8 >= engine.slots || live.is_empty()) {
+        if given_up.is_empty() && worth(live.len()) {
+            let free = engine.slots - live.len();
             let supply: usize = ready.iter().map(|p: &Prompt<_>| requests[p.request].seeds.len() - p.next_sample).sum();
             let (wanted, others) = (free.saturating_sub(supply), live.len() + supply);
             prefill(session, requests, &mut next_request, wanted, others, &mut ready)?;

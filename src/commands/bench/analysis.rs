@@ -1,6 +1,6 @@
 //! An analysis of random samples.
 
-use super::{model, open_device, print, random_ids, timed, warm_median, warmed};
+use super::{layer_weights, model, open_device, print, random_ids, timed, warm_median, warmed};
 use crate::analysis::flow::Flow;
 use crate::analysis::{Reading, Sample};
 use crate::cli::BenchAnalysisArgs;
@@ -51,7 +51,7 @@ fn run_on<B: Device>(args: &BenchAnalysisArgs, backend: B) -> Result<()> {
 /// embedding's and each layer's four of its modules, each layer's output once more among those side by side, and the final one.
 fn analysis_gflop<B: Device>(model: &Model<B>, samples: &[Sample]) -> f64 {
     let c = &model.config;
-    let weights = c.hidden_size * (c.qkv_dim() + c.q_dim() + 3 * c.intermediate_size);
+    let weights = layer_weights(c);
     let states = 5 * c.layers + 2;
     let of = |sample: &Sample| {
         let (rows, read) = (sample.ids.len() - 1, sample.ids.len() - sample.response_start);

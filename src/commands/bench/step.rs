@@ -39,7 +39,7 @@ fn run_on<B: Device>(args: &BenchStepArgs, backend: B) -> Result<()> {
         loss: &loss,
         max_new_tokens: args.new,
         micro_batch_tokens: args.micro_batch_tokens,
-        keep: if args.recompute { Keep::LayerInputs } else { Keep::Activations },
+        keep: Keep::for_backward(args.recompute),
     };
     let device = device.offloading(args.offload);
     let (mut ws, mut optimizer) = (Workspace::new(&model), Optimizer::new_on(&device, &model.layout));

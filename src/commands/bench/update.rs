@@ -1,6 +1,6 @@
 //! One update on a batch from a file.
 
-use super::{open_device, policy, print, timed, warm_median, warmed, with_adapter};
+use super::{layer_weights, open_device, policy, print, timed, warm_median, warmed, with_adapter};
 use crate::cli::BenchUpdateArgs;
 use crate::commands::device::{Device, on_device};
 use crate::compute::Backend;
@@ -46,7 +46,7 @@ fn run_on<B: Device>(args: &BenchUpdateArgs, backend: B) -> Result<()> {
         loss: &loss,
         max_new_tokens: 1,
         micro_batch_tokens: args.micro_batch_tokens,
-        keep: if args.recompute { Keep::LayerInputs } else { Keep::Activations },
+        keep: Keep::for_backward(args.recompute),
     };
     let mut ws = Workspace::new(&model);
     let all = 0..groups.len();
@@ -127,7 +127,7 @@ fn groups<B: Backend>(batch: &Batch, model: &Model<B>) -> Result<(Vec<ResponseGr
 /// forward and twice backward (once where the weights are frozen, beside an adapter), and attention's two forward and four backward.
 fn update_gflop<B: Backend>(model: &Model<B>, policy: InternalPolicy, groups: &[ResponseGroup]) -> f64 {
     let (c, depth) = (&model.config, policy.tap().layer().map_or(model.config.layers, LayerIndex::one_based));
-    let weights = c.hidden_size * (c.qkv_dim() + c.q_dim() + 3 * c.intermediate_size);
+    let weights = layer_weights(c);
     let (mut tokens, mut targets, mut pairs) = (0, 0, 0);
     for group in groups {
         let prompt = group.prompt.len();

@@ -171,7 +171,7 @@ pub enum CudaError {
 }
 
 /// Bytes as a person reads them.
-struct Size(usize);
+pub struct Size(pub usize);
 
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

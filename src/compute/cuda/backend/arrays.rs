@@ -1,7 +1,7 @@
 //! What a [`Cuda`] keeps: arrays of either kind, parameters with the copy that products read, lists of a batch.
 
 use super::Cuda;
-use crate::compute::backend::Kind;
+use crate::compute::backend::{Backend, Kind};
 use crate::compute::cuda::arena::Piece;
 use crate::compute::cuda::array::DeviceArray;
 use crate::compute::cuda::kernels::Real;
@@ -127,10 +127,8 @@ impl Cuda {
     /// `len` zeros in f32, in the device's memory or in the host's.
     pub(super) fn zeros_for_steps(&self, len: usize) -> Array {
         if !self.offload {
-            let array = self.scratch(len, Real::F32);
-            if len > 0 {
-                self.runtime().zero(array.address(), array.bytes());
-            }
+            let mut array = self.scratch(len, Real::F32);
+            self.zero(&mut array);
             return array;
         }
         let piece = self.arena.take_of_host(len * Real::F32.bytes());

@@ -9,11 +9,10 @@ use super::launch::{at, int, long};
 use super::rows::Tokens;
 use super::{Array, Cuda};
 use crate::compute::backend::{Heads, Unembedding};
-use crate::compute::cpu::gemm::Write;
 use crate::compute::cuda::arena::Piece;
 use crate::compute::cuda::array::DeviceArray;
 use crate::compute::cuda::kernels::Real;
-use crate::compute::cuda::runtime::{ALIGNMENT, Address, Arg, CudaError, Matrix, Product};
+use crate::compute::cuda::runtime::{ALIGNMENT, Address, Arg, CudaError};
 
 /// Tokens of a page (attention_decode.cu).
 pub const PAGE: usize = 16;
@@ -430,10 +429,7 @@ impl Cuda {
         let drawn = |part: usize, row: usize| at(room.address(room.layout.drawn + 4 * (part * rows + row)));
         for first in (0..rows).step_by(room.layout.head_rows) {
             let count = room.layout.head_rows.min(rows - first);
-            let x = Matrix::new(hidden.at(first * d), self.real(), d);
-            let z = Matrix::new(logits, Real::F32, v);
-            let product = Product::linear(x, self.weight(&head.weight, d), z, [count, d, v], Write::Replace);
-            self.runtime().product(&product);
+            self.tile_of_logits(head, hidden, &(first..first + count), &(0..v), logits, v);
             let args = [
                 at(logits),
                 long(v),

@@ -87,7 +87,7 @@ impl Stats {
 
 impl Cuda {
     /// One product for the logits f32 of a block of rows and some of the vocabulary, rows `stride` apart.
-    fn logits(
+    pub(super) fn tile_of_logits(
         &self,
         head: &Unembedding<View<'_>>,
         hidden: &Array,
@@ -167,7 +167,7 @@ impl Cuda {
             let (sums, of_block) = (self.sums(block.len()), targets.map(|_| list.offset(4 * from)));
             for first in (0..vocab).step_by(columns) {
                 let tile = first..(first + columns).min(vocab);
-                self.logits(&head, hidden, &block, &tile, room.address(), columns);
+                self.tile_of_logits(&head, hidden, &block, &tile, room.address(), columns);
                 self.fold(block.len(), inv_temperature, room.address(), columns, &tile, of_block, &sums);
             }
             self.finish(block.len(), &sums, targets.is_some(), &stats, from);
@@ -196,7 +196,7 @@ impl Cuda {
             let n = block.len();
             let ([of_block], _memory) = self.lists([&targets[block.clone()]]);
             let (whole, sums, stats) = (0..shape.vocab, self.sums(n), Stats::new(self, n));
-            self.logits(&head, hidden, &block, &whole, logits, shape.stride);
+            self.tile_of_logits(&head, hidden, &block, &whole, logits, shape.stride);
             self.fold(n, shape.inv_temperature, logits, shape.stride, &whole, Some(of_block), &sums);
             self.finish(n, &sums, true, &stats, 0);
             let on_host = stats.to_host(self, n, true);

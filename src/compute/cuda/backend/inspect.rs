@@ -3,10 +3,9 @@
 use super::launch::{at, int, long, row_threads};
 use super::{Array, Cuda, View};
 use crate::compute::backend::{Comparison, Divergences, FinalNorm, Inspect, Placed, Unembedding};
-use crate::compute::cpu::gemm::Write;
 use crate::compute::cuda::array::DeviceArray;
 use crate::compute::cuda::kernels::Real;
-use crate::compute::cuda::runtime::{Arg, Matrix, Product};
+use crate::compute::cuda::runtime::Arg;
 use std::ops::Range;
 
 /// Rows of a block of tokens' states, at most: more make no product faster.
@@ -112,15 +111,7 @@ impl Inspect for Cuda {
             let sums = DeviceArray::<u64>::new(&self.arena, n * places * SUMS / 8);
             for first in (0..head.vocab).step_by(columns) {
                 let tile = first..(first + columns).min(head.vocab);
-                let weight = self.weight(&head.weight, d);
-                let product = Product::linear(
-                    read.matrix(d),
-                    Matrix { at: weight.at.offset(tile.start * d * weight.real.bytes()), ..weight },
-                    Matrix::new(room.address(), Real::F32, columns),
-                    [n * places, d, tile.len()],
-                    Write::Replace,
-                );
-                self.runtime().product(&product);
+                self.tile_of_logits(&head, &read, &(0..n * places), &tile, room.address(), columns);
                 self.fold_side_by_side(of, &tile, at(targets.offset(4 * from)), room, columns, &sums);
             }
             self.finish_side_by_side(of, &sums, &mut out);
@@ -136,12 +127,9 @@ impl Inspect for Cuda {
         n: usize,
         room: &mut Array,
     ) -> Vec<f32> {
-        let (d, stride) = (head.hidden_size, head.vocab.next_multiple_of(8));
+        let stride = head.vocab.next_multiple_of(8);
         self.resize_to(room, n * stride, Real::F32);
-        let rows = Matrix { at: hidden.at(first * d), ..hidden.matrix(d) };
-        let logits = Matrix::new(room.address(), Real::F32, stride);
-        let sizes = [n, d, head.vocab];
-        self.runtime().product(&Product::linear(rows, self.weight(&head.weight, d), logits, sizes, Write::Replace));
+        self.tile_of_logits(&head, hidden, &(first..first + n), &(0..head.vocab), room.address(), stride);
         let mut rows = self.numbers(room);
         let inv_temperature = 1.0 / head.temperature;
         for row in 0..n {
