@@ -8,7 +8,7 @@ mod common;
 
 use bupo::analysis::{Analysis, Flow, Lens, Reading, Sample};
 use bupo::compute::Packing;
-use bupo::compute::backend::{FinalNorm, Inspect, Kind, Placed};
+use bupo::compute::backend::{Branches, FinalNorm, Inspect, Kind, Placed};
 use bupo::model::{LayerIndex, Model, Tap, Workspace};
 use bupo::policy::Targets;
 use common::golden::{CASES, Tensors, folder, sequences};
@@ -87,24 +87,42 @@ fn every_token_of_every_layer<B: Inspect>(place: &Place<B>) {
     for case in CASES.map(|name| Case::open(name, place)) {
         let (layers, d, backend) = (case.layers(), case.model.config.hidden_size, &place.backend);
         let (packing, targets) = case.packed();
+        let of = Branches { layers };
         let mut ws = Workspace::new(&case.model);
         for (lens, name) in LENSES {
-            // The states of a token side by side, the final one last, which is normed already.
+            // Embedding, branches and final state of a token side by side.
+            let (mut embedding, mut branches) = (B::Array::default(), B::Array::default());
             let (mut states, mut room) = (B::Array::default(), B::Array::default());
-            backend.resize(&mut states, targets.len() * (layers + 1) * d, Kind::F32);
+            backend.resize(&mut embedding, targets.len() * d, Kind::F32);
+            backend.resize(&mut branches, targets.len() * of.places() * d, Kind::Factor);
             case.model.forward_observed(&mut ws, &packing, Tap::Final, &mut |tap, state| {
                 let place = match tap {
-                    Tap::ResidPost(layer) => layer.index(),
-                    Tap::Final => layers,
+                    Tap::ResidPre(layer) if layer.index() == 0 => {
+                        let at = Placed { first: 0, stride: d, d };
+                        backend.place_rows(state, &targets.rows, &mut embedding, at);
+                        of.embedding()
+                    }
+                    Tap::Attn(layer) => of.attn(layer.index()),
+                    Tap::Ffn(layer) => of.ffn(layer.index()),
+                    Tap::Final => of.last(),
                     _ => return,
                 };
-                let at = Placed { first: place * d, stride: (layers + 1) * d, d };
-                backend.place_rows(state, &targets.rows, &mut states, at);
+                let at = Placed { first: place * d, stride: of.places() * d, d };
+                backend.place_rows(state, &targets.rows, &mut branches, at);
             });
             let (weight, eps) = (case.model.param(&case.model.layout.final_norm), case.model.config.rms_norm_eps);
-            let norm = (lens == Lens::FinalNorm).then_some(FinalNorm { weight, eps, states: layers });
             let head = case.model.unembedding(1.0);
-            let got = backend.compare(head, &mut states, layers + 1, norm, &[layers, 1], &targets.ids, &mut room);
+            // Through the final norm every state is read by itself; raw ones are the sum of what their branches say.
+            let got = match lens {
+                Lens::Raw => {
+                    backend.compare_branches(head, &branches, of, &[layers, 1], &targets.ids, &mut room).streams
+                }
+                Lens::FinalNorm => {
+                    backend.add_branches(&embedding, &branches, of, d, 0..targets.len(), &mut states);
+                    let norm = Some(FinalNorm { weight, eps, states: layers });
+                    backend.compare(head, &mut states, layers + 1, norm, &[layers, 1], &targets.ids, &mut room)
+                }
+            };
             let by_layer = |values: &[f32]| -> Vec<f64> {
                 (0..layers)
                     .flat_map(|layer| values.chunks_exact(layers + 1).map(move |token| token[layer] as f64))

@@ -8,7 +8,7 @@ mod sums;
 pub use sums::Sums;
 
 use super::result::{Analysis, Lens};
-use crate::compute::backend::{FinalNorm, Inspect, Kind, Placed};
+use crate::compute::backend::{BranchComparison, Branches, FinalNorm, Inspect, Kind, Placed};
 use crate::compute::cpu::Cpu;
 use crate::compute::{Backend, Packing};
 use crate::model::{LayerIndex, Model, Tap, Workspace};
@@ -17,10 +17,10 @@ use anyhow::{Context, Result, ensure};
 
 /// Tokens of one packed forward, unless a sample alone has more.
 pub const PACK_TOKENS: usize = 2048;
-/// Bytes of layer states that wait for the end of a forward: so many, or an eighth of the model's own size, whichever is more.
+/// Bytes of branches that wait for the end of a forward: so many, or an eighth of the model's own size, whichever is more.
 const HELD_BYTES: usize = 256 << 20;
-/// Tokens whose inner products exist at a time.
-const GRAM_TOKENS: usize = 256;
+/// Tokens whose layer states exist at a time.
+const STATE_TOKENS: usize = 256;
 
 /// Tokens of one sample; the response is what comes from `response_start` (1 or more) on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,10 +49,16 @@ pub struct Flow<B: Backend = Cpu> {
 struct Buffers<A> {
     /// The stream that a module writes to, `[R, d]`.
     stream: A,
-    /// A layer's states that wait for their turn at the unembedding, `[.., R, d]`.
-    waiting: A,
-    /// `H^1..H^L` and the final state, side by side for every token: `[R, L + 1, d]`.
-    held: A,
+    /// What it writes, `[R, d]`.
+    branch: A,
+    /// What a layer's two modules read, `[2, R, d]`.
+    inputs: A,
+    /// `H^0`, `[R, d]`.
+    embedding: A,
+    /// What every stream is the sum of, [`Branches`].
+    branches: A,
+    /// `H^1..H^L` and the final state of some tokens, side by side: `[.., L + 1, d]`.
+    states: A,
     /// Logits that are being looked at.
     logits: A,
 }
@@ -88,7 +94,7 @@ impl<B: Inspect> Flow<B> {
         self.add_at_most(model, ws, samples, held_rows(model), progress)
     }
 
-    /// [`Flow::add`], holding the layer states of `most` response tokens at a time.
+    /// [`Flow::add`], holding the branches of `most` response tokens at a time.
     fn add_at_most(
         &mut self,
         model: &Model<B>,
@@ -115,7 +121,7 @@ impl<B: Inspect> Flow<B> {
                 targets.push_response(&sample.ids, packed.start, sample.response_start);
                 taken += 1;
             }
-            // A response that is longer by itself takes several forwards, each for the states of a part of it.
+            // A response that is longer by itself takes several forwards, each for a part of it.
             for (rows, ids) in targets.rows.chunks(most).zip(targets.ids.chunks(most)) {
                 self.add_rows(model, ws, &packing, rows, ids);
             }
@@ -138,68 +144,87 @@ impl<B: Inspect> Flow<B> {
         rows: &[usize],
         targets: &[u32],
     ) {
-        let Flow { reading, sums, buffers: Buffers { stream, waiting, held, logits } } = self;
-        let (d, n, layers, backend) = (model.config.hidden_size, rows.len(), model.config.layers, &model.backend);
-        let (states, head) = (layers + 1, model.unembedding(1.0));
+        let Flow { reading, sums, buffers: Buffers { stream, branch, inputs, embedding, branches, logits, .. } } = self;
+        let (d, n, backend) = (model.config.hidden_size, rows.len(), &model.backend);
+        let (of, head) = (Branches { layers: model.config.layers }, model.unembedding(1.0));
         let (norm, eps) = (model.param(&model.layout.final_norm), model.config.rms_norm_eps);
-        // H^0, then what a layer's modules read and write.
-        backend.resize(waiting, 5 * n * d, Kind::Factor);
-        backend.resize(stream, n * d, Kind::F32);
-        backend.resize(held, n * states * d, Kind::F32);
-        let side_by_side = |place: usize| Placed { first: place * d, stride: states * d, d };
-        let block = |place: usize| Placed { first: place * n * d, stride: d, d };
-        let mut embedding: Vec<f32> = Vec::new();
-        model.forward_observed(ws, packing, Tap::Final, &mut |tap, state| {
-            // The first layer's input waits as well.
-            let first = |layer: LayerIndex| usize::from(layer.index() == 0);
-            match tap {
-                // A layer's input is the output of the one below, which is there.
-                Tap::ResidPre(layer) if layer.index() > 0 => {}
-                Tap::ResidPre(_) => {
-                    backend.place_rows(state, rows, waiting, block(0));
-                    backend.place_rows(state, rows, stream, block(0));
-                }
-                Tap::AttnIn(layer) => backend.place_rows(state, rows, waiting, block(first(layer))),
-                Tap::Attn(layer) => {
-                    let at = block(first(layer) + 1);
-                    backend.place_rows(state, rows, waiting, at);
-                    sums.layers[layer.index()].cos_attn.extend(backend.row_cosines(waiting, at.first, stream, d));
-                }
-                Tap::ResidMid(_) => backend.place_rows(state, rows, stream, block(0)),
-                Tap::FfnIn(layer) => backend.place_rows(state, rows, waiting, block(first(layer) + 2)),
-                Tap::Ffn(layer) => {
-                    let at = block(first(layer) + 3);
-                    backend.place_rows(state, rows, waiting, at);
-                    sums.layers[layer.index()].cos_ffn.extend(backend.row_cosines(waiting, at.first, stream, d));
-                }
-                Tap::ResidPost(layer) => {
-                    backend.resize(waiting, (4 + first(layer)) * n * d, Kind::Factor);
-                    if reading.lens == Lens::FinalNorm {
-                        backend.norm_rows(waiting, norm, eps, d);
-                    }
-                    // One pass over the unembedding serves the layer's states.
-                    let mut entropies = backend.head(head, waiting, None, logits).entropy;
-                    if layer.index() == 0 {
-                        embedding = entropies.drain(..n).collect();
-                    }
-                    sums.layers[layer.index()].add_modules(&entropies, n);
-                    backend.place_rows(state, rows, held, side_by_side(layer.index()));
-                    backend.place_rows(state, rows, stream, block(0));
-                }
-                Tap::Final => backend.place_rows(state, rows, held, side_by_side(layers)),
-                // Only shown to whoever stops at it.
-                Tap::Normed(_) => {}
-            }
-        });
-        for first in (0..n).step_by(GRAM_TOKENS) {
-            let products = backend.gram(held, (states, d), layers, first, GRAM_TOKENS.min(n - first));
-            products.chunks_exact(layers * (layers + 1) / 2).for_each(|products| sums.add_products(products));
+        for array in [&mut *stream, embedding] {
+            backend.resize(array, n * d, Kind::F32);
         }
-        // The final state is normed already.
-        let through = (reading.lens == Lens::FinalNorm).then_some(FinalNorm { weight: norm, eps, states: layers });
-        let references: Vec<usize> = [layers].into_iter().chain(reading.chosen.map(LayerIndex::index)).collect();
-        let comparison = backend.compare(head, held, states, through, &references, targets, logits);
-        sums.add_comparison(&comparison, &embedding);
+        for (array, len) in [(&mut *branch, n), (&mut *inputs, 2 * n), (&mut *branches, n * of.places())] {
+            backend.resize(array, len * d, Kind::Factor);
+        }
+        let block = |place: usize| Placed { first: place * n * d, stride: d, d };
+        let side_by_side = |place: usize| Placed { first: place * d, stride: of.places() * d, d };
+        // Entropies of what modules read, `[2, R]` of each layer.
+        let mut of_inputs: Vec<Vec<f32>> = Vec::with_capacity(of.layers);
+        model.forward_observed(ws, packing, Tap::Final, &mut |tap, state| match tap {
+            Tap::ResidPre(layer) if layer.index() == 0 => {
+                backend.place_rows(state, rows, stream, block(0));
+                backend.place_rows(state, rows, embedding, block(0));
+                backend.place_rows(state, rows, branches, side_by_side(of.embedding()));
+            }
+            // The output of the layer below, which is there.
+            Tap::ResidPre(_) => {}
+            Tap::AttnIn(_) => backend.place_rows(state, rows, inputs, block(0)),
+            Tap::FfnIn(_) => backend.place_rows(state, rows, inputs, block(1)),
+            Tap::Attn(layer) => {
+                backend.place_rows(state, rows, branch, block(0));
+                sums.layers[layer.index()].cos_attn.extend(backend.row_cosines(branch, 0, stream, d));
+                backend.place_rows(state, rows, branches, side_by_side(of.attn(layer.index())));
+            }
+            Tap::Ffn(layer) => {
+                backend.place_rows(state, rows, branch, block(0));
+                sums.layers[layer.index()].cos_ffn.extend(backend.row_cosines(branch, 0, stream, d));
+                backend.place_rows(state, rows, branches, side_by_side(of.ffn(layer.index())));
+            }
+            Tap::ResidMid(_) => backend.place_rows(state, rows, stream, block(0)),
+            Tap::ResidPost(_) => {
+                if reading.lens == Lens::FinalNorm {
+                    backend.norm_rows(inputs, norm, eps, d);
+                }
+                // One pass over the unembedding serves both.
+                of_inputs.push(backend.head(head, inputs, None, logits).entropy);
+                backend.place_rows(state, rows, stream, block(0));
+            }
+            Tap::Final => backend.place_rows(state, rows, branches, side_by_side(of.last())),
+            // Only shown to whoever stops at it.
+            Tap::Normed(_) => {}
+        });
+        let comparison = self.compare(model, targets);
+        self.sums.add_tokens(&of_inputs, &comparison);
+    }
+
+    /// What the branches that are held say, and the states that they add up to, whose inner products are counted on the way.
+    fn compare(&mut self, model: &Model<B>, targets: &[u32]) -> BranchComparison {
+        let Flow { reading, sums, buffers: Buffers { embedding, branches, states, logits, .. } } = self;
+        let (d, n, backend) = (model.config.hidden_size, targets.len(), &model.backend);
+        let (of, head) = (Branches { layers: model.config.layers }, model.unembedding(1.0));
+        let (norm, eps) = (model.param(&model.layout.final_norm), model.config.rms_norm_eps);
+        let references: Vec<usize> = [of.layers].into_iter().chain(reading.chosen.map(LayerIndex::index)).collect();
+        let mut comparison = BranchComparison::default();
+        for first in (0..n).step_by(STATE_TOKENS) {
+            let tokens = first..(first + STATE_TOKENS).min(n);
+            backend.add_branches(embedding, branches, of, d, tokens.clone(), states);
+            let products = backend.gram(states, (of.layers + 1, d), of.layers, 0, tokens.len());
+            products.chunks_exact(of.layers * (of.layers + 1) / 2).for_each(|products| sums.add_products(products));
+            if reading.lens == Lens::FinalNorm {
+                // The final state is normed already.
+                let through = Some(FinalNorm { weight: norm, eps, states: of.layers });
+                let targets = &targets[tokens];
+                let part = backend.compare(head, states, of.layers + 1, through, &references, targets, logits);
+                comparison.streams.append(part);
+            }
+        }
+        match reading.lens {
+            Lens::Raw => backend.compare_branches(head, branches, of, &references, targets, logits),
+            // A norm is not linear: every state meets the unembedding by itself. (The final state's second norm is not looked at.)
+            Lens::FinalNorm => {
+                backend.norm_rows(branches, norm, eps, d);
+                comparison.entropy = backend.head(head, branches, None, logits).entropy;
+                comparison
+            }
+        }
     }
 
     /// Means over all response tokens. `name`: what the model is called in the result. `threshold` in nats; the default share
@@ -209,10 +234,10 @@ impl<B: Inspect> Flow<B> {
     }
 }
 
-/// Rows whose layer states are held at a time.
+/// Rows whose branches are held at a time.
 fn held_rows<B: Backend>(model: &Model<B>) -> usize {
     let size = size_of::<f32>();
-    let row = (model.config.layers + 1) * model.config.hidden_size * size;
+    let row = Branches { layers: model.config.layers }.places() * model.config.hidden_size * size;
     (HELD_BYTES.max(model.layout.len() * size / 8) / row).max(1)
 }
 

@@ -8,7 +8,7 @@
 
 mod inspect;
 
-pub use inspect::{Comparison, Divergences, FinalNorm, Inspect, Placed};
+pub use inspect::{BranchComparison, Branches, Comparison, Divergences, FinalNorm, Inspect, Placed};
 
 use super::cpu::gemm::Compute;
 use super::packing::Packing;

@@ -6,8 +6,8 @@ use crate::analysis::result::{
 };
 use crate::analysis::stages::{RULE, boundary_layer, default_threshold, stage_spans};
 use crate::analysis::tally::Tally;
+use crate::compute::backend::{BranchComparison, Branches};
 use crate::compute::cpu::gram::{cosine, pairs};
-use crate::compute::cpu::head::Comparison;
 use crate::model::LayerIndex;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -50,17 +50,14 @@ pub(super) struct LayerSums {
 }
 
 impl LayerSums {
-    /// Entropies of `n` tokens: of attn_in, then of attn, of ffn_in and of ffn.
-    pub(super) fn add_modules(&mut self, entropies: &[f32], n: usize) {
-        for token in 0..n {
-            let [attn_in, attn, ffn_in, ffn] = std::array::from_fn(|state| entropies[state * n + token] as f64);
-            self.attn_in.add(attn_in);
-            self.attn.add(attn);
-            self.ffn_in.add(ffn_in);
-            self.ffn.add(ffn);
-            self.change_attn.add(attn - attn_in);
-            self.change_ffn.add(ffn - ffn_in);
-        }
+    /// Entropies of one token.
+    fn add_modules(&mut self, attn_in: f64, attn: f64, ffn_in: f64, ffn: f64) {
+        self.attn_in.add(attn_in);
+        self.attn.add(attn);
+        self.ffn_in.add(ffn_in);
+        self.ffn.add(ffn);
+        self.change_attn.add(attn - attn_in);
+        self.change_ffn.add(ffn - ffn_in);
     }
 
     fn tallies(&self) -> [(&'static str, &Tally); 11] {
@@ -118,15 +115,22 @@ impl Sums {
         }
     }
 
-    /// Some tokens' statistics of `H^1..H^L` and the final state; the first reference is the final state, the second, if any,
-    /// the chosen layer's. `embedding`: the entropies of these tokens' `H^0`.
-    pub(super) fn add_comparison(&mut self, c: &Comparison, embedding: &[f32]) {
-        let last = self.layers.len();
-        for (token, below) in embedding.iter().enumerate() {
+    /// Some tokens' statistics: the first reference is the final state, the second, if any, the chosen layer's. `of_inputs`: the
+    /// entropies of what each layer's attention reads, then of what its FFN reads, `[2, R]`.
+    pub(super) fn add_tokens(&mut self, of_inputs: &[Vec<f32>], comparison: &BranchComparison) {
+        let (last, of) = (self.layers.len(), Branches { layers: self.layers.len() });
+        let c = &comparison.streams;
+        let tokens = c.entropy.len() / (last + 1);
+        for token in 0..tokens {
             let at = token * (last + 1);
-            let mut below = *below as f64;
+            let entropy = |place: usize| comparison.entropy[token * of.places() + place] as f64;
+            let mut below = entropy(of.embedding());
             self.embedding.add(below);
             self.last.add(c.entropy[at + last] as f64);
+            for ((layer, sums), inputs) in self.layers.iter_mut().enumerate().zip(of_inputs) {
+                let [attn_in, ffn_in] = [0, tokens].map(|from| inputs[from + token] as f64);
+                sums.add_modules(attn_in, entropy(of.attn(layer)), ffn_in, entropy(of.ffn(layer)));
+            }
             for (layer, sums) in self.layers.iter_mut().enumerate() {
                 let row = at + layer;
                 let entropy = c.entropy[row] as f64;
@@ -149,7 +153,7 @@ impl Sums {
                 None => self.never_decided += 1,
             }
         }
-        self.tokens += embedding.len() as u64;
+        self.tokens += tokens as u64;
     }
 
     /// Fails, and says where, if anything that was counted is no number.

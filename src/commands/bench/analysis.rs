@@ -47,12 +47,12 @@ fn run_on<B: Device>(args: &BenchAnalysisArgs, backend: B) -> Result<()> {
     Ok(())
 }
 
-/// Floating-point operations that an analysis needs: one forward, and every state that is read against the unembedding; the
-/// embedding's and each layer's four of its modules, each layer's output once more among those side by side, and the final one.
+/// Floating-point operations that an analysis needs: one forward, and the states that meet the unembedding: four of each layer (what
+/// its modules read and write; its output's logits are a sum), the embedding and the final one.
 fn analysis_gflop<B: Device>(model: &Model<B>, samples: &[Sample]) -> f64 {
     let c = &model.config;
     let weights = layer_weights(c);
-    let states = 5 * c.layers + 2;
+    let states = 4 * c.layers + 2;
     let of = |sample: &Sample| {
         let (rows, read) = (sample.ids.len() - 1, sample.ids.len() - sample.response_start);
         let attention = 4 * c.q_dim() * rows * (rows + 1) / 2;

@@ -1,6 +1,7 @@
 //! What an analysis asks of a device, beside what a decoder does: states side by side, and what they say.
 
 use super::{Backend, Unembedding};
+use std::ops::Range;
 
 /// Statistics of S states of each of R tokens, `[R, S]`: the states of a token follow each other.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -13,6 +14,63 @@ pub struct Comparison {
     pub top: Vec<u32>,
     /// One for each reference, in the order that they were asked for.
     pub divergences: Vec<Divergences>,
+}
+
+impl Comparison {
+    /// Another's tokens, of as many references, behind these.
+    pub fn append(&mut self, mut other: Comparison) {
+        self.entropy.append(&mut other.entropy);
+        self.log_probs.append(&mut other.log_probs);
+        self.top.append(&mut other.top);
+        self.divergences.resize_with(other.divergences.len(), Divergences::default);
+        for (mine, mut other) in self.divergences.iter_mut().zip(other.divergences) {
+            mine.to.append(&mut other.to);
+            mine.from.append(&mut other.from);
+        }
+    }
+}
+
+/// Where what a residual stream is the sum of lies: [`Branches::places`] rows of width d for each token, a factor
+/// `[R, 2 L + 2, d]`. Even places have `A^1..A^L`, then `H^0`; odd ones `F^1..F^L`, then the final state, which is read as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Branches {
+    pub layers: usize,
+}
+
+impl Branches {
+    /// Rows of a token.
+    pub fn places(self) -> usize {
+        2 * self.layers + 2
+    }
+
+    /// Of `A^(layer + 1)`.
+    pub fn attn(self, layer: usize) -> usize {
+        2 * layer
+    }
+
+    /// Of `F^(layer + 1)`.
+    pub fn ffn(self, layer: usize) -> usize {
+        2 * layer + 1
+    }
+
+    /// Of `H^0`.
+    pub fn embedding(self) -> usize {
+        2 * self.layers
+    }
+
+    /// Of the final state.
+    pub fn last(self) -> usize {
+        2 * self.layers + 1
+    }
+}
+
+/// What branches and the streams that they add up to say.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct BranchComparison {
+    /// Of every place of [`Branches`], `[R, 2 L + 2]`, in nats.
+    pub entropy: Vec<f32>,
+    /// Of `H^1..H^L` and the final state, `[R, L + 1]`.
+    pub streams: Comparison,
 }
 
 /// Kullback-Leibler divergences of each state, `[R, S]`, in nats, never negative.
@@ -66,6 +124,33 @@ pub trait Inspect: Backend {
         targets: &[u32],
         room: &mut Self::Array,
     ) -> Comparison;
+    /// Statistics of what [`Branches`] say, and of the streams `H^l` that they add up to and the final state, as
+    /// [`Inspect::compare`] has them; `references` count those: 0 is `H^1`, L the final state.
+    ///
+    /// Logits are linear in the state, and nothing but the sum is done to a stream before it is read (paper, equation 5), so a
+    /// layer's logits are those of the layer below and of its two branches, added up: `z(H^l) = z(H^(l-1)) + z(A^l) + z(F^l)`. A
+    /// fifth of an analysis's products is not made.
+    #[allow(clippy::too_many_arguments)]
+    fn compare_branches(
+        &self,
+        head: Unembedding<Self::View<'_>>,
+        branches: &Self::Array,
+        of: Branches,
+        references: &[usize],
+        targets: &[u32],
+        room: &mut Self::Array,
+    ) -> BranchComparison;
+    /// The states themselves of `tokens` tokens from `first` on, f32 `[tokens, L + 1, d]`: `H^1..H^L`, added up in the decoder's
+    /// order from `H^0` f32 `[R, d]`, and the final state.
+    fn add_branches(
+        &self,
+        embedding: &Self::Array,
+        branches: &Self::Array,
+        of: Branches,
+        d: usize,
+        tokens: Range<usize>,
+        states: &mut Self::Array,
+    );
     /// Whole rows of logits of hidden's rows from `first` on, `[n, V]`, on the host.
     fn logits(
         &self,

@@ -13,6 +13,7 @@ mod pack;
 use super::shared::SharedMut;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+use std::cell::RefCell;
 use std::ops::Range;
 
 /// The number format that a product multiplies in. Operands and sums are f32 in either.
@@ -201,12 +202,7 @@ impl Out {
                 (a.data.as_ptr().add(rows.start * a.row_stride), b.data.as_ptr().add(cols.start * b.col_stride));
             #[cfg(target_arch = "x86_64")]
             if let Some(isa) = kernel::Isa::here(compute.here()).filter(|_| k > 0) {
-                let view = |data, mat: &Mat<'_>| blocked::View {
-                    data,
-                    row_stride: mat.row_stride,
-                    col_stride: mat.col_stride,
-                };
-                let (a, b) = (view(a_from, a), view(b_from, b));
+                let (a, b) = (blocked::View { data: a_from, ..view(a) }, blocked::View { data: b_from, ..view(b) });
                 return blocked::product(isa, (m, n, k), a, b, c, self.row_stride, write == Write::Add);
             }
             gemm::gemm(
@@ -281,6 +277,74 @@ impl PackedWeight {
             });
         }
     }
+}
+
+/// Rows that many right-hand sides are multiplied with, packed once for all of them, in blocks.
+pub struct PackedRows<'a> {
+    rows: Mat<'a>,
+    block: usize,
+    compute: Compute,
+    /// Where this machine has packed products.
+    #[cfg(target_arch = "x86_64")]
+    panels: Option<blocked::PackedRows>,
+}
+
+impl<'a> PackedRows<'a> {
+    /// a `[m, k]`, in blocks of so many rows; the last may have fewer.
+    pub fn new(compute: Compute, rows: Mat<'a>, block: usize) -> PackedRows<'a> {
+        #[cfg(target_arch = "x86_64")]
+        let panels = kernel::Isa::here(compute.here()).filter(|_| rows.rows * rows.cols > 0).map(|isa| {
+            // SAFETY: the instructions are here; the view is as large as the matrix, as was checked when it was made.
+            unsafe { blocked::PackedRows::new(isa, view(&rows), (rows.rows, rows.cols), block) }
+        });
+        PackedRows {
+            rows,
+            block,
+            compute,
+            #[cfg(target_arch = "x86_64")]
+            panels,
+        }
+    }
+
+    /// Calls `f` with every block's first row and its product with b `[k, n]`, on the calling thread. The same sums in the same
+    /// order as [`matmul_seq`]. `f` must not come here again.
+    pub fn multiply(&self, b: Mat<'_>, mut f: impl FnMut(usize, &mut [f32])) {
+        let (m, k, n) = (self.rows.rows, self.rows.cols, b.cols);
+        assert_eq!(b.rows, k, "rows of the right-hand side");
+        PRODUCT.with_borrow_mut(|c| {
+            c.resize(c.len().max(self.block.min(m) * n), 0.0);
+            let blocks = (0..m).step_by(self.block).map(|from| (from, self.block.min(m - from)));
+            #[cfg(target_arch = "x86_64")]
+            if let Some(rows) = &self.panels {
+                // SAFETY: the view is as large as the matrix, as was checked when it was made; c has room for a block.
+                unsafe {
+                    rows.with_columns(view(&b), n, |columns| {
+                        for (i, (from, count)) in blocks.enumerate() {
+                            rows.product(i, columns, c.as_mut_ptr(), n);
+                            f(from, &mut c[..count * n]);
+                        }
+                    });
+                }
+                return;
+            }
+            for (from, rows) in blocks {
+                let a = Mat { data: &self.rows.data[from * self.rows.row_stride..], rows, ..self.rows };
+                let c = &mut c[..rows * n];
+                matmul_seq(self.compute, MatMut::new(c, rows, n), a, b, Write::Replace);
+                f(from, c);
+            }
+        })
+    }
+}
+
+thread_local! {
+    /// A block of a product, kept for the next.
+    static PRODUCT: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+#[cfg(target_arch = "x86_64")]
+fn view(mat: &Mat<'_>) -> blocked::View {
+    blocked::View { data: mat.data.as_ptr(), row_stride: mat.row_stride, col_stride: mat.col_stride }
 }
 
 /// Linear layer: `y = x W^T`, x `[t, i]`, w `[o, i]`, y `[t, o]`.
@@ -391,6 +455,25 @@ mod tests {
                     matmul(compute, MatMut::new(&mut z, t, o), Mat::new(&x, t, i), Mat::new(&w, o, i).t(), write);
                     assert!(y.iter().zip(&z).all(|(y, z)| y.to_bits() == z.to_bits()), "[{t}, {i}] x [{o}, {i}]");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn packed_rows_give_the_same_bytes() {
+        for compute in [Compute::F32, Compute::Bf16] {
+            for (m, k, n, block) in [(1, 3, 5, 4), (37, 1100, 130, 10), (300, 40, 33, 128), (64, 600, 300, 200)] {
+                let (a, b) = (fill(m * k, 1), fill(n * k, 2));
+                let (a, b) = (Mat::new(&a, m, k), Mat::new(&b, n, k).t());
+                let mut expected = vec![0f32; m * n];
+                matmul_seq(compute, MatMut::new(&mut expected, m, n), a, b, Write::Replace);
+                let mut got = Vec::new();
+                PackedRows::new(compute, a, block).multiply(b, |from, c| {
+                    assert_eq!(from * n, got.len());
+                    got.extend_from_slice(c);
+                });
+                assert!(got.iter().zip(&expected).all(|(x, y)| x.to_bits() == y.to_bits()), "[{m}, {k}] x [{k}, {n}]");
+                assert_eq!(got.len(), expected.len());
             }
         }
     }

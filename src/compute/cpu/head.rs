@@ -1,11 +1,12 @@
 //! The unembedding read as a distribution: log-probabilities and entropies, without the `[rows, vocabulary]` logits.
 //!
-//! A block of rows meets the vocabulary in tiles; a tile of logits lives in a task's cache and is folded into sums per
+//! A block of rows meets the vocabulary in tiles; its logits live in a task's cache and are folded into sums per
 //! row, which are merged in the order of the tiles. With `z = hidden . E / temperature`, `p = softmax(z)`:
 //! `log p_j = z_j - lse` and the entropy `H = lse - sum_j p_j z_j` in nats, taken relative to the maximum so that
 //! peaked distributions keep their small entropies. The gradient is in [`gradient`], several states of a token side by
-//! side in [`divergence`], and what only a whole row of logits tells in [`row`].
+//! side in [`divergence`], a residual stream's in [`branches`], and what only a whole row of logits tells in [`row`].
 
+mod branches;
 mod divergence;
 mod gradient;
 mod row;
@@ -13,13 +14,15 @@ mod row;
 pub use crate::compute::backend::{Comparison, Divergences, HeadStats, RowGradients};
 pub use row::LogitRow;
 
-use super::gemm::{Compute, Mat, MatMut, PackedWeight, Write, linear, matmul_seq};
+use super::gemm::{Compute, Mat, PackedRows, PackedWeight, Write, linear};
 use super::simd::{LANES, exp, horizontal, max, vectorize};
 use rayon::prelude::*;
 
-/// Rows of a block: as many as it takes for the packing of the unembedding to cost nothing beside the product.
-const ROWS: usize = 512;
-/// Vocabulary entries of a tile: 512 x 512 f32 are 1 MiB.
+/// Rows of a pass over the unembedding: as many as it takes for its packing to cost nothing beside the products.
+const ROWS: usize = 2048;
+/// Rows of a block, about: with a tile's entries 384 KiB of logits, which stay in the second cache.
+const BLOCK: usize = 192;
+/// Vocabulary entries of a tile.
 const TILE: usize = 512;
 
 /// The unembedding: E `[V, d]`, and the temperature that divides the logits.
@@ -82,6 +85,7 @@ impl Sums {
 }
 
 /// What a block of rows takes from one tile.
+#[derive(Default)]
 struct TileSums {
     rows: Vec<Sums>,
     /// Logits of the targets that lie in this tile, by row.
@@ -101,12 +105,10 @@ impl Head<'_> {
             let block = from..(from + ROWS).min(rows);
             let hidden = &hidden[from * self.hidden_size..block.end * self.hidden_size];
             let targets = targets.map(|t| &t[block]);
-            let tiles = (0..self.tiles()).into_par_iter().with_max_len(1);
-            let tiles = tiles.map_init(Vec::new, |logits, tile| {
-                logits.resize(hidden.len() / self.hidden_size * self.width(tile), 0.0);
-                self.fold_tile(tile, hidden, targets, logits)
+            let tiles = self.by_tiles(hidden, 1, |tile, from, z, sums: &mut TileSums| {
+                self.fold_rows(tile, from, targets, z, sums);
             });
-            stats.append(merged(tiles.collect(), targets));
+            stats.append(merged(tiles, targets));
         }
         stats
     }
@@ -126,35 +128,42 @@ impl Head<'_> {
         &self.embedding[from * self.hidden_size..(from + self.width(tile)) * self.hidden_size]
     }
 
-    /// Writes the logits `[n, width]` of a block of rows `[n, d]`, not scaled by the temperature yet.
-    fn tile_logits(&self, tile: usize, hidden: &[f32], logits: &mut [f32]) {
-        let (d, width) = (self.hidden_size, self.width(tile));
-        let n = hidden.len() / d;
-        let entries = Mat::new(self.entries(tile), width, d).t();
-        matmul_seq(self.compute, MatMut::new(logits, n, width), Mat::new(hidden, n, d), entries, Write::Replace);
+    /// What every tile's logits are folded into. `fold` is called for a tile and blocks of the rows of hidden `[n, d]`, in order, by the first
+    /// row and the block's scaled logits `[.., width]`; `together` rows, or multiples of them, come in one block.
+    fn by_tiles<T: Default + Send>(
+        &self,
+        hidden: &[f32],
+        together: usize,
+        fold: impl Fn(usize, usize, &mut [f32], &mut T) + Sync,
+    ) -> Vec<T> {
+        let (d, inv_t) = (self.hidden_size, 1.0 / self.temperature);
+        let block = (BLOCK / together).max(1) * together;
+        let rows = PackedRows::new(self.compute, Mat::new(hidden, hidden.len() / d, d), block);
+        let tiles = (0..self.tiles()).into_par_iter().with_max_len(1).map(|tile| {
+            let mut out = T::default();
+            rows.multiply(Mat::new(self.entries(tile), self.width(tile), d).t(), |from, z| {
+                if inv_t != 1.0 {
+                    z.iter_mut().for_each(|z| *z *= inv_t);
+                }
+                fold(tile, from, z, &mut out);
+            });
+            out
+        });
+        tiles.collect()
     }
 
-    /// Writes the scaled logits `[n, width]` of a block of rows `[n, d]` and takes their sums.
-    fn fold_tile(&self, tile: usize, hidden: &[f32], targets: Option<&[u32]>, logits: &mut [f32]) -> TileSums {
-        let (width, inv_t) = (self.width(tile), 1.0 / self.temperature);
-        self.tile_logits(tile, hidden, logits);
-        let mut sums = TileSums { rows: Vec::with_capacity(hidden.len() / self.hidden_size), targets: Vec::new() };
-        for (row, z) in logits.chunks_exact_mut(width).enumerate() {
+    /// Adds the sums of rows' scaled logits `[n, width]`, from row `from` on, to those of a tile.
+    fn fold_rows(&self, tile: usize, from: usize, targets: Option<&[u32]>, logits: &[f32], sums: &mut TileSums) {
+        for (row, z) in (from..).zip(logits.chunks_exact(self.width(tile))) {
             sums.rows.push(vectorize(
                 #[inline(always)]
-                || {
-                    if inv_t != 1.0 {
-                        z.iter_mut().for_each(|z| *z *= inv_t);
-                    }
-                    Sums::of(z)
-                },
+                || Sums::of(z),
             ));
             let target = targets.and_then(|t| (t[row] as usize).checked_sub(tile * TILE));
             if let Some(z) = target.and_then(|t| z.get(t)) {
                 sums.targets.push((row, *z));
             }
         }
-        sums
     }
 
     /// Logits of every row, scaled by the temperature: `[R, V]`, for sampling a few rows. `packed` is the unembedding, where

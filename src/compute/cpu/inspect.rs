@@ -3,8 +3,10 @@
 use super::backend::Cpu;
 use super::gram::{gram, pairs, row_cosine};
 use super::norm::rms_norm_in_place;
-use crate::compute::backend::{Comparison, FinalNorm, Inspect, Placed, Unembedding};
+use super::simd::vectorize;
+use crate::compute::backend::{BranchComparison, Branches, Comparison, FinalNorm, Inspect, Placed, Unembedding};
 use rayon::prelude::*;
+use std::ops::Range;
 
 impl Inspect for Cpu {
     fn place_rows(&self, state: &Vec<f32>, rows: &[usize], out: &mut Vec<f32>, at: Placed) {
@@ -53,6 +55,44 @@ impl Inspect for Cpu {
         self.head_of(head).compare(states, places, references, Some(targets))
     }
 
+    fn compare_branches(
+        &self,
+        head: Unembedding<&[f32]>,
+        branches: &Vec<f32>,
+        of: Branches,
+        references: &[usize],
+        targets: &[u32],
+        _: &mut Vec<f32>,
+    ) -> BranchComparison {
+        self.head_of(head).compare_branches(branches, of, references, targets)
+    }
+
+    fn add_branches(
+        &self,
+        embedding: &Vec<f32>,
+        branches: &Vec<f32>,
+        of: Branches,
+        d: usize,
+        tokens: Range<usize>,
+        states: &mut Vec<f32>,
+    ) {
+        states.resize(tokens.len() * (of.layers + 1) * d, 0.0);
+        let embedding = embedding[tokens.start * d..tokens.end * d].par_chunks(d);
+        let branches =
+            branches[tokens.start * of.places() * d..tokens.end * of.places() * d].par_chunks(of.places() * d);
+        states.par_chunks_mut((of.layers + 1) * d).zip(embedding.zip(branches)).for_each(
+            |(states, (below, branches))| {
+                let row = |place: usize| &branches[place * d..(place + 1) * d];
+                for layer in 0..of.layers {
+                    let (done, rest) = states.split_at_mut(layer * d);
+                    let below = if layer == 0 { below } else { &done[(layer - 1) * d..] };
+                    add_both(below, row(of.attn(layer)), row(of.ffn(layer)), &mut rest[..d]);
+                }
+                states[of.layers * d..].copy_from_slice(row(of.last()));
+            },
+        );
+    }
+
     fn logits(
         &self,
         head: Unembedding<&[f32]>,
@@ -65,4 +105,16 @@ impl Inspect for Cpu {
         self.head_of(head).logits(None, &hidden[first * d..(first + n) * d], &mut logits);
         logits
     }
+}
+
+/// `below + attn + ffn`, in this order.
+fn add_both(below: &[f32], attn: &[f32], ffn: &[f32], to: &mut [f32]) {
+    vectorize(
+        #[inline(always)]
+        || {
+            for (((to, below), attn), ffn) in to.iter_mut().zip(below).zip(attn).zip(ffn) {
+                *to = below + attn + ffn;
+            }
+        },
+    )
 }

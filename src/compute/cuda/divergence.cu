@@ -155,12 +155,31 @@ extern "C" __global__ void __launch_bounds__(256)
     Sums* to = parts + token * states * segments + blockIdx.y;
     bool whole = columns == SEGMENT && (size_t)rows % 16 == 0 && stride % 4 == 0;
     // A segment at the edge takes two references always, and the one that nobody asked for is not read: less code.
-    if (whole && references < 2)
+    if (whole && references == 0)
+        fold_segment<0, true>(rows, stride, columns, inv_temperature, states, places, target, shared, to, segments);
+    else if (whole && references == 1)
         fold_segment<1, true>(rows, stride, columns, inv_temperature, states, places, target, shared, to, segments);
     else if (whole)
         fold_segment<2, true>(rows, stride, columns, inv_temperature, states, places, target, shared, to, segments);
     else
         fold_segment<2, false>(rows, stride, columns, inv_temperature, states, places, target, shared, to, segments);
+}
+
+// cpu/head/branches.rs `add_up` of a tile: where logits f32 [T (2 L + 2), width], rows `stride` apart, had those of F^l they have
+// those of H^l = H^(l-1) + A^l + F^l. The rows of a token, L `layers`: A^1, F^1, A^2 .. F^L, H^0, the final state. stride: a
+// multiple of 4, and what lies between width and the next multiple of 4 means nothing, before and after.
+// Grid (T, ceil(width / 4 / block)); block: any.
+extern "C" __global__ void __launch_bounds__(1024) add_up_logits(float* logits, unsigned long long stride, int width, int layers) {
+    int column = 4 * (blockIdx.y * blockDim.x + threadIdx.x);
+    if (column >= width) return;
+    float* z = logits + (size_t)blockIdx.x * (2 * layers + 2) * stride + column;
+    float4 sum = *(const float4*)(z + 2 * layers * stride);
+    for (int layer = 0; layer < layers; layer++, z += 2 * stride) {
+        float4 attn = *(const float4*)z, ffn = *(const float4*)(z + stride);
+        sum.x = __fadd_rn(__fadd_rn(sum.x, attn.x), ffn.x), sum.y = __fadd_rn(__fadd_rn(sum.y, attn.y), ffn.y);
+        sum.z = __fadd_rn(__fadd_rn(sum.z, attn.z), ffn.z), sum.w = __fadd_rn(__fadd_rn(sum.w, attn.w), ffn.w);
+        *(float4*)(z + stride) = sum;
+    }
 }
 
 // The parts of one row: its sums before, unless it begins, then those of a tile's segments, which a warp's lanes share.

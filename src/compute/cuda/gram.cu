@@ -1,8 +1,30 @@
-// Inner products between the states of each token, for norms and cosines (cpu/gram.rs), in f64.
+// The states of each token from what they are the sum of, and inner products between them, for norms and cosines (cpu/gram.rs), in
+// f64.
 #include "common.cuh"
 
 // A warp takes a square of so many states by so many.
 static const int BAND = 4;
+
+// cpu/inspect.rs `add_branches`: states f32 [R, L + 1, d], L `layers`: H^1..H^L, added up in the decoder's order from H^0, and the
+// final state. embedding f32 [R, d] is H^0; branches REAL [R, 2 L + 2, d]: A^1, F^1, A^2 .. F^L, H^0 rounded, the final state.
+// d: a multiple of 8. Grid R; block: any.
+extern "C" __global__ void __launch_bounds__(1024)
+    add_branches(const float* embedding, const real* branches, int layers, int d, float* states) {
+    embedding += (size_t)blockIdx.x * d;
+    branches += (size_t)blockIdx.x * (2 * layers + 2) * d;
+    states += (size_t)blockIdx.x * (layers + 1) * d;
+    for (int c = threadIdx.x * 8; c < d; c += blockDim.x * 8) {
+        float sum[8], v[8];
+        load8(embedding + c, sum);
+        for (int place = 0; place < 2 * layers; place++) {
+            load8(branches + (size_t)place * d + c, v);
+            for (int i = 0; i < 8; i++) sum[i] = __fadd_rn(sum[i], v[i]);
+            if (place % 2) store8(states + (size_t)(place / 2) * d + c, sum);
+        }
+        load8(branches + (size_t)(2 * layers + 1) * d + c, v);
+        store8(states + (size_t)layers * d + c, v);
+    }
+}
 
 // cpu/gram.rs `gram`: products x_i . x_j, j <= i, of the first n states of each token, in the order (0, 0), (1, 0), (1, 1), (2, 0)
 // and so on. states f32 [R, S, d], out f64 [R, n (n + 1) / 2]. d: a multiple of 8.

@@ -48,8 +48,8 @@ const FUNCTIONS: &[(&str, &[&str])] = &[
             "scatter_rows_add_f32",
         ],
     ),
-    ("divergence.cu", &["compare_fold", "compare_merge", "compare_finish"]),
-    ("gram.cu", &["gram", "row_cosines"]),
+    ("divergence.cu", &["compare_fold", "add_up_logits", "compare_merge", "compare_finish"]),
+    ("gram.cu", &["add_branches", "gram", "row_cosines"]),
     ("row.cu", &["row_rank", "row_top"]),
     ("head.cu", &["head_fold", "head_finish", "head_d_logits", "head_top"]),
     (

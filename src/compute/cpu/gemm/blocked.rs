@@ -51,6 +51,8 @@ impl View {
 
 thread_local! {
     static PACKED: RefCell<[Vec<u32>; 2]> = const { RefCell::new([Vec::new(), Vec::new()]) };
+    static COLUMNS: RefCell<PackedColumns> =
+        const { RefCell::new(PackedColumns { isa: Isa::Avx2, n: 0, blocks: Vec::new() }) };
 }
 
 /// Lengths of the blocks of an inner dimension `k`: (first index, length), in order.
@@ -138,35 +140,130 @@ unsafe fn against_panels(
     for i in 0..blocks {
         let rows = m * i / blocks..m * (i + 1) / blocks;
         room(packed_a, rows.len() * units);
-        for panel_rows in panels(isa, rows.len()) {
-            let source = Source {
-                data: a.at(rows.start + panel_rows.start, 0),
-                width_stride: a.row_stride,
-                inner_stride: a.col_stride,
-            };
-            let width = panel_rows.len();
-            // SAFETY: rows and columns are A's; the buffer was sized above.
+        // SAFETY: rows and columns are A's; the buffer was sized above.
+        unsafe { pack_rows(isa, View { data: a.at(rows.start, 0), ..a }, rows.len(), depth, packed_a.as_mut_ptr()) };
+        // SAFETY: the block lies in C; the panels are packed.
+        unsafe {
+            let c = Block { c: c.c.add(rows.start * c.row_stride), ..c };
+            meet(isa, rows.len(), units, packed_a.as_ptr(), b, c);
+        }
+    }
+}
+
+/// `C (+)= A B` of panels alone: as many of A as fit a cache, [`panels`] of `rows`, and all of B.
+///
+/// # Safety
+/// As [`product`]; panels of A hold `rows` rows, those of B `c.cols` columns, of `units` units.
+unsafe fn meet(isa: Isa, rows: usize, units: usize, a: *const u32, b: *const u32, c: Block) {
+    // A pass over the panels of A asks for a part of the next panel of B, which may have to come from memory.
+    let asked = isa.lines_ahead(units) * LINE;
+    let passes = (isa.columns() * units).div_ceil(asked.max(1));
+    for j in (0..c.cols).step_by(isa.columns()) {
+        for (pass, panel_rows) in panels(isa, rows).enumerate() {
+            // SAFETY: by the caller's promise.
             unsafe {
-                let to = packed_a.as_mut_ptr().add(panel_rows.start * units);
-                panel(isa, source, width, depth, width, to);
+                let out =
+                    Block { c: c.c.add(panel_rows.start * c.row_stride + j), cols: isa.columns().min(c.cols - j), ..c };
+                let ahead = b.wrapping_add((j + isa.columns()) * units + pass % passes * asked);
+                block(isa, panel_rows.len(), units, a.add(panel_rows.start * units), b.add(j * units), ahead, out);
             }
         }
-        // A pass over the panels of A asks for a part of the next panel of B, which may have to come from memory.
-        let asked = isa.lines_ahead(units) * LINE;
-        let passes = (isa.columns() * units).div_ceil(asked.max(1));
-        for j in (0..c.cols).step_by(isa.columns()) {
-            for (pass, panel_rows) in panels(isa, rows.len()).enumerate() {
-                // SAFETY: the block lies in C; the panels are packed.
+    }
+}
+
+/// Packs some rows of A `[rows, depth]` into [`panels`].
+///
+/// # Safety
+/// As [`product`]; the buffer holds the panels and a register more.
+unsafe fn pack_rows(isa: Isa, a: View, rows: usize, depth: usize, out: *mut u32) {
+    let units = isa.units(depth);
+    for panel_rows in panels(isa, rows) {
+        let source = Source { data: a.at(panel_rows.start, 0), width_stride: a.row_stride, inner_stride: a.col_stride };
+        let width = panel_rows.len();
+        // SAFETY: by the caller's promise.
+        unsafe { panel(isa, source, width, depth, width, out.add(panel_rows.start * units)) };
+    }
+}
+
+/// Blocks of rows of A `[m, k]`, packed once for many products.
+pub struct PackedRows {
+    isa: Isa,
+    k: usize,
+    m: usize,
+    /// Rows of a block; the last may have fewer.
+    rows: usize,
+    /// Of the blocks, one behind the other: for each block of the inner dimension its panels.
+    panels: Vec<u32>,
+}
+
+impl PackedRows {
+    /// # Safety
+    /// [`Isa::is_here`]; the view holds `[m, k]` elements.
+    pub unsafe fn new(isa: Isa, a: View, (m, k): (usize, usize), rows: usize) -> PackedRows {
+        let rows = rows.clamp(1, m.max(1));
+        let mut packed = PackedRows { isa, k, m, rows, panels: Vec::new() };
+        let length = packed.length();
+        packed.panels.resize(m.div_ceil(rows) * length, 0);
+        packed.panels.par_chunks_mut(length).enumerate().for_each(|(i, out)| {
+            let (from, rows) = (i * rows, rows.min(m - i * rows));
+            let mut done = 0;
+            for (k0, depth) in inner_blocks(isa, k) {
+                // SAFETY: by the caller's promise; the buffer has a register more than the panels.
                 unsafe {
-                    let out = Block {
-                        c: c.c.add((rows.start + panel_rows.start) * c.row_stride + j),
-                        cols: isa.columns().min(c.cols - j),
-                        ..c
-                    };
-                    let pa = packed_a.as_ptr().add(panel_rows.start * units);
-                    let ahead = b.wrapping_add((j + isa.columns()) * units + pass % passes * asked);
-                    block(isa, panel_rows.len(), units, pa, b.add(j * units), ahead, out);
+                    pack_rows(isa, View { data: a.at(from, k0), ..a }, rows, depth, out.as_mut_ptr().add(done));
                 }
+                done += rows * isa.units(depth);
+            }
+        });
+        packed
+    }
+
+    /// Units of a block of rows: its panels, and a register that packing may write beyond them.
+    fn length(&self) -> usize {
+        self.rows * inner_blocks(self.isa, self.k).map(|(_, depth)| self.isa.units(depth)).sum::<usize>() + 16
+    }
+
+    /// Packs B `[k, n]` for [`PackedRows::product`], in memory that the thread keeps.
+    ///
+    /// # Safety
+    /// The view holds `[k, n]` elements.
+    pub unsafe fn with_columns(&self, b: View, n: usize, f: impl FnOnce(&PackedColumns)) {
+        COLUMNS.with_borrow_mut(|columns| {
+            columns.isa = self.isa;
+            columns.n = n;
+            let mut kept = std::mem::take(&mut columns.blocks).into_iter().map(|(.., panels)| panels);
+            for (k0, depth) in inner_blocks(self.isa, self.k) {
+                let mut panels = kept.next().unwrap_or_default();
+                room(&mut panels, n.next_multiple_of(self.isa.columns()) * self.isa.units(depth));
+                // SAFETY: the instructions are here, as when the rows were packed; the buffer was sized above.
+                unsafe { pack_columns(self.isa, View { data: b.at(k0, 0), ..b }, n, depth, panels.as_mut_ptr()) };
+                columns.blocks.push((k0, depth, panels));
+            }
+            f(columns);
+        })
+    }
+
+    /// C `[rows, n]` of block `i` with all of B's columns.
+    ///
+    /// # Safety
+    /// As [`product`].
+    pub unsafe fn product(&self, i: usize, b: &PackedColumns, c: *mut f32, c_stride: usize) {
+        assert!(self.isa == b.isa, "operands packed for {:?} and {:?}", self.isa, b.isa);
+        let rows = self.rows.min(self.m - i * self.rows);
+        let mut a = self.panels[i * self.length()..].as_ptr();
+        for (k0, depth, panels) in &b.blocks {
+            let units = self.isa.units(*depth);
+            // SAFETY: by the caller's promise; both were packed in the same blocks of the inner dimension.
+            unsafe {
+                meet(
+                    self.isa,
+                    rows,
+                    units,
+                    a,
+                    panels.as_ptr(),
+                    Block { c, row_stride: c_stride, cols: b.n, add: *k0 > 0 },
+                );
+                a = a.add(rows * units);
             }
         }
     }

@@ -17,7 +17,7 @@ use rayon::prelude::*;
 /// What one row takes from one tile, relative to the tile's maximum `m`; `to` and `from` are the sums of the two
 /// divergences for each of N references. `target` is the target's logit, or 0 if the target lies in another tile.
 #[derive(Clone, Copy)]
-struct TileRow<const N: usize> {
+pub(super) struct TileRow<const N: usize> {
     m: f32,
     top: u32,
     target: f32,
@@ -29,8 +29,8 @@ struct TileRow<const N: usize> {
 
 /// One row's statistics over the whole vocabulary.
 #[derive(Clone, Copy)]
-struct Row<const N: usize> {
-    entropy: f32,
+pub(super) struct Row<const N: usize> {
+    pub(super) entropy: f32,
     log_prob: f32,
     top: u32,
     to: [f32; N],
@@ -38,13 +38,13 @@ struct Row<const N: usize> {
 }
 
 /// A reference's row of a tile: its logits relative to the tile's maximum, and `e` to their power.
-struct Reference {
+pub(super) struct Reference {
     z: [f32; TILE],
     e: [f32; TILE],
 }
 
 impl Reference {
-    const EMPTY: Reference = Reference { z: [0.0; TILE], e: [0.0; TILE] };
+    pub(super) const EMPTY: Reference = Reference { z: [0.0; TILE], e: [0.0; TILE] };
 
     fn set(&mut self, z: &[f32]) {
         vectorize(
@@ -135,68 +135,68 @@ impl Head<'_> {
             let block = from..(from + most).min(tokens);
             let hidden = &hidden[from * width..block.end * width];
             let targets = targets.map(|t| &t[block]);
-            let tiles = (0..self.tiles()).into_par_iter().with_max_len(1);
-            let tiles = tiles.map_init(
-                || (Vec::new(), [const { Reference::EMPTY }; N]),
-                |(logits, scratch), tile| self.compare_tile(tile, hidden, states, references, targets, logits, scratch),
-            );
-            let tiles: Vec<Vec<TileRow<N>>> = tiles.collect();
+            let tiles = self.by_tiles(hidden, states, |tile, first, z, out: &mut Vec<TileRow<N>>| {
+                let width = self.width(tile);
+                let mut scratch = [const { Reference::EMPTY }; N];
+                for (token, of_token) in (first / states..).zip(z.chunks_exact(states * width)) {
+                    let row = |state: usize| &of_token[state * width..(state + 1) * width];
+                    fold_states(row, states, references, &mut scratch, (tile, targets.map(|t| t[token])), out);
+                }
+            });
             let rows = hidden.len() / self.hidden_size;
-            let rows = (0..rows).into_par_iter().with_min_len(64);
-            let rows: Vec<Row<N>> = rows.map(|row| merged(&tiles, row, states, references)).collect();
-            for row in rows {
-                out.entropy.push(row.entropy);
-                out.top.push(row.top);
-                if targets.is_some() {
-                    out.log_probs.push(row.log_prob);
-                }
-                for (k, d) in out.divergences.iter_mut().enumerate() {
-                    d.to.push(row.to[k]);
-                    d.from.push(row.from[k]);
-                }
-            }
+            out.append(comparison(&all_merged(&tiles, rows, states, references), targets.is_some()));
         }
         out
     }
+}
 
-    #[allow(clippy::too_many_arguments)]
-    fn compare_tile<const N: usize>(
-        &self,
-        tile: usize,
-        hidden: &[f32],
-        states: usize,
-        references: [usize; N],
-        targets: Option<&[u32]>,
-        logits: &mut Vec<f32>,
-        scratch: &mut [Reference; N],
-    ) -> Vec<TileRow<N>> {
-        let (width, inv_t) = (self.width(tile), 1.0 / self.temperature);
-        let rows = hidden.len() / self.hidden_size;
-        logits.resize(rows * width, 0.0);
-        self.tile_logits(tile, hidden, logits);
-        if inv_t != 1.0 {
-            logits.iter_mut().for_each(|z| *z *= inv_t);
-        }
-        let mut out = Vec::with_capacity(rows);
-        for (token, of_token) in logits.chunks_exact(states * width).enumerate() {
-            let row = |state: usize| &of_token[state * width..(state + 1) * width];
-            for (reference, at) in scratch.iter_mut().zip(references) {
-                reference.set(row(at));
-            }
-            let target = targets.and_then(|t| (t[token] as usize).checked_sub(tile * TILE)).filter(|t| *t < width);
-            for state in 0..states {
-                let z = row(state);
-                let scratch = &*scratch;
-                let mut sums = vectorize(
-                    #[inline(always)]
-                    || fold(z, scratch),
-                );
-                sums.top += (tile * TILE) as u32;
-                sums.target = target.map_or(0.0, |t| z[t]);
-                out.push(sums);
-            }
-        }
-        out
+/// Adds what the states of one token, whose logits are the `row`s, take from a tile; `target`: which tile, and the token that
+/// came, where it is known.
+pub(super) fn fold_states<'a, const N: usize>(
+    row: impl Fn(usize) -> &'a [f32],
+    states: usize,
+    references: [usize; N],
+    scratch: &mut [Reference; N],
+    (tile, target): (usize, Option<u32>),
+    out: &mut Vec<TileRow<N>>,
+) {
+    for (reference, at) in scratch.iter_mut().zip(references) {
+        reference.set(row(at));
+    }
+    let scratch = &*scratch;
+    let target = target.and_then(|t| (t as usize).checked_sub(tile * TILE));
+    for z in (0..states).map(row) {
+        let mut sums = vectorize(
+            #[inline(always)]
+            || fold(z, scratch),
+        );
+        sums.top += (tile * TILE) as u32;
+        sums.target = target.and_then(|t| z.get(t)).copied().unwrap_or(0.0);
+        out.push(sums);
+    }
+}
+
+/// All rows' statistics.
+pub(super) fn all_merged<const N: usize>(
+    tiles: &[Vec<TileRow<N>>],
+    rows: usize,
+    states: usize,
+    references: [usize; N],
+) -> Vec<Row<N>> {
+    (0..rows).into_par_iter().with_min_len(64).map(|row| merged(tiles, row, states, references)).collect()
+}
+
+/// Rows as they are handed on; log-probs where there were targets.
+pub(super) fn comparison<const N: usize>(rows: &[Row<N>], targets: bool) -> Comparison {
+    let divergences = |k: usize| Divergences {
+        to: rows.iter().map(|row| row.to[k]).collect(),
+        from: rows.iter().map(|row| row.from[k]).collect(),
+    };
+    Comparison {
+        entropy: rows.iter().map(|row| row.entropy).collect(),
+        log_probs: rows.iter().filter(|_| targets).map(|row| row.log_prob).collect(),
+        top: rows.iter().map(|row| row.top).collect(),
+        divergences: (0..N).map(divergences).collect(),
     }
 }
 

@@ -3,8 +3,9 @@
 //! A block's logits are made once and kept until its gradient is taken, which saves the backward a third of its products.
 //! `[rows, vocabulary]` of a whole batch never exists: the block is as long as [`LOGITS`] allows.
 
-use super::{Head, HeadStats, ROWS, RowGradients, TILE, merged};
+use super::{Head, HeadStats, RowGradients, TILE, TileSums, merged};
 use crate::compute::cpu::gemm::{Mat, MatMut, Write, matmul_seq};
+use crate::compute::cpu::shared::SharedMut;
 use crate::compute::cpu::simd::{exp, vectorize};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -12,6 +13,7 @@ use std::ops::Range;
 /// Logits of a block: 64 MiB, unless that leaves too few rows to pay for a pass over the unembedding's gradient.
 const LOGITS: usize = 1 << 24;
 const FEWEST_ROWS: usize = 256;
+const MOST_ROWS: usize = 512;
 
 impl Head<'_> {
     /// Statistics of each row of hidden `[R, d]` for targets `[R]`, and the gradient of a loss of them.
@@ -30,16 +32,21 @@ impl Head<'_> {
         mut loss: impl FnMut(Range<usize>, &HeadStats) -> Result<RowGradients, E>,
     ) -> Result<HeadStats, E> {
         let (d, rows) = (self.hidden_size, targets.len());
-        let most = (LOGITS / self.vocab().max(1)).clamp(FEWEST_ROWS, ROWS);
+        let most = (LOGITS / self.vocab().max(1)).clamp(FEWEST_ROWS, MOST_ROWS);
         let mut stats = HeadStats::with_capacity(rows);
         logits.resize(most.min(rows) * self.vocab(), 0.0);
         for from in (0..rows).step_by(most) {
             let block = from..(from + most).min(rows);
             let hidden = &hidden[from * d..block.end * d];
             let targets = &targets[block.clone()];
-            let tiles = logits[..block.len() * self.vocab()].par_chunks_mut(block.len() * TILE).enumerate();
-            let tiles = tiles.with_max_len(1).map(|(tile, z)| self.fold_tile(tile, hidden, Some(targets), z));
-            let of_block = merged(tiles.collect(), Some(targets));
+            let kept = SharedMut::new(&mut logits[..block.len() * self.vocab()]);
+            let tiles = self.by_tiles(hidden, 1, |tile, from, z, sums: &mut TileSums| {
+                self.fold_rows(tile, from, Some(targets), z, sums);
+                // SAFETY: a tile's blocks of rows lie apart.
+                let to = unsafe { kept.slice(block.len() * tile * TILE + from * self.width(tile), z.len()) };
+                to.copy_from_slice(z);
+            });
+            let of_block = merged(tiles, Some(targets));
             let gradients = loss(block.clone(), &of_block)?;
             let d_hidden = &mut d_hidden[from * d..block.end * d];
             self.block_backward(hidden, targets, &of_block, &gradients, logits, d_hidden, d_embedding.as_deref_mut());
@@ -79,7 +86,9 @@ impl Head<'_> {
         let to_gradients = |tile: usize, z: &mut [f32]| {
             let width = self.width(tile);
             for (to, row) in alive.iter().enumerate() {
-                z.copy_within(row * width..(row + 1) * width, to * width);
+                if to != *row {
+                    z.copy_within(row * width..(row + 1) * width, to * width);
+                }
                 let target = (targets[*row] as usize).checked_sub(tile * TILE);
                 let (g, h) = gradients.of(*row);
                 let z = &mut z[to * width..(to + 1) * width];

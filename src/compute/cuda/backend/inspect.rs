@@ -2,10 +2,12 @@
 
 use super::launch::{at, int, long, row_threads};
 use super::{Array, Cuda, View};
-use crate::compute::backend::{Comparison, Divergences, FinalNorm, Inspect, Placed, Unembedding};
+use crate::compute::backend::{
+    BranchComparison, Branches, Comparison, Divergences, FinalNorm, Inspect, Placed, Unembedding,
+};
 use crate::compute::cuda::array::DeviceArray;
 use crate::compute::cuda::kernels::Real;
-use crate::compute::cuda::runtime::Arg;
+use crate::compute::cuda::runtime::{Address, Arg};
 use std::ops::Range;
 
 /// Rows of a block of tokens' states, at most: more make no product faster.
@@ -14,6 +16,9 @@ const ROWS: usize = 4096;
 /// Columns that one block of `compare_fold` adds up, and what a row adds up to (divergence.cu: SEGMENT, Sums).
 const SEGMENT: usize = 1024;
 const SUMS: usize = 64;
+
+/// Threads that add up logits, four columns each.
+const ADD_THREADS: usize = 256;
 
 /// Threads of the products of a token's states: eight warps take turns.
 const GRAM_THREADS: usize = 256;
@@ -108,15 +113,79 @@ impl Inspect for Cuda {
             let n = most.min(tokens - from);
             self.read_tokens(states, from, n, places, d, norm, &read);
             let of = Side { tokens: n, places, references, inv_temperature: 1.0 / head.temperature };
-            let sums = DeviceArray::<u64>::new(&self.arena, n * places * SUMS / 8);
+            let sums = self.side_sums(of);
             for first in (0..head.vocab).step_by(columns) {
                 let tile = first..(first + columns).min(head.vocab);
                 self.tile_of_logits(&head, &read, &(0..n * places), &tile, room.address(), columns);
-                self.fold_side_by_side(of, &tile, at(targets.offset(4 * from)), room, columns, &sums);
+                let logits = Logits { from: room.address(), stride: columns };
+                self.fold_side_by_side(of, &tile, at(targets.offset(4 * from)), logits, &sums);
             }
             self.finish_side_by_side(of, &sums, &mut out);
         }
         out
+    }
+
+    fn compare_branches(
+        &self,
+        head: Unembedding<View<'_>>,
+        branches: &Array,
+        shape: Branches,
+        references: &[usize],
+        targets: &[u32],
+        room: &mut Array,
+    ) -> BranchComparison {
+        let (tokens, places, d) = (targets.len(), shape.places(), head.hidden_size);
+        let mut out = BranchComparison::default();
+        out.streams.divergences.resize_with(references.len(), Divergences::default);
+        if tokens == 0 || !self.in_eights("compare_branches", d) {
+            return out;
+        }
+        let most = (ROWS / places / 4 * 4).max(4);
+        let columns = self.tile_columns(most.min(tokens) * places, SEGMENT).min(head.vocab.next_multiple_of(8));
+        self.resize_to(room, most.min(tokens) * places * columns, Real::F32);
+        let ([targets], _memory) = self.lists([targets]);
+        let mut of_branches = Comparison::default();
+        for from in (0..tokens).step_by(most) {
+            let n = most.min(tokens - from);
+            let branch = Side { tokens: n, places, references: &[], inv_temperature: 1.0 / head.temperature };
+            let stream = Side { places: shape.layers + 1, references, ..branch };
+            let (branch_sums, stream_sums) = (self.side_sums(branch), self.side_sums(stream));
+            for first in (0..head.vocab).step_by(columns) {
+                let tile = first..(first + columns).min(head.vocab);
+                let rows = from * places..(from + n) * places;
+                self.tile_of_logits(&head, branches, &rows, &tile, room.address(), columns);
+                let logits = Logits { from: room.address(), stride: columns };
+                self.fold_side_by_side(branch, &tile, Arg::Null, logits, &branch_sums);
+                let grid = [n, tile.len().div_ceil(4 * ADD_THREADS), 1];
+                let args = [room.arg(), long(columns), int(tile.len()), int(shape.layers)];
+                self.launch("add_up_logits", grid, ADD_THREADS, 0, &args);
+                // Every second row is a stream's now, from the first layer's FFN on.
+                let logits = Logits { from: room.at(columns), stride: 2 * columns };
+                self.fold_side_by_side(stream, &tile, at(targets.offset(4 * from)), logits, &stream_sums);
+            }
+            self.finish_side_by_side(branch, &branch_sums, &mut of_branches);
+            self.finish_side_by_side(stream, &stream_sums, &mut out.streams);
+        }
+        out.entropy = of_branches.entropy;
+        out
+    }
+
+    fn add_branches(
+        &self,
+        embedding: &Array,
+        branches: &Array,
+        of: Branches,
+        d: usize,
+        tokens: Range<usize>,
+        states: &mut Array,
+    ) {
+        self.resize_to(states, tokens.len() * (of.layers + 1) * d, Real::F32);
+        if tokens.is_empty() || !self.in_eights("add_branches", d) {
+            return;
+        }
+        let (embedding, branches) = (embedding.at(tokens.start * d), branches.at(tokens.start * of.places() * d));
+        let args = [at(embedding), at(branches), int(of.layers), int(d), states.arg()];
+        self.launch("add_branches", [tokens.len(), 1, 1], row_threads(d), 0, &args);
     }
 
     fn logits(
@@ -162,7 +231,19 @@ impl Side<'_> {
     }
 }
 
+/// Rows of logits on the device, `stride` elements apart.
+#[derive(Clone, Copy)]
+struct Logits {
+    from: Address,
+    stride: usize,
+}
+
 impl Cuda {
+    /// Room for what the rows of a block add up to.
+    fn side_sums(&self, of: Side<'_>) -> DeviceArray<u64> {
+        DeviceArray::new(&self.arena, of.rows() * SUMS / 8)
+    }
+
     /// The states of n tokens from `from` on as the unembedding reads them, `[n * places, d]` in REAL: through the final norm where
     /// the lens has one, but for the states behind those that it reads.
     #[allow(clippy::too_many_arguments)]
@@ -190,22 +271,21 @@ impl Cuda {
         }
     }
 
-    /// Adds a tile's logits, rows `stride` apart, to the sums of their states; the first tile begins them.
+    /// Adds a tile's logits to the sums of their states; the first tile begins them.
     fn fold_side_by_side(
         &self,
         of: Side<'_>,
         tile: &Range<usize>,
         targets: Arg,
-        logits: &Array,
-        stride: usize,
+        logits: Logits,
         sums: &DeviceArray<u64>,
     ) {
         let (Side { tokens, places, inv_temperature, .. }, segments) = (of, tile.len().div_ceil(SEGMENT));
         let ([count, a, b], first) = (of.references(), int(tile.start));
         let parts = DeviceArray::<u64>::new(&self.arena, of.rows() * segments * SUMS / 8);
         let args = [
-            logits.arg(),
-            long(stride),
+            at(logits.from),
+            long(logits.stride),
             int(tile.len()),
             Arg::Float(inv_temperature),
             int(places),

@@ -2,7 +2,7 @@
 
 use super::{EMULATED_BYTES, Real, device, gpu, numbers};
 use crate::compute::backend::{
-    AdamwStep, AttentionForward, FinalNorm, HeadStats, Heads, Inspect, Kind, LinearShape, LowRank, QkNorms,
+    AdamwStep, AttentionForward, Branches, FinalNorm, HeadStats, Heads, Inspect, Kind, LinearShape, LowRank, QkNorms,
     RowGradients, Unembedding, sure,
 };
 use crate::compute::cpu::Cpu;
@@ -422,6 +422,33 @@ fn side_by_side<B: Inspect>(b: &B, real: Real) -> Outputs {
 #[test]
 fn states_side_by_side_over_several_tiles() {
     both!(side_by_side);
+}
+
+/// Branches of three layers over a vocabulary of several tiles, and the states that they add up to.
+fn branches_side_by_side<B: Inspect>(b: &B, real: Real) -> Outputs {
+    let (tokens, d, vocab, of) = (9, 24, 2100, Branches { layers: 3 });
+    let (flat, ranges) = params(b, &[real.stored(&numbers(vocab * d, 1))]);
+    let head = Unembedding { weight: B::params(&flat, &ranges[0]), vocab, hidden_size: d, temperature: 1.3 };
+    let targets: Vec<u32> = (0..tokens).map(|t| ((t * 397 + 3) % vocab) as u32).collect();
+    let branches = factor(b, &real.stored(&numbers(tokens * of.places() * d, 3)));
+    let said = b.compare_branches(head, &branches, of, &[3, 1], &targets, &mut B::Array::default());
+    let (embedding, mut states) = (array(b, &numbers(tokens * d, 4)), B::Array::default());
+    b.add_branches(&embedding, &branches, of, d, 2..7, &mut states);
+    let mut outputs = vec![
+        ("entropy of branches", said.entropy),
+        ("entropy of streams", said.streams.entropy),
+        ("log-probs of streams", said.streams.log_probs),
+        ("top of streams", said.streams.top.iter().map(|id| *id as f32).collect()),
+        ("states of branches", on_host(b, &states)),
+    ];
+    let divergences = said.streams.divergences.into_iter();
+    outputs.extend(divergences.flat_map(|of| [("divergence to", of.to), ("divergence from", of.from)]));
+    outputs
+}
+
+#[test]
+fn branches_and_what_they_add_up_to() {
+    both!(branches_side_by_side);
 }
 
 #[test]
