@@ -66,7 +66,12 @@ impl Backend for Cpu {
     type Packed = PackedWeight;
 
     fn resize(&self, array: &mut Vec<f32>, len: usize, _: Kind) {
-        array.resize(len, 0.0);
+        if array.is_empty() && array.capacity() < len {
+            // Zeros that the system makes where they are touched: a buffer of gradients has parts that an internal policy never is at.
+            *array = vec![0.0; len];
+        } else {
+            array.resize(len, 0.0);
+        }
     }
 
     fn len(array: &Vec<f32>) -> usize {

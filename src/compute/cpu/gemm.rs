@@ -306,34 +306,47 @@ impl<'a> PackedRows<'a> {
         }
     }
 
-    /// Calls `f` with every block's first row and its product with b `[k, n]`, on the calling thread. The same sums in the same
-    /// order as [`matmul_seq`]. `f` must not come here again.
-    pub fn multiply(&self, b: Mat<'_>, mut f: impl FnMut(usize, &mut [f32])) {
-        let (m, k, n) = (self.rows.rows, self.rows.cols, b.cols);
-        assert_eq!(b.rows, k, "rows of the right-hand side");
-        PRODUCT.with_borrow_mut(|c| {
-            c.resize(c.len().max(self.block.min(m) * n), 0.0);
-            let blocks = (0..m).step_by(self.block).map(|from| (from, self.block.min(m - from)));
-            #[cfg(target_arch = "x86_64")]
-            if let Some(rows) = &self.panels {
-                // SAFETY: the view is as large as the matrix, as was checked when it was made; c has room for a block.
-                unsafe {
-                    rows.with_columns(view(&b), n, |columns| {
-                        for (i, (from, count)) in blocks.enumerate() {
-                            rows.product(i, columns, c.as_mut_ptr(), n);
-                            f(from, &mut c[..count * n]);
-                        }
-                    });
-                }
-                return;
+    /// Calls `f` with every block's first row and its product with b `[k, n]`, on the calling thread: in `whole` `[m, n]`, where all of it
+    /// is wanted, else in the same place one after the other. The same sums in the same order as [`matmul_seq`]. `f` must not come
+    /// here again.
+    pub fn multiply(&self, b: Mat<'_>, whole: Option<&mut [f32]>, f: impl FnMut(usize, &mut [f32])) {
+        let (m, n) = (self.rows.rows, b.cols);
+        assert_eq!(b.rows, self.rows.cols, "rows of the right-hand side");
+        let block = self.block.min(m) * n;
+        match whole {
+            Some(whole) => self.multiply_into(b, whole, block, f),
+            None => PRODUCT.with_borrow_mut(|c| {
+                c.resize(c.len().max(block), 0.0);
+                self.multiply_into(b, c, 0, f);
+            }),
+        }
+    }
+
+    /// Blocks begin `apart` elements behind each other in c.
+    fn multiply_into(&self, b: Mat<'_>, c: &mut [f32], apart: usize, mut f: impl FnMut(usize, &mut [f32])) {
+        let (m, n) = (self.rows.rows, b.cols);
+        let blocks = (0..m).step_by(self.block).map(|from| (from, self.block.min(m - from)));
+        let blocks = blocks.enumerate().map(|(i, (from, rows))| (i, from, i * apart..i * apart + rows * n));
+        #[cfg(target_arch = "x86_64")]
+        if let Some(rows) = &self.panels {
+            // SAFETY: the view is as large as the matrix, as was checked when it was made; the block of c is.
+            unsafe {
+                rows.with_columns(view(&b), n, |columns| {
+                    for (i, from, at) in blocks {
+                        let c = &mut c[at];
+                        rows.product(i, columns, c.as_mut_ptr(), n);
+                        f(from, c);
+                    }
+                });
             }
-            for (from, rows) in blocks {
-                let a = Mat { data: &self.rows.data[from * self.rows.row_stride..], rows, ..self.rows };
-                let c = &mut c[..rows * n];
-                matmul_seq(self.compute, MatMut::new(c, rows, n), a, b, Write::Replace);
-                f(from, c);
-            }
-        })
+            return;
+        }
+        for (_, from, at) in blocks {
+            let (c, rows) = (&mut c[at.clone()], at.len() / n.max(1));
+            let a = Mat { data: &self.rows.data[from * self.rows.row_stride..], rows, ..self.rows };
+            matmul_seq(self.compute, MatMut::new(c, rows, n), a, b, Write::Replace);
+            f(from, c);
+        }
     }
 }
 
@@ -467,13 +480,18 @@ mod tests {
                 let (a, b) = (Mat::new(&a, m, k), Mat::new(&b, n, k).t());
                 let mut expected = vec![0f32; m * n];
                 matmul_seq(compute, MatMut::new(&mut expected, m, n), a, b, Write::Replace);
-                let mut got = Vec::new();
-                PackedRows::new(compute, a, block).multiply(b, |from, c| {
+                let rows = PackedRows::new(compute, a, block);
+                let (mut got, mut whole) = (Vec::new(), vec![f32::NAN; m * n]);
+                rows.multiply(b, None, |from, c| {
                     assert_eq!(from * n, got.len());
                     got.extend_from_slice(c);
                 });
-                assert!(got.iter().zip(&expected).all(|(x, y)| x.to_bits() == y.to_bits()), "[{m}, {k}] x [{k}, {n}]");
-                assert_eq!(got.len(), expected.len());
+                let mut seen = 0;
+                rows.multiply(b, Some(&mut whole), |_, c| seen += c.len());
+                assert_eq!(seen, m * n);
+                let bits = |c: &[f32]| c.iter().map(|x| x.to_bits()).collect::<Vec<u32>>();
+                assert_eq!(bits(&got), bits(&expected), "[{m}, {k}] x [{k}, {n}]");
+                assert_eq!(bits(&whole), bits(&expected), "[{m}, {k}] x [{k}, {n}]");
             }
         }
     }

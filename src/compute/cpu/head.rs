@@ -105,7 +105,7 @@ impl Head<'_> {
             let block = from..(from + ROWS).min(rows);
             let hidden = &hidden[from * self.hidden_size..block.end * self.hidden_size];
             let targets = targets.map(|t| &t[block]);
-            let tiles = self.by_tiles(hidden, 1, |tile, from, z, sums: &mut TileSums| {
+            let tiles = self.by_tiles(hidden, 1, None, |tile, from, z, sums: &mut TileSums| {
                 self.fold_rows(tile, from, targets, z, sums);
             });
             stats.append(merged(tiles, targets));
@@ -129,19 +129,25 @@ impl Head<'_> {
     }
 
     /// What every tile's logits are folded into. `fold` is called for a tile and blocks of the rows of hidden `[n, d]`, in order, by the first
-    /// row and the block's scaled logits `[.., width]`; `together` rows, or multiples of them, come in one block.
+    /// row and the block's scaled logits `[.., width]`; `together` rows, or multiples of them, come in one block. All logits stay in `kept`, tile by tile, where they are wanted.
     fn by_tiles<T: Default + Send>(
         &self,
         hidden: &[f32],
         together: usize,
+        kept: Option<&mut [f32]>,
         fold: impl Fn(usize, usize, &mut [f32], &mut T) + Sync,
     ) -> Vec<T> {
         let (d, inv_t) = (self.hidden_size, 1.0 / self.temperature);
         let block = (BLOCK / together).max(1) * together;
-        let rows = PackedRows::new(self.compute, Mat::new(hidden, hidden.len() / d, d), block);
-        let tiles = (0..self.tiles()).into_par_iter().with_max_len(1).map(|tile| {
+        let n = hidden.len() / d;
+        let rows = PackedRows::new(self.compute, Mat::new(hidden, n, d), block);
+        let rooms: Vec<Option<&mut [f32]>> = match kept {
+            Some(kept) if n > 0 => kept[..n * self.vocab()].chunks_mut(n * TILE).map(Some).collect(),
+            _ => (0..self.tiles()).map(|_| None).collect(),
+        };
+        let tiles = rooms.into_par_iter().enumerate().with_max_len(1).map(|(tile, room)| {
             let mut out = T::default();
-            rows.multiply(Mat::new(self.entries(tile), self.width(tile), d).t(), |from, z| {
+            rows.multiply(Mat::new(self.entries(tile), self.width(tile), d).t(), room, |from, z| {
                 if inv_t != 1.0 {
                     z.iter_mut().for_each(|z| *z *= inv_t);
                 }

@@ -48,19 +48,20 @@ impl Head<'_> {
         let most = (ROWS / of.places()).max(1);
         let mut out = BranchComparison::default();
         for (hidden, targets) in hidden.chunks(most * width).zip(targets.chunks(most)) {
-            let tiles = self.by_tiles(hidden, of.places(), |tile, first, z, (branches, streams): &mut TileRows<N>| {
-                let width = self.width(tile);
-                let mut scratch = [const { Reference::EMPTY }; N];
-                for (token, z) in (first / of.places()..).zip(z.chunks_exact_mut(of.places() * width)) {
-                    let row = |place: usize| &z[place * width..(place + 1) * width];
-                    fold_states(row, of.places(), [], &mut [], (tile, None), branches);
-                    add_up(z, of, width);
-                    // Streams took the places of the branches that came last.
-                    let row = |layer: usize| &z[of.ffn(layer) * width..(of.ffn(layer) + 1) * width];
-                    let target = Some(targets[token]);
-                    fold_states(row, states, references, &mut scratch, (tile, target), streams);
-                }
-            });
+            let tiles =
+                self.by_tiles(hidden, of.places(), None, |tile, first, z, (branches, streams): &mut TileRows<N>| {
+                    let width = self.width(tile);
+                    let mut scratch = [const { Reference::EMPTY }; N];
+                    for (token, z) in (first / of.places()..).zip(z.chunks_exact_mut(of.places() * width)) {
+                        let row = |place: usize| &z[place * width..(place + 1) * width];
+                        fold_states(row, of.places(), [], &mut [], (tile, None), branches);
+                        add_up(z, of, width);
+                        // Streams took the places of the branches that came last.
+                        let row = |layer: usize| &z[of.ffn(layer) * width..(of.ffn(layer) + 1) * width];
+                        let target = Some(targets[token]);
+                        fold_states(row, states, references, &mut scratch, (tile, target), streams);
+                    }
+                });
             let (branches, streams): (Vec<_>, Vec<_>) = tiles.into_iter().unzip();
             let rows = all_merged(&branches, targets.len() * of.places(), of.places(), []);
             out.entropy.extend(rows.iter().map(|row: &Row<0>| row.entropy));

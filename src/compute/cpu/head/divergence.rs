@@ -135,7 +135,7 @@ impl Head<'_> {
             let block = from..(from + most).min(tokens);
             let hidden = &hidden[from * width..block.end * width];
             let targets = targets.map(|t| &t[block]);
-            let tiles = self.by_tiles(hidden, states, |tile, first, z, out: &mut Vec<TileRow<N>>| {
+            let tiles = self.by_tiles(hidden, states, None, |tile, first, z, out: &mut Vec<TileRow<N>>| {
                 let width = self.width(tile);
                 let mut scratch = [const { Reference::EMPTY }; N];
                 for (token, of_token) in (first / states..).zip(z.chunks_exact(states * width)) {

@@ -5,7 +5,6 @@
 
 use super::{Head, HeadStats, RowGradients, TILE, TileSums, merged};
 use crate::compute::cpu::gemm::{Mat, MatMut, Write, matmul_seq};
-use crate::compute::cpu::shared::SharedMut;
 use crate::compute::cpu::simd::{exp, vectorize};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -39,12 +38,8 @@ impl Head<'_> {
             let block = from..(from + most).min(rows);
             let hidden = &hidden[from * d..block.end * d];
             let targets = &targets[block.clone()];
-            let kept = SharedMut::new(&mut logits[..block.len() * self.vocab()]);
-            let tiles = self.by_tiles(hidden, 1, |tile, from, z, sums: &mut TileSums| {
+            let tiles = self.by_tiles(hidden, 1, Some(logits), |tile, from, z, sums: &mut TileSums| {
                 self.fold_rows(tile, from, Some(targets), z, sums);
-                // SAFETY: a tile's blocks of rows lie apart.
-                let to = unsafe { kept.slice(block.len() * tile * TILE + from * self.width(tile), z.len()) };
-                to.copy_from_slice(z);
             });
             let of_block = merged(tiles, Some(targets));
             let gradients = loss(block.clone(), &of_block)?;
