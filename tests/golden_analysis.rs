@@ -119,8 +119,8 @@ fn every_token_of_every_layer<B: Inspect>(place: &Place<B>) {
                 }
                 Lens::FinalNorm => {
                     backend.add_branches(&embedding, &branches, of, d, 0..targets.len(), &mut states);
-                    let norm = Some(FinalNorm { weight, eps, states: layers });
-                    backend.compare(head, &mut states, layers + 1, norm, &[layers, 1], &targets.ids, &mut room)
+                    let norm = FinalNorm { weight, eps, states: layers };
+                    backend.compare(head, norm, &mut states, layers + 1, &[layers, 1], &targets.ids, &mut room)
                 }
             };
             let by_layer = |values: &[f32]| -> Vec<f64> {

@@ -206,13 +206,13 @@ impl<B: Inspect> Flow<B> {
         for first in (0..n).step_by(STATE_TOKENS) {
             let tokens = first..(first + STATE_TOKENS).min(n);
             backend.add_branches(embedding, branches, of, d, tokens.clone(), states);
-            let products = backend.gram(states, (of.layers + 1, d), of.layers, 0, tokens.len());
+            let products = backend.gram(states, (of.layers + 1, d), of.layers, tokens.len());
             products.chunks_exact(of.layers * (of.layers + 1) / 2).for_each(|products| sums.add_products(products));
             if reading.lens == Lens::FinalNorm {
                 // The final state is normed already.
-                let through = Some(FinalNorm { weight: norm, eps, states: of.layers });
+                let through = FinalNorm { weight: norm, eps, states: of.layers };
                 let targets = &targets[tokens];
-                let part = backend.compare(head, states, of.layers + 1, through, &references, targets, logits);
+                let part = backend.compare(head, through, states, of.layers + 1, &references, targets, logits);
                 comparison.streams.append(part);
             }
         }

@@ -90,7 +90,7 @@ pub struct Placed {
     pub d: usize,
 }
 
-/// The final norm, where a lens reads the first `states` of a token's states through it.
+/// The final norm, through which a lens reads the first `states` of a token's states.
 #[derive(Clone, Copy, Debug)]
 pub struct FinalNorm<V> {
     /// `[d]`
@@ -108,18 +108,17 @@ pub trait Inspect: Backend {
     /// `x / rms(x) * w` in place: x a factor `[R, d]`.
     fn norm_rows(&self, x: &mut Self::Array, w: Self::View<'_>, eps: f32, d: usize);
     /// Inner products of the first `layers` of a token's states f32 `[R, S, d]`, shape (S, d), with each other, `i >= j` in order of i, summed in f64;
-    /// of `tokens` tokens from `first` on: `[tokens, layers (layers + 1) / 2]`.
-    fn gram(&self, states: &Self::Array, shape: (usize, usize), layers: usize, first: usize, tokens: usize)
-    -> Vec<f64>;
-    /// Statistics of states f32 `[R, S, d]`, S to a token, for targets `[R]`. `references`, two at most, are the places of the states
-    /// that every state's divergences are taken to and from. The states are of no use afterwards.
+    /// of the first `tokens` tokens: `[tokens, layers (layers + 1) / 2]`.
+    fn gram(&self, states: &Self::Array, shape: (usize, usize), layers: usize, tokens: usize) -> Vec<f64>;
+    /// Statistics of states f32 `[R, S, d]`, S to a token, for targets `[R]`, read through the final norm. `references`, two at most,
+    /// are the places of the states that every state's divergences are taken to and from. The states are of no use afterwards.
     #[allow(clippy::too_many_arguments)]
     fn compare(
         &self,
         head: Unembedding<Self::View<'_>>,
+        norm: FinalNorm<Self::View<'_>>,
         states: &mut Self::Array,
         places: usize,
-        norm: Option<FinalNorm<Self::View<'_>>>,
         references: &[usize],
         targets: &[u32],
         room: &mut Self::Array,

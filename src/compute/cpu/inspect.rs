@@ -25,33 +25,24 @@ impl Inspect for Cpu {
         rms_norm_in_place(x, w, eps);
     }
 
-    fn gram(
-        &self,
-        states: &Vec<f32>,
-        (places, d): (usize, usize),
-        layers: usize,
-        first: usize,
-        tokens: usize,
-    ) -> Vec<f64> {
+    fn gram(&self, states: &Vec<f32>, (places, d): (usize, usize), layers: usize, tokens: usize) -> Vec<f64> {
         let mut products = vec![0.0; tokens * pairs(layers).count()];
-        gram(&states[first * places * d..(first + tokens) * places * d], (places, d), layers, &mut products);
+        gram(&states[..tokens * places * d], (places, d), layers, &mut products);
         products
     }
 
     fn compare(
         &self,
         head: Unembedding<&[f32]>,
+        FinalNorm { weight, eps, states: normed }: FinalNorm<&[f32]>,
         states: &mut Vec<f32>,
         places: usize,
-        norm: Option<FinalNorm<&[f32]>>,
         references: &[usize],
         targets: &[u32],
         _: &mut Vec<f32>,
     ) -> Comparison {
-        if let Some(FinalNorm { weight, eps, states: count }) = norm {
-            let d = weight.len();
-            states.par_chunks_mut(places * d).for_each(|rows| rms_norm_in_place(&mut rows[..count * d], weight, eps));
-        }
+        let d = weight.len();
+        states.par_chunks_mut(places * d).for_each(|rows| rms_norm_in_place(&mut rows[..normed * d], weight, eps));
         self.head_of(head).compare(states, places, references, Some(targets))
     }
 

@@ -138,7 +138,7 @@ const PINNED: &[Pinned] = &[
 ];
 
 /// Value of an expression of digits, `+ - * /` and brackets, by Dijkstra's two stacks: nothing in common with the code that
-/// made or judges it.
+/// made or judges it. A denominator of 0 anywhere makes the whole one 0.
 fn evaluate(text: &str) -> (i64, i64) {
     fn reduce(values: &mut Vec<(i64, i64)>, operator: char) {
         let (b, a) = (values.pop().unwrap(), values.pop().unwrap());
@@ -146,7 +146,7 @@ fn evaluate(text: &str) -> (i64, i64) {
             '+' => (a.0 * b.1 + b.0 * a.1, a.1 * b.1),
             '-' => (a.0 * b.1 - b.0 * a.1, a.1 * b.1),
             '*' => (a.0 * b.0, a.1 * b.1),
-            _ => (a.0 * b.1, a.1 * b.0),
+            _ => (a.0 * b.1, if b.1 == 0 { 0 } else { a.1 * b.0 }),
         });
     }
     let weight = |o: char| if "*/".contains(o) { 2 } else { 1 };
@@ -181,6 +181,18 @@ fn evaluate(text: &str) -> (i64, i64) {
     values[0]
 }
 
+#[test]
+fn what_divides_by_zero_somewhere_has_no_value() {
+    for text in ["1/(9-9)", "1/(1/(9-9))", "1-1/(1/(9-9))", "(9-9)/(9-9)", "2*(1/(9-9))*(9-9)"] {
+        assert_eq!(evaluate(text).1, 0, "{text}");
+        assert_eq!(
+            Rule::Countdown.judge(&format!("\\boxed{{{text}}}"), "1 from 1,1,1,2,9,9,9,9").status,
+            Status::Wrong
+        );
+    }
+    assert_eq!(evaluate("(9-9)/9"), (0, 9));
+}
+
 proptest! {
     #[test]
     fn bracketed_answers_agree_with_an_independent_evaluation(seed in any::<u64>(), index in any::<u64>(), level in 1usize..5) {
@@ -198,7 +210,6 @@ proptest! {
         let expression = super::super::expression::Expression::draw(&numbers, &['+', '-', '*', '/'], &mut Draws(seed));
         let text = expression.text();
         let listed = numbers.iter().map(i64::to_string).collect::<Vec<_>>().join(",");
-        // A denominator of 0 anywhere makes the whole one 0.
         let (numerator, denominator) = evaluate(&text);
         let judge = |target: i64| Rule::Countdown.judge(&format!("\\boxed{{{text}}}"), &format!("{target} from {listed}")).status;
         let right = denominator != 0 && numerator == target * denominator;

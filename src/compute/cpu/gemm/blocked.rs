@@ -11,7 +11,7 @@ use std::cell::RefCell;
 
 /// Columns of B packed at a time: 4 MiB at most.
 const COLS: usize = 2048;
-/// Up to so many columns, packing A would cost more than it saves: attention's products with values, for one.
+/// Up to so many columns of a B that is met once, packing A would cost more than it saves: attention's products with values, for one.
 const FEW_COLS: usize = 128;
 /// Columns that a task packs at a time where the whole of B is packed: a multiple of every block's.
 const COLUMNS_A_TASK: usize = 256;
@@ -51,8 +51,7 @@ impl View {
 
 thread_local! {
     static PACKED: RefCell<[Vec<u32>; 2]> = const { RefCell::new([Vec::new(), Vec::new()]) };
-    static COLUMNS: RefCell<PackedColumns> =
-        const { RefCell::new(PackedColumns { isa: Isa::Avx2, n: 0, blocks: Vec::new() }) };
+    static COLUMNS: RefCell<PackedColumns> = const { RefCell::new(PackedColumns::none(Isa::Avx2)) };
 }
 
 /// Lengths of the blocks of an inner dimension `k`: (first index, length), in order.
@@ -89,7 +88,11 @@ pub unsafe fn product(
                     pack_columns(isa, b, cols, depth, packed_b.as_mut_ptr());
                     let a = View { data: a.at(0, k0), ..a };
                     let c = Block { c: c.add(n0), row_stride: c_stride, cols, add: add || k0 > 0 };
-                    against_panels(isa, (m, depth), a, packed_b.as_ptr(), packed_a, c);
+                    if isa != Isa::Avx512Bf16 && cols <= FEW_COLS {
+                        as_it_lies(isa, (m, depth), a, packed_b.as_ptr(), c);
+                    } else {
+                        against_panels(isa, (m, depth), a, packed_b.as_ptr(), packed_a, c);
+                    }
                 }
             }
         }
@@ -109,6 +112,23 @@ unsafe fn pack_columns(isa: Isa, b: View, cols: usize, depth: usize, out: *mut u
     }
 }
 
+/// [`against_panels`] in f32 without packing A.
+///
+/// # Safety
+/// As [`against_panels`].
+unsafe fn as_it_lies(isa: Isa, (m, depth): (usize, usize), a: View, b: *const u32, c: Block) {
+    for rows in panels(isa, m) {
+        for j in (0..c.cols).step_by(isa.columns()) {
+            // SAFETY: the block lies in C, its rows in A; the panel of B is packed.
+            unsafe {
+                let out = Block { c: c.c.add(rows.start * c.row_stride + j), cols: isa.columns().min(c.cols - j), ..c };
+                let strides = (a.row_stride, a.col_stride);
+                block_unpacked(isa, rows.len(), depth, a.at(rows.start, 0), strides, b.add(j * isa.units(depth)), out);
+            }
+        }
+    }
+}
+
 /// `C (+)= A B` for A `[m, depth]` and panels of B that are packed already.
 ///
 /// # Safety
@@ -122,20 +142,6 @@ unsafe fn against_panels(
     c: Block,
 ) {
     let units = isa.units(depth);
-    if isa != Isa::Avx512Bf16 && c.cols <= FEW_COLS {
-        for rows in panels(isa, m) {
-            for j in (0..c.cols).step_by(isa.columns()) {
-                // SAFETY: the block lies in C, its rows in A; the panel of B is packed.
-                unsafe {
-                    let out =
-                        Block { c: c.c.add(rows.start * c.row_stride + j), cols: isa.columns().min(c.cols - j), ..c };
-                    let strides = (a.row_stride, a.col_stride);
-                    block_unpacked(isa, rows.len(), depth, a.at(rows.start, 0), strides, b.add(j * units), out);
-                }
-            }
-        }
-        return;
-    }
     let blocks = m.div_ceil(isa.rows_a_time());
     for i in 0..blocks {
         let rows = m * i / blocks..m * (i + 1) / blocks;
@@ -230,15 +236,10 @@ impl PackedRows {
     pub unsafe fn with_columns(&self, b: View, n: usize, f: impl FnOnce(&PackedColumns)) {
         COLUMNS.with_borrow_mut(|columns| {
             columns.isa = self.isa;
-            columns.n = n;
-            let mut kept = std::mem::take(&mut columns.blocks).into_iter().map(|(.., panels)| panels);
-            for (k0, depth) in inner_blocks(self.isa, self.k) {
-                let mut panels = kept.next().unwrap_or_default();
-                room(&mut panels, n.next_multiple_of(self.isa.columns()) * self.isa.units(depth));
-                // SAFETY: the instructions are here, as when the rows were packed; the buffer was sized above.
-                unsafe { pack_columns(self.isa, View { data: b.at(k0, 0), ..b }, n, depth, panels.as_mut_ptr()) };
-                columns.blocks.push((k0, depth, panels));
-            }
+            columns.pieces(self.k, n).for_each(|piece| {
+                // SAFETY: the view holds B; the instructions are here, as when the rows were packed.
+                unsafe { piece.pack(b) }
+            });
             f(columns);
         })
     }
@@ -269,6 +270,27 @@ impl PackedRows {
     }
 }
 
+/// Columns of B that are packed at a time, in a block of the inner dimension.
+struct Piece<'a> {
+    isa: Isa,
+    /// The first row and column.
+    from: (usize, usize),
+    depth: usize,
+    cols: usize,
+    /// Whole ones: nothing is written beyond.
+    panels: &'a mut [u32],
+}
+
+impl Piece<'_> {
+    /// # Safety
+    /// [`Isa::is_here`]; the view holds all of B.
+    unsafe fn pack(self, b: View) {
+        let view = View { data: b.at(self.from.0, self.from.1), ..b };
+        // SAFETY: by the caller's promise.
+        unsafe { pack_columns(self.isa, view, self.cols, self.depth, self.panels.as_mut_ptr()) };
+    }
+}
+
 /// The whole of B `[k, n]`, packed once for many products.
 pub struct PackedColumns {
     isa: Isa,
@@ -281,18 +303,34 @@ impl PackedColumns {
     /// # Safety
     /// [`Isa::is_here`]; the view holds `[k, n]` elements.
     pub unsafe fn new(isa: Isa, b: View, k: usize, n: usize) -> PackedColumns {
-        let packed = |(k0, depth): (usize, usize)| {
-            let units = isa.units(depth);
-            let mut panels = vec![0u32; n.next_multiple_of(isa.columns()) * units];
-            panels.par_chunks_mut(COLUMNS_A_TASK * units).enumerate().for_each(|(task, out)| {
-                let from = task * COLUMNS_A_TASK;
-                let view = View { data: b.at(k0, from), ..b };
-                // SAFETY: by the caller's promise. Its panels are whole registers: nothing is written beyond.
-                unsafe { pack_columns(isa, view, COLUMNS_A_TASK.min(n - from), depth, out.as_mut_ptr()) };
-            });
-            (k0, depth, panels)
-        };
-        PackedColumns { isa, n, blocks: inner_blocks(isa, k).map(packed).collect() }
+        let mut packed = PackedColumns::none(isa);
+        let pieces: Vec<Piece> = packed.pieces(k, n).collect();
+        // SAFETY: by the caller's promise.
+        pieces.into_par_iter().for_each(|piece| unsafe { piece.pack(b) });
+        packed
+    }
+
+    const fn none(isa: Isa) -> PackedColumns {
+        PackedColumns { isa, n: 0, blocks: Vec::new() }
+    }
+
+    /// Takes on the shape `[k, n]`, in the memory that is there where it is enough; what is to be packed of it, piece by piece.
+    fn pieces(&mut self, k: usize, n: usize) -> impl Iterator<Item = Piece<'_>> {
+        let (isa, width) = (self.isa, n.next_multiple_of(self.isa.columns()));
+        self.n = n;
+        self.blocks.resize_with(inner_blocks(isa, k).count(), Default::default);
+        self.blocks.iter_mut().zip(inner_blocks(isa, k)).flat_map(move |(block, (k0, depth))| {
+            let (units, (first, length, panels)) = (isa.units(depth), block);
+            (*first, *length) = (k0, depth);
+            if panels.len() < width * units {
+                *panels = vec![0; width * units];
+            }
+            let pieces = panels[..width * units].chunks_mut(COLUMNS_A_TASK * units).enumerate();
+            pieces.map(move |(i, panels)| {
+                let from = i * COLUMNS_A_TASK;
+                Piece { isa, from: (k0, from), depth, cols: COLUMNS_A_TASK.min(n - from), panels }
+            })
+        })
     }
 
     /// [`product`] for columns `from..from + cols`, `from` a multiple of [`Isa::columns`]; `c` is column `from` of C.

@@ -68,20 +68,13 @@ impl Inspect for Cuda {
         self.launch(kernel, [x.len() / d, 1, 1], row_threads(d), 0, &args);
     }
 
-    fn gram(
-        &self,
-        states: &Array,
-        (places, d): (usize, usize),
-        layers: usize,
-        first: usize,
-        tokens: usize,
-    ) -> Vec<f64> {
+    fn gram(&self, states: &Array, (places, d): (usize, usize), layers: usize, tokens: usize) -> Vec<f64> {
         let width = layers * (layers + 1) / 2;
         if tokens * width == 0 || !self.in_eights("gram", d) {
             return Vec::new();
         }
         let out = DeviceArray::<f64>::new(&self.arena, tokens * width);
-        let args = [at(states.at(first * places * d)), int(places), int(d), int(layers), out.arg()];
+        let args = [states.arg(), int(places), int(d), int(layers), out.arg()];
         self.launch("gram", [tokens, 1, 1], GRAM_THREADS, 0, &args);
         numbers(&out)
     }
@@ -89,9 +82,9 @@ impl Inspect for Cuda {
     fn compare(
         &self,
         head: Unembedding<View<'_>>,
+        norm: FinalNorm<View<'_>>,
         states: &mut Array,
         places: usize,
-        norm: Option<FinalNorm<View<'_>>>,
         references: &[usize],
         targets: &[u32],
         room: &mut Array,
@@ -102,23 +95,17 @@ impl Inspect for Cuda {
         if tokens == 0 || !self.in_eights("compare", d) {
             return out;
         }
-        // Fours: a block's targets begin where 16 bytes do.
-        let most = (ROWS / places / 4 * 4).max(4);
-        let rows = most.min(tokens) * places;
-        let columns = self.tile_columns(rows, SEGMENT).min(head.vocab.next_multiple_of(8));
-        self.resize_to(room, rows * columns, Real::F32);
+        let walk = self.walk(&head, tokens, places, room);
         let ([targets], _memory) = self.lists([targets]);
-        let read = self.scratch(rows * d, self.real());
-        for from in (0..tokens).step_by(most) {
-            let n = most.min(tokens - from);
-            self.read_tokens(states, from, n, places, d, norm, &read);
-            let of = Side { tokens: n, places, references, inv_temperature: 1.0 / head.temperature };
-            let sums = self.side_sums(of);
-            for first in (0..head.vocab).step_by(columns) {
-                let tile = first..(first + columns).min(head.vocab);
-                self.tile_of_logits(&head, &read, &(0..n * places), &tile, room.address(), columns);
-                let logits = Logits { from: room.address(), stride: columns };
-                self.fold_side_by_side(of, &tile, at(targets.offset(4 * from)), logits, &sums);
+        let read = self.scratch(walk.tokens.min(tokens) * places * d, self.real());
+        for block in walk.blocks() {
+            self.read_tokens(norm, states, &block, (places, d), &read);
+            let of = Side { tokens: block.len(), places, references, inv_temperature: 1.0 / head.temperature };
+            let (sums, targets) = (self.side_sums(of), at(targets.offset(4 * block.start)));
+            for tile in walk.tiles() {
+                self.tile_of_logits(&head, &read, &(0..of.rows()), &tile, room.address(), walk.columns);
+                let logits = Logits { from: room.address(), stride: walk.columns };
+                self.fold_side_by_side(of, &tile, targets, logits, &sums);
             }
             self.finish_side_by_side(of, &sums, &mut out);
         }
@@ -134,34 +121,31 @@ impl Inspect for Cuda {
         targets: &[u32],
         room: &mut Array,
     ) -> BranchComparison {
-        let (tokens, places, d) = (targets.len(), shape.places(), head.hidden_size);
+        let (tokens, places) = (targets.len(), shape.places());
         let mut out = BranchComparison::default();
         out.streams.divergences.resize_with(references.len(), Divergences::default);
-        if tokens == 0 || !self.in_eights("compare_branches", d) {
+        if tokens == 0 || !self.in_eights("compare_branches", head.hidden_size) {
             return out;
         }
-        let most = (ROWS / places / 4 * 4).max(4);
-        let columns = self.tile_columns(most.min(tokens) * places, SEGMENT).min(head.vocab.next_multiple_of(8));
-        self.resize_to(room, most.min(tokens) * places * columns, Real::F32);
+        let walk = self.walk(&head, tokens, places, room);
         let ([targets], _memory) = self.lists([targets]);
         let mut of_branches = Comparison::default();
-        for from in (0..tokens).step_by(most) {
-            let n = most.min(tokens - from);
-            let branch = Side { tokens: n, places, references: &[], inv_temperature: 1.0 / head.temperature };
+        for block in walk.blocks() {
+            let inv_temperature = 1.0 / head.temperature;
+            let branch = Side { tokens: block.len(), places, references: &[], inv_temperature };
             let stream = Side { places: shape.layers + 1, references, ..branch };
             let (branch_sums, stream_sums) = (self.side_sums(branch), self.side_sums(stream));
-            for first in (0..head.vocab).step_by(columns) {
-                let tile = first..(first + columns).min(head.vocab);
-                let rows = from * places..(from + n) * places;
-                self.tile_of_logits(&head, branches, &rows, &tile, room.address(), columns);
-                let logits = Logits { from: room.address(), stride: columns };
+            let (rows, targets) = (block.start * places..block.end * places, at(targets.offset(4 * block.start)));
+            for tile in walk.tiles() {
+                self.tile_of_logits(&head, branches, &rows, &tile, room.address(), walk.columns);
+                let logits = Logits { from: room.address(), stride: walk.columns };
                 self.fold_side_by_side(branch, &tile, Arg::Null, logits, &branch_sums);
-                let grid = [n, tile.len().div_ceil(4 * ADD_THREADS), 1];
-                let args = [room.arg(), long(columns), int(tile.len()), int(shape.layers)];
+                let grid = [block.len(), tile.len().div_ceil(4 * ADD_THREADS), 1];
+                let args = [room.arg(), long(walk.columns), int(tile.len()), int(shape.layers)];
                 self.launch("add_up_logits", grid, ADD_THREADS, 0, &args);
                 // Every second row is a stream's now, from the first layer's FFN on.
-                let logits = Logits { from: room.at(columns), stride: 2 * columns };
-                self.fold_side_by_side(stream, &tile, at(targets.offset(4 * from)), logits, &stream_sums);
+                let logits = Logits { from: room.at(walk.columns), stride: 2 * walk.columns };
+                self.fold_side_by_side(stream, &tile, targets, logits, &stream_sums);
             }
             self.finish_side_by_side(branch, &branch_sums, &mut of_branches);
             self.finish_side_by_side(stream, &stream_sums, &mut out.streams);
@@ -210,6 +194,26 @@ impl Inspect for Cuda {
     }
 }
 
+/// How tokens meet the vocabulary: blocks of their states, each with every tile of it.
+struct Walk {
+    all: usize,
+    vocab: usize,
+    /// Tokens of a block, at most.
+    tokens: usize,
+    /// Columns of a tile, at most: a row of logits is as long.
+    columns: usize,
+}
+
+impl Walk {
+    fn blocks(&self) -> impl Iterator<Item = Range<usize>> {
+        (0..self.all).step_by(self.tokens).map(|from| from..(from + self.tokens).min(self.all))
+    }
+
+    fn tiles(&self) -> impl Iterator<Item = Range<usize>> {
+        (0..self.vocab).step_by(self.columns).map(|first| first..(first + self.columns).min(self.vocab))
+    }
+}
+
 /// A block of tokens' states, side by side, and their logits.
 #[derive(Clone, Copy)]
 struct Side<'a> {
@@ -239,35 +243,41 @@ struct Logits {
 }
 
 impl Cuda {
+    /// How so many tokens, of so many states each, meet the vocabulary; `room` becomes as large as a tile's logits.
+    fn walk(&self, head: &Unembedding<View<'_>>, all: usize, places: usize, room: &mut Array) -> Walk {
+        // Fours: a block's targets begin where 16 bytes do.
+        let tokens = (ROWS / places / 4 * 4).max(4);
+        let rows = tokens.min(all) * places;
+        let columns = self.tile_columns(rows, SEGMENT).min(head.vocab.next_multiple_of(8));
+        self.resize_to(room, rows * columns, Real::F32);
+        Walk { all, vocab: head.vocab, tokens, columns }
+    }
+
     /// Room for what the rows of a block add up to.
     fn side_sums(&self, of: Side<'_>) -> DeviceArray<u64> {
         DeviceArray::new(&self.arena, of.rows() * SUMS / 8)
     }
 
-    /// The states of n tokens from `from` on as the unembedding reads them, `[n * places, d]` in REAL: through the final norm where
-    /// the lens has one, but for the states behind those that it reads.
-    #[allow(clippy::too_many_arguments)]
+    /// The states of a block of tokens as the unembedding reads them, `[tokens * places, d]` in REAL: through the final norm, but for
+    /// those behind the ones that it reads.
     fn read_tokens(
         &self,
+        norm: FinalNorm<View<'_>>,
         states: &Array,
-        from: usize,
-        n: usize,
-        places: usize,
-        d: usize,
-        norm: Option<FinalNorm<View<'_>>>,
+        block: &Range<usize>,
+        (places, d): (usize, usize),
         read: &Array,
     ) {
-        let (first, rows) = (from * places * d, n * places);
-        let (w, eps) = norm.map_or((Arg::Null, 0.0), |norm| (norm.weight.arg(), norm.eps));
-        let args = [at(states.at(first)), Arg::Null, w, Arg::Float(eps), read.arg(), long(d), int(d)];
-        self.launch("read_states", [rows, 1, 1], row_threads(d), 0, &args);
-        let Some(norm) = norm else { return };
+        let (states, threads) = (at(states.at(block.start * places * d)), row_threads(d));
+        let (w, eps) = (norm.weight.arg(), Arg::Float(norm.eps));
+        let args = [states, Arg::Null, w, eps, read.arg(), long(d), int(d)];
+        self.launch("read_states", [block.len() * places, 1, 1], threads, 0, &args);
         for place in norm.states..places {
-            let rows: Vec<u32> = (0..n).map(|token| (token * places + place) as u32).collect();
+            let rows: Vec<u32> = (0..block.len()).map(|token| (token * places + place) as u32).collect();
             let ([list], _memory) = self.lists([&rows]);
             let to = at(read.at(place * d));
-            let args = [at(states.at(first)), at(list), Arg::Null, Arg::Float(0.0), to, long(places * d), int(d)];
-            self.launch("read_states", [n, 1, 1], row_threads(d), 0, &args);
+            let args = [states, at(list), Arg::Null, Arg::Float(0.0), to, long(places * d), int(d)];
+            self.launch("read_states", [block.len(), 1, 1], threads, 0, &args);
         }
     }
 

@@ -406,11 +406,11 @@ fn side_by_side<B: Inspect>(b: &B, real: Real) -> Outputs {
     let (flat, ranges) = params(b, &[real.stored(&numbers(vocab * d, 1)), numbers(d, 2)]);
     let head = Unembedding { weight: B::params(&flat, &ranges[0]), vocab, hidden_size: d, temperature: 1.3 };
     let targets: Vec<u32> = (0..tokens).map(|t| ((t * 397 + 3) % vocab) as u32).collect();
-    let norm = FinalNorm { weight: B::params(&flat, &ranges[1]), eps: 1e-6, states: 2 };
     let mut outputs = vec![];
-    for norm in [None, Some(norm)] {
+    for normed in 0..places {
+        let norm = FinalNorm { weight: B::params(&flat, &ranges[1]), eps: 1e-6, states: normed };
         let mut states = array(b, &real.stored(&numbers(tokens * places * d, 3)));
-        let of = b.compare(head, &mut states, places, norm, &[2, 0], &targets, &mut B::Array::default());
+        let of = b.compare(head, norm, &mut states, places, &[2, 0], &targets, &mut B::Array::default());
         outputs.extend([("compare entropy", of.entropy), ("compare log-probs", of.log_probs)]);
         outputs.push(("compare top", of.top.iter().map(|id| *id as f32).collect()));
         outputs
