@@ -129,7 +129,8 @@ impl Head<'_> {
     }
 
     /// What every tile's logits are folded into. `fold` is called for a tile and blocks of the rows of hidden `[n, d]`, in order, by the first
-    /// row and the block's scaled logits `[.., width]`; `together` rows, or multiples of them, come in one block. All logits stay in `kept`, tile by tile, where they are wanted.
+    /// row and the block's scaled logits `[.., width]`; `together` rows, or multiples of them, come in one block. Where all logits are
+    /// wanted, they stay in `kept`, tile by tile.
     fn by_tiles<T: Default + Send>(
         &self,
         hidden: &[f32],

@@ -120,7 +120,7 @@ unsafe fn pack_columns(isa: Isa, b: View, cols: usize, depth: usize, out: *mut u
     }
 }
 
-/// [`against_panels`] in f32 without packing A.
+/// [`against_panels`] without packing A: never in bf16.
 ///
 /// # Safety
 /// As [`against_panels`].
