@@ -9,6 +9,8 @@ mod blocked;
 mod kernel;
 #[cfg(target_arch = "x86_64")]
 mod pack;
+#[cfg(target_arch = "x86_64")]
+mod panels;
 
 use super::shared::SharedMut;
 use rayon::prelude::*;
@@ -269,11 +271,8 @@ impl PackedWeight {
             let x = blocked::View { data: x.as_ptr(), row_stride: self.inputs, col_stride: 1 };
             let parts = if t * n * self.inputs < PARALLEL_FROM { 1 } else { rayon::current_num_threads() };
             (0..parts).into_par_iter().with_max_len(1).for_each(|i| {
-                let cols = part(n, parts, i)..part(n, parts, i + 1);
                 // SAFETY: x and y were measured above; parts own columns of their own.
-                unsafe {
-                    self.columns.product(t, (cols.start, cols.len()), x, y.at(cols.start), n, write == Write::Add)
-                };
+                unsafe { self.columns.product(t, (i, parts), x, y.at(0), n, write == Write::Add) };
             });
         }
     }

@@ -6,17 +6,17 @@
 
 use super::kernel::{Block, Isa, LINE, block, block_unpacked};
 use super::pack::{Source, panel};
+use super::panels::{ColumnPanels, Panels, row_panels};
 use rayon::prelude::*;
 use std::cell::RefCell;
 
 /// Columns of B packed at a time: 4 MiB at most.
 const COLS: usize = 2048;
-/// Columns that a task packs at a time where the whole of B is packed: a multiple of every block's.
-const COLUMNS_A_TASK: usize = 256;
+/// Panels that a task packs at a time where the whole of B is packed.
+const PANELS_A_TASK: usize = 8;
 
 impl Isa {
-    /// Units of the inner dimension in a block. AVX-512: a panel of A takes 28 KiB, of B 64 KiB. AVX2: a panel of B takes
-    /// 24 KiB, most of the first cache; the panels of A that pass it come from the second in time.
+    /// Units of the inner dimension in a block. AVX-512: a panel of A takes 28 KiB, of B 64 KiB. AVX2: of A 6 KiB, of B 36 KiB.
     fn inner(self) -> usize {
         if self == Isa::Avx2 { 384 } else { 512 }
     }
@@ -33,7 +33,7 @@ impl Isa {
 
     /// Rows of A packed at a time: half of an L2 cache at most, 504 KiB of a large one, 252 KiB where AVX2 is all there is.
     fn rows_a_time(self) -> usize {
-        if self == Isa::Avx2 { 28 * self.rows() } else { 18 * self.rows() }
+        if self == Isa::Avx2 { 42 * self.rows() } else { 18 * self.rows() }
     }
 }
 
@@ -58,7 +58,7 @@ impl View {
 }
 
 thread_local! {
-    static PACKED: RefCell<[Vec<u32>; 2]> = const { RefCell::new([Vec::new(), Vec::new()]) };
+    static PACKED: RefCell<[Panels; 2]> = const { RefCell::new([Panels::new(), Panels::new()]) };
     static COLUMNS: RefCell<PackedColumns> = const { RefCell::new(PackedColumns::none(Isa::Avx2)) };
 }
 
@@ -88,18 +88,18 @@ pub unsafe fn product(
         for (k0, depth) in inner_blocks(isa, k) {
             let units = isa.units(depth);
             for n0 in (0..n).step_by(COLS) {
-                let cols = COLS.min(n - n0);
-                room(packed_b, cols.next_multiple_of(isa.columns()) * units);
+                let columns = ColumnPanels::of(isa, COLS.min(n - n0));
+                let panels = packed_b.room(columns.width() * units);
                 let b = View { data: b.at(k0, n0), ..b };
                 // SAFETY: columns n0.. and rows k0.. are B's, and C's block as the caller says; the buffer was sized above.
                 unsafe {
-                    pack_columns(isa, b, cols, depth, packed_b.as_mut_ptr());
+                    pack_columns(isa, b, columns, depth, panels.as_mut_ptr());
                     let a = View { data: a.at(0, k0), ..a };
-                    let c = Block { c: c.add(n0), row_stride: c_stride, cols, add: add || k0 > 0 };
-                    if cols <= isa.few_columns() {
-                        as_it_lies(isa, (m, depth), a, packed_b.as_ptr(), c);
+                    let c = Out { c: c.add(n0), row_stride: c_stride, add: add || k0 > 0 };
+                    if columns.width() <= isa.few_columns() {
+                        as_it_lies(isa, (m, depth), a, (columns, panels.as_ptr()), c);
                     } else {
-                        against_panels(isa, (m, depth), a, packed_b.as_ptr(), packed_a, c);
+                        against_panels(isa, (m, depth), a, (columns, panels.as_ptr()), packed_a, c);
                     }
                 }
             }
@@ -107,16 +107,39 @@ pub unsafe fn product(
     });
 }
 
-/// Packs B `[depth, cols]` into panels of [`Isa::columns`].
+/// Where a product goes: its first element, the distance between its rows.
+#[derive(Clone, Copy)]
+struct Out {
+    c: *mut f32,
+    row_stride: usize,
+    /// Add to what is there, or replace it.
+    add: bool,
+}
+
+impl Out {
+    /// From (`row`, `column`) on, a block with so many columns in C.
+    ///
+    /// # Safety
+    /// (`row`, `column`) lies in C.
+    unsafe fn block(self, row: usize, column: usize, cols: usize) -> Block {
+        // SAFETY: by the caller's promise.
+        let c = unsafe { self.c.add(row * self.row_stride + column) };
+        Block { c, row_stride: self.row_stride, cols, add: self.add }
+    }
+}
+
+/// Packs columns of B, of `depth` elements each: `b` is the view of all of them.
 ///
 /// # Safety
-/// As [`product`]; the buffer holds the panels and a register more.
-unsafe fn pack_columns(isa: Isa, b: View, cols: usize, depth: usize, out: *mut u32) {
+/// As [`product`]; the buffer holds the panels and a register more, or the panels are whole.
+unsafe fn pack_columns(isa: Isa, b: View, columns: ColumnPanels, depth: usize, out: *mut u32) {
     let units = isa.units(depth);
-    for j in (0..cols).step_by(isa.columns()) {
-        let source = Source { data: b.at(0, j), width_stride: b.col_stride, inner_stride: b.row_stride };
+    for (columns_here, there) in columns.iter() {
+        let source =
+            Source { data: b.at(0, columns_here.start), width_stride: b.col_stride, inner_stride: b.row_stride };
+        let at = (columns_here.start - columns.first()) * units;
         // SAFETY: by the caller's promise.
-        unsafe { panel(isa, source, isa.columns().min(cols - j), depth, isa.columns(), out.add(j * units)) };
+        unsafe { panel(isa, source, there, depth, columns_here.len(), out.add(at)) };
     }
 }
 
@@ -124,14 +147,16 @@ unsafe fn pack_columns(isa: Isa, b: View, cols: usize, depth: usize, out: *mut u
 ///
 /// # Safety
 /// As [`against_panels`].
-unsafe fn as_it_lies(isa: Isa, (m, depth): (usize, usize), a: View, b: *const u32, c: Block) {
-    for rows in panels(isa, m) {
-        for j in (0..c.cols).step_by(isa.columns()) {
+unsafe fn as_it_lies(isa: Isa, (m, depth): (usize, usize), a: View, (columns, b): (ColumnPanels, *const u32), c: Out) {
+    let units = isa.units(depth);
+    for rows in row_panels(isa, m) {
+        for (panel, there) in columns.iter() {
+            let (shape, j) = ((rows.len(), panel.len()), panel.start - columns.first());
+            let strides = (a.row_stride, a.col_stride);
             // SAFETY: the block lies in C, its rows in A; the panel of B is packed.
             unsafe {
-                let out = Block { c: c.c.add(rows.start * c.row_stride + j), cols: isa.columns().min(c.cols - j), ..c };
-                let strides = (a.row_stride, a.col_stride);
-                block_unpacked(isa, rows.len(), depth, a.at(rows.start, 0), strides, b.add(j * isa.units(depth)), out);
+                let out = c.block(rows.start, j, there);
+                block_unpacked(isa, shape, depth, a.at(rows.start, 0), strides, b.add(j * units), out);
             }
         }
     }
@@ -140,58 +165,56 @@ unsafe fn as_it_lies(isa: Isa, (m, depth): (usize, usize), a: View, b: *const u3
 /// `C (+)= A B` for A `[m, depth]` and panels of B that are packed already.
 ///
 /// # Safety
-/// As [`product`]; the panels hold `c.cols` columns of `depth` elements.
+/// As [`product`]; the panels have columns of `depth` elements.
 unsafe fn against_panels(
     isa: Isa,
     (m, depth): (usize, usize),
     a: View,
-    b: *const u32,
-    packed_a: &mut Vec<u32>,
-    c: Block,
+    b: (ColumnPanels, *const u32),
+    packed_a: &mut Panels,
+    c: Out,
 ) {
     let units = isa.units(depth);
     let blocks = m.div_ceil(isa.rows_a_time());
     for i in 0..blocks {
         let rows = m * i / blocks..m * (i + 1) / blocks;
-        room(packed_a, rows.len() * units);
-        // SAFETY: rows and columns are A's; the buffer was sized above.
-        unsafe { pack_rows(isa, View { data: a.at(rows.start, 0), ..a }, rows.len(), depth, packed_a.as_mut_ptr()) };
-        // SAFETY: the block lies in C; the panels are packed.
+        let panels = packed_a.room(rows.len() * units);
+        // SAFETY: rows and columns are A's; the buffer was sized above; the block lies in C.
         unsafe {
-            let c = Block { c: c.c.add(rows.start * c.row_stride), ..c };
-            meet(isa, rows.len(), units, packed_a.as_ptr(), b, c);
+            pack_rows(isa, View { data: a.at(rows.start, 0), ..a }, rows.len(), depth, panels.as_mut_ptr());
+            meet(isa, rows.len(), units, panels.as_ptr(), b, Out { c: c.c.add(rows.start * c.row_stride), ..c });
         }
     }
 }
 
-/// `C (+)= A B` of panels alone: as many of A as fit a cache, [`panels`] of `rows`, and all of B.
+/// `C (+)= A B` of panels alone: as many of A as fit a cache, [`row_panels`] of `rows`, and those of B, whose first column is C's.
 ///
 /// # Safety
-/// As [`product`]; panels of A hold `rows` rows, those of B `c.cols` columns, of `units` units.
-unsafe fn meet(isa: Isa, rows: usize, units: usize, a: *const u32, b: *const u32, c: Block) {
+/// As [`product`]; panels of A hold `rows` rows, all panels are of `units` units.
+unsafe fn meet(isa: Isa, rows: usize, units: usize, a: *const u32, (columns, b): (ColumnPanels, *const u32), c: Out) {
     // A pass over the panels of A asks for a part of the next panel of B, which may have to come from memory.
     let asked = isa.lines_ahead(units) * LINE;
     let passes = (isa.columns() * units).div_ceil(asked.max(1));
-    for j in (0..c.cols).step_by(isa.columns()) {
-        for (pass, panel_rows) in panels(isa, rows).enumerate() {
+    for (panel, there) in columns.iter() {
+        let j = panel.start - columns.first();
+        for (pass, panel_rows) in row_panels(isa, rows).enumerate() {
             // SAFETY: by the caller's promise.
             unsafe {
-                let out =
-                    Block { c: c.c.add(panel_rows.start * c.row_stride + j), cols: isa.columns().min(c.cols - j), ..c };
-                let ahead = b.wrapping_add((j + isa.columns()) * units + pass % passes * asked);
-                block(isa, panel_rows.len(), units, a.add(panel_rows.start * units), b.add(j * units), ahead, out);
+                let ahead = b.wrapping_add((j + panel.len()) * units + pass % passes * asked);
+                let (a, b) = (a.add(panel_rows.start * units), b.add(j * units));
+                block(isa, (panel_rows.len(), panel.len()), units, a, b, ahead, c.block(panel_rows.start, j, there));
             }
         }
     }
 }
 
-/// Packs some rows of A `[rows, depth]` into [`panels`].
+/// Packs some rows of A `[rows, depth]` into [`row_panels`].
 ///
 /// # Safety
 /// As [`product`]; the buffer holds the panels and a register more.
 unsafe fn pack_rows(isa: Isa, a: View, rows: usize, depth: usize, out: *mut u32) {
     let units = isa.units(depth);
-    for panel_rows in panels(isa, rows) {
+    for panel_rows in row_panels(isa, rows) {
         let source = Source { data: a.at(panel_rows.start, 0), width_stride: a.row_stride, inner_stride: a.col_stride };
         let width = panel_rows.len();
         // SAFETY: by the caller's promise.
@@ -207,7 +230,7 @@ pub struct PackedRows {
     /// Rows of a block; the last may have fewer.
     rows: usize,
     /// Of the blocks, one behind the other: for each block of the inner dimension its panels.
-    panels: Vec<u32>,
+    panels: Panels,
 }
 
 impl PackedRows {
@@ -215,10 +238,10 @@ impl PackedRows {
     /// [`Isa::is_here`]; the view holds `[m, k]` elements.
     pub unsafe fn new(isa: Isa, a: View, (m, k): (usize, usize), rows: usize) -> PackedRows {
         let rows = rows.clamp(1, m.max(1));
-        let mut packed = PackedRows { isa, k, m, rows, panels: Vec::new() };
+        let mut packed = PackedRows { isa, k, m, rows, panels: Panels::new() };
         let length = packed.length();
-        packed.panels.resize(m.div_ceil(rows) * length, 0);
-        packed.panels.par_chunks_mut(length).enumerate().for_each(|(i, out)| {
+        let panels = &mut packed.panels.room(m.div_ceil(rows) * length)[..m.div_ceil(rows) * length];
+        panels.par_chunks_mut(length).enumerate().for_each(|(i, out)| {
             let (from, rows) = (i * rows, rows.min(m - i * rows));
             let mut done = 0;
             for (k0, depth) in inner_blocks(isa, k) {
@@ -232,9 +255,10 @@ impl PackedRows {
         packed
     }
 
-    /// Units of a block of rows: its panels, and a register that packing may write beyond them.
+    /// Units of a block of rows: its panels, and a register that packing may write beyond them; whole lines of the cache.
     fn length(&self) -> usize {
-        self.rows * inner_blocks(self.isa, self.k).map(|(_, depth)| self.isa.units(depth)).sum::<usize>() + 16
+        let units: usize = inner_blocks(self.isa, self.k).map(|(_, depth)| self.isa.units(depth)).sum();
+        (self.rows * units + 16).next_multiple_of(LINE)
     }
 
     /// Packs B `[k, n]` for [`PackedRows::product`], in memory that the thread keeps.
@@ -259,19 +283,13 @@ impl PackedRows {
     pub unsafe fn product(&self, i: usize, b: &PackedColumns, c: *mut f32, c_stride: usize) {
         assert!(self.isa == b.isa, "operands packed for {:?} and {:?}", self.isa, b.isa);
         let rows = self.rows.min(self.m - i * self.rows);
-        let mut a = self.panels[i * self.length()..].as_ptr();
+        let mut a = self.panels.as_slice()[i * self.length()..].as_ptr();
         for (k0, depth, panels) in &b.blocks {
-            let units = self.isa.units(*depth);
+            let (units, columns) = (self.isa.units(*depth), ColumnPanels::of(b.isa, b.n));
+            let out = Out { c, row_stride: c_stride, add: *k0 > 0 };
             // SAFETY: by the caller's promise; both were packed in the same blocks of the inner dimension.
             unsafe {
-                meet(
-                    self.isa,
-                    rows,
-                    units,
-                    a,
-                    panels.as_ptr(),
-                    Block { c, row_stride: c_stride, cols: b.n, add: *k0 > 0 },
-                );
+                meet(self.isa, rows, units, a, (columns, panels.as_slice().as_ptr()), out);
                 a = a.add(rows * units);
             }
         }
@@ -281,10 +299,9 @@ impl PackedRows {
 /// Columns of B that are packed at a time, in a block of the inner dimension.
 struct Piece<'a> {
     isa: Isa,
-    /// The first row and column.
-    from: (usize, usize),
-    depth: usize,
-    cols: usize,
+    /// The block's first index, its length.
+    inner: (usize, usize),
+    columns: ColumnPanels,
     /// Whole ones: nothing is written beyond.
     panels: &'a mut [u32],
 }
@@ -293,9 +310,11 @@ impl Piece<'_> {
     /// # Safety
     /// [`Isa::is_here`]; the view holds all of B.
     unsafe fn pack(self, b: View) {
-        let view = View { data: b.at(self.from.0, self.from.1), ..b };
+        let (k0, depth) = self.inner;
         // SAFETY: by the caller's promise.
-        unsafe { pack_columns(self.isa, view, self.cols, self.depth, self.panels.as_mut_ptr()) };
+        unsafe {
+            pack_columns(self.isa, View { data: b.at(k0, 0), ..b }, self.columns, depth, self.panels.as_mut_ptr())
+        };
     }
 }
 
@@ -304,7 +323,7 @@ pub struct PackedColumns {
     isa: Isa,
     n: usize,
     /// One for each block of the inner dimension: its first index, its length, its panels.
-    blocks: Vec<(usize, usize, Vec<u32>)>,
+    blocks: Vec<(usize, usize, Panels)>,
 }
 
 impl PackedColumns {
@@ -324,64 +343,49 @@ impl PackedColumns {
 
     /// Takes on the shape `[k, n]`, in the memory that is there where it is enough; what is to be packed of it, piece by piece.
     fn pieces(&mut self, k: usize, n: usize) -> impl Iterator<Item = Piece<'_>> {
-        let (isa, width) = (self.isa, n.next_multiple_of(self.isa.columns()));
+        let (isa, columns) = (self.isa, ColumnPanels::of(self.isa, n));
         self.n = n;
         self.blocks.resize_with(inner_blocks(isa, k).count(), Default::default);
-        self.blocks.iter_mut().zip(inner_blocks(isa, k)).flat_map(move |(block, (k0, depth))| {
-            let (units, (first, length, panels)) = (isa.units(depth), block);
-            (*first, *length) = (k0, depth);
-            if panels.len() < width * units {
-                *panels = vec![0; width * units];
-            }
-            let pieces = panels[..width * units].chunks_mut(COLUMNS_A_TASK * units).enumerate();
-            pieces.map(move |(i, panels)| {
-                let from = i * COLUMNS_A_TASK;
-                Piece { isa, from: (k0, from), depth, cols: COLUMNS_A_TASK.min(n - from), panels }
+        self.blocks.iter_mut().zip(inner_blocks(isa, k)).flat_map(move |(block, inner)| {
+            let units = isa.units(inner.1);
+            (block.0, block.1) = inner;
+            let mut left = block.2.room(columns.width() * units);
+            columns.chunks(PANELS_A_TASK).map(move |columns| {
+                let (panels, rest) = std::mem::take(&mut left).split_at_mut(columns.width() * units);
+                left = rest;
+                Piece { isa, inner, columns, panels }
             })
         })
     }
 
-    /// [`product`] for columns `from..from + cols`, `from` a multiple of [`Isa::columns`]; `c` is column `from` of C.
+    /// [`product`] for part `i` of `parts` of the panels; `c` is column 0 of C.
     ///
     /// # Safety
     /// As [`product`].
-    #[allow(clippy::too_many_arguments)]
     pub unsafe fn product(
         &self,
         m: usize,
-        (from, cols): (usize, usize),
+        (i, parts): (usize, usize),
         a: View,
         c: *mut f32,
         c_stride: usize,
         add: bool,
     ) {
-        assert!(
-            from.is_multiple_of(self.isa.columns()) && from + cols <= self.n,
-            "columns {from}+{cols} of {}",
-            self.n
-        );
+        let columns = ColumnPanels::of(self.isa, self.n).part(i, parts);
+        if columns.width() == 0 {
+            return;
+        }
         PACKED.with_borrow_mut(|[packed_a, _]| {
             for (k0, depth, panels) in &self.blocks {
-                let b = panels[from * self.isa.units(*depth)..].as_ptr();
+                let b = panels.as_slice()[columns.first() * self.isa.units(*depth)..].as_ptr();
                 let a = View { data: a.at(0, *k0), ..a };
-                let c = Block { c, row_stride: c_stride, cols, add: add || *k0 > 0 };
-                // SAFETY: by the caller's promise.
-                unsafe { against_panels(self.isa, (m, *depth), a, b, packed_a, c) };
+                // SAFETY: by the caller's promise; the first column is C's, since the part has some.
+                unsafe {
+                    let c = Out { c: c.add(columns.first()), row_stride: c_stride, add: add || *k0 > 0 };
+                    against_panels(self.isa, (m, *depth), a, (columns, b), packed_a, c);
+                }
             }
         });
-    }
-}
-
-/// Rows in panels of at most [`Isa::rows`], as even as can be: no panel is so thin that its sums wait for each other.
-fn panels(isa: Isa, rows: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
-    let n = rows.div_ceil(isa.rows());
-    (0..n).map(move |i| rows * i / n..rows * (i + 1) / n)
-}
-
-/// At least `units` and a register more.
-fn room(buffer: &mut Vec<u32>, units: usize) {
-    if buffer.len() < units + 16 {
-        buffer.resize(units + 16, 0);
     }
 }
 

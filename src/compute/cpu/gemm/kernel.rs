@@ -45,9 +45,14 @@ impl Isa {
         if self == Isa::Avx2 { avx2::MR } else { avx512::MR }
     }
 
-    /// Columns of a block.
+    /// Columns of a block, at most.
     pub fn columns(self) -> usize {
         if self == Isa::Avx2 { avx2::NR } else { avx512::NR }
+    }
+
+    /// Columns of a block are a multiple of this.
+    pub fn column_step(self) -> usize {
+        if self == Isa::Avx2 { avx2::LANES } else { avx512::NR }
     }
 
     /// Lines of the cache that a block of so many units asks for ahead of their use.
@@ -66,22 +71,22 @@ impl Isa {
 pub struct Block {
     pub c: *mut f32,
     pub row_stride: usize,
-    /// Up to [`Isa::columns`].
+    /// Those of the panel that C has.
     pub cols: usize,
     /// Add to what is there, or replace it.
     pub add: bool,
 }
 
-/// Calls a function of a constant number of rows.
-macro_rules! by_rows {
-    ($rows:expr, $f:ident $args:tt, $($n:literal)*) => {
-        match $rows {
-            $($n => $f::<$n> $args,)*
-            rows => unreachable!("a panel of {rows} rows"),
+/// Calls a function of constants: those listed that the value, a tuple, consists of.
+macro_rules! by_constants {
+    ($value:expr, $f:ident $args:tt, $($($n:literal),+;)*) => {
+        match $value {
+            $(($($n,)+) => $f::<$($n),+> $args,)*
+            other => unreachable!("a block of {other:?}"),
         }
     };
 }
-use by_rows;
+use by_constants;
 
 /// Elements of a line of the cache.
 pub const LINE: usize = 16;
@@ -90,29 +95,38 @@ const LONG: usize = 128;
 
 /// Asks for a block's lines of C before its sums are made: its rows lie far apart, so nothing else foresees them.
 #[inline(always)]
-fn fetch<const ROWS: usize, const COLUMNS: usize>(units: usize, out: Block) {
+fn fetch<const ROWS: usize>(units: usize, columns: usize, out: Block) {
     if units < LONG {
         return;
     }
     for row in 0..ROWS {
         let row = out.c.wrapping_add(row * out.row_stride);
-        for line in [0, COLUMNS / 2, COLUMNS - 1] {
+        for line in [0, columns / 2, columns - 1] {
             // SAFETY: a prefetch of any address reads nothing; every x86-64 has it.
             unsafe { _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(line).cast()) };
         }
     }
 }
 
-/// `C (+)= A B` for one panel of each: a `[units][rows]`, b `[units][columns]`, rows 1 to [`Isa::rows`]. `ahead` is a part of the
+/// `C (+)= A B` for one panel of each: a `[units][rows]`, b `[units][columns]`, rows 1 to [`Isa::rows`], columns up to
+/// [`Isa::columns`] in [`Isa::column_step`]s. `ahead` is a part of the
 /// panel of B that comes next, to be asked for meanwhile: [`Isa::lines_ahead`] of the cache, which are not read.
 ///
 /// # Safety
 /// [`Isa::is_here`]; the panels are as long as stated; the block of `rows x cols` may be written.
-pub unsafe fn block(isa: Isa, rows: usize, units: usize, a: *const u32, b: *const u32, ahead: *const u32, out: Block) {
+pub unsafe fn block(
+    isa: Isa,
+    (rows, columns): (usize, usize),
+    units: usize,
+    a: *const u32,
+    b: *const u32,
+    ahead: *const u32,
+    out: Block,
+) {
     // SAFETY: by the caller's promise.
     unsafe {
         match isa {
-            Isa::Avx2 => avx2::block(rows, units, a, b, ahead, out),
+            Isa::Avx2 => avx2::block((rows, columns), units, a, b, ahead, out),
             Isa::Avx512 => avx512::block(rows, units, a, b, ahead, out),
             Isa::Avx512Bf16 => avx512::block_bf16(rows, units, a, b, ahead, out),
         }
@@ -125,7 +139,7 @@ pub unsafe fn block(isa: Isa, rows: usize, units: usize, a: *const u32, b: *cons
 /// As [`block`].
 pub unsafe fn block_unpacked(
     isa: Isa,
-    rows: usize,
+    (rows, columns): (usize, usize),
     units: usize,
     a: *const f32,
     strides: (usize, usize),
@@ -135,7 +149,7 @@ pub unsafe fn block_unpacked(
     // SAFETY: by the caller's promise.
     unsafe {
         match isa {
-            Isa::Avx2 => avx2::block_unpacked(rows, units, a, strides, b, out),
+            Isa::Avx2 => avx2::block_unpacked((rows, columns), units, a, strides, b, out),
             Isa::Avx512 => avx512::block_unpacked(rows, units, a, strides, b, out),
             Isa::Avx512Bf16 => unreachable!("bf16 is made by packing"),
         }

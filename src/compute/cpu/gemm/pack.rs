@@ -29,6 +29,8 @@ pub unsafe fn panel(isa: Isa, source: Source, width: usize, k: usize, step: usiz
     // SAFETY: by the caller's promise.
     unsafe {
         match (isa, source.inner_stride) {
+            (Isa::Avx2, 1) if step <= 4 => avx2::transpose_narrow(source, width, k, step, out),
+            (Isa::Avx2, _) if step <= 4 => avx2::copy_narrow(source, width, k, step, out),
             (Isa::Avx2, 1) => avx2::transpose(source, width, k, step, out),
             (Isa::Avx2, _) => avx2::copy(source, width, k, step, out),
             (Isa::Avx512, 1) => avx512::transpose(source, width, k, step, out),

@@ -1,7 +1,7 @@
 //! The kernel on AVX-512: the sums of a 14 x 32 block stay in 28 of the 32 registers. In bf16, `vdpbf16ps` multiplies the
 //! two numbers of a unit and adds both into an f32 sum.
 
-use super::{Block, LINE, by_rows, fetch};
+use super::{Block, LINE, by_constants, fetch};
 use std::arch::x86_64::*;
 
 /// Rows of a block, at most.
@@ -13,14 +13,18 @@ pub const NR: usize = 32;
 /// As [`super::block`], on AVX-512F.
 pub unsafe fn block(rows: usize, units: usize, a: *const u32, b: *const u32, ahead: *const u32, out: Block) {
     // SAFETY: by the caller's promise.
-    unsafe { by_rows!(rows, f32_block(units, a, b, ahead, out), 1 2 3 4 5 6 7 8 9 10 11 12 13 14) }
+    unsafe {
+        by_constants!((rows,), f32_block(units, a, b, ahead, out), 1; 2; 3; 4; 5; 6; 7; 8; 9; 10; 11; 12; 13; 14;)
+    }
 }
 
 /// # Safety
 /// As [`super::block`], on AVX-512F and AVX512-BF16.
 pub unsafe fn block_bf16(rows: usize, units: usize, a: *const u32, b: *const u32, ahead: *const u32, out: Block) {
     // SAFETY: by the caller's promise.
-    unsafe { by_rows!(rows, bf16_block(units, a, b, ahead, out), 1 2 3 4 5 6 7 8 9 10 11 12 13 14) }
+    unsafe {
+        by_constants!((rows,), bf16_block(units, a, b, ahead, out), 1; 2; 3; 4; 5; 6; 7; 8; 9; 10; 11; 12; 13; 14;)
+    }
 }
 
 /// # Safety
@@ -35,7 +39,7 @@ pub unsafe fn block_unpacked(
 ) {
     // SAFETY: by the caller's promise.
     unsafe {
-        by_rows!(rows, f32_unpacked(units, a, row_stride, inner_stride, b, out), 1 2 3 4 5 6 7 8 9 10 11 12 13 14)
+        by_constants!((rows,), f32_unpacked(units, a, row_stride, inner_stride, b, out), 1; 2; 3; 4; 5; 6; 7; 8; 9; 10; 11; 12; 13; 14;)
     }
 }
 
@@ -45,7 +49,7 @@ pub unsafe fn block_unpacked(
 unsafe fn f32_block<const R: usize>(units: usize, a: *const u32, b: *const u32, ahead: *const u32, out: Block) {
     let (mut a, mut b) = (a.cast::<f32>(), b.cast::<f32>());
     let mut sums = [[_mm512_setzero_ps(); 2]; R];
-    fetch::<R, NR>(units, out);
+    fetch::<R>(units, NR, out);
     for i in 0..units {
         _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(i * LINE).cast());
         // SAFETY: within the panels, by the caller's promise.
@@ -77,7 +81,7 @@ unsafe fn f32_unpacked<const R: usize>(
 ) {
     let (mut a, mut b) = (a, b.cast::<f32>());
     let mut sums = [[_mm512_setzero_ps(); 2]; R];
-    fetch::<R, NR>(units, out);
+    fetch::<R>(units, NR, out);
     for _ in 0..units {
         // SAFETY: within A and the panel, by the caller's promise.
         unsafe {
@@ -102,7 +106,7 @@ unsafe fn f32_unpacked<const R: usize>(
 unsafe fn bf16_block<const R: usize>(units: usize, a: *const u32, b: *const u32, ahead: *const u32, out: Block) {
     let (mut a, mut b) = (a.cast::<i32>(), b.cast::<i32>());
     let mut sums = [[_mm512_setzero_ps(); 2]; R];
-    fetch::<R, NR>(units, out);
+    fetch::<R>(units, NR, out);
     for i in 0..units {
         _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(i * LINE).cast());
         // SAFETY: within the panels, by the caller's promise; a register of 16 pairs is one of 32 bf16.

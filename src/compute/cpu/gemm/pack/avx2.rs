@@ -1,4 +1,4 @@
-//! Packing on AVX2: blocks of 8 x 8 units transposed in registers.
+//! Packing on AVX2: blocks of 8 x 8 units transposed in registers, of 4 x 8 in panels up to 4 wide.
 
 use super::Source;
 use std::arch::x86_64::*;
@@ -48,6 +48,66 @@ pub unsafe fn transpose(source: Source, width: usize, k: usize, step: usize, out
             for (i, x) in x.iter().enumerate().take(k - k0) {
                 // SAFETY: the destination by the caller's promise.
                 unsafe { _mm256_storeu_ps(out.add((k0 + i) * step + from).cast(), *x) };
+            }
+        }
+    }
+}
+
+/// A mask of the first `n` of 4 lanes.
+#[target_feature(enable = "avx2")]
+fn few_lanes(n: usize) -> __m128i {
+    _mm_cmpgt_epi32(_mm_set1_epi32(n.min(4) as i32), _mm_setr_epi32(0, 1, 2, 3))
+}
+
+/// [`copy`] for a step up to 4.
+///
+/// # Safety
+/// As [`super::panel`].
+#[target_feature(enable = "avx2")]
+pub unsafe fn copy_narrow(source: Source, width: usize, k: usize, step: usize, out: *mut u32) {
+    let mask = few_lanes(width);
+    for i in 0..k {
+        // SAFETY: masked to the source's elements; the destination by the caller's promise.
+        unsafe {
+            let row = source.data.wrapping_add(i * source.inner_stride);
+            // The rows lie far apart, so nothing else foresees them.
+            _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(8 * source.inner_stride).cast());
+            _mm_storeu_ps(out.add(i * step).cast(), _mm_maskload_ps(row, mask));
+        }
+    }
+}
+
+/// [`transpose`] for a step up to 4.
+///
+/// # Safety
+/// As [`super::panel`].
+#[target_feature(enable = "avx2")]
+pub unsafe fn transpose_narrow(source: Source, width: usize, k: usize, step: usize, out: *mut u32) {
+    for k0 in (0..k).step_by(8) {
+        let mask = lanes(k - k0);
+        let mut x = [_mm256_setzero_ps(); 4];
+        for (r, x) in x.iter_mut().enumerate().take(width) {
+            // SAFETY: masked to the source's elements.
+            unsafe {
+                let row = source.data.add(r * source.width_stride + k0);
+                _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(64).cast());
+                *x = _mm256_maskload_ps(row, mask);
+            }
+        }
+        // Pairs of rows, then of pairs: columns j and 4 + j are the lanes of the j-th.
+        let (t0, t1) = (_mm256_unpacklo_ps(x[0], x[1]), _mm256_unpackhi_ps(x[0], x[1]));
+        let (t2, t3) = (_mm256_unpacklo_ps(x[2], x[3]), _mm256_unpackhi_ps(x[2], x[3]));
+        let columns = [
+            _mm256_shuffle_ps::<0x44>(t0, t2),
+            _mm256_shuffle_ps::<0xee>(t0, t2),
+            _mm256_shuffle_ps::<0x44>(t1, t3),
+            _mm256_shuffle_ps::<0xee>(t1, t3),
+        ];
+        for half in 0..2 {
+            for (i, x) in columns.iter().enumerate().take((k - k0).saturating_sub(4 * half)) {
+                let x = if half == 0 { _mm256_castps256_ps128(*x) } else { _mm256_extractf128_ps::<1>(*x) };
+                // SAFETY: the destination by the caller's promise.
+                unsafe { _mm_storeu_ps(out.add((k0 + 4 * half + i) * step).cast(), x) };
             }
         }
     }
