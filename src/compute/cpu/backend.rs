@@ -136,7 +136,7 @@ impl Backend for Cpu {
     }
 
     fn pack(&self, weight: &[f32], outputs: usize, inputs: usize) -> Option<PackedWeight> {
-        PackedWeight::new(self.compute, weight, outputs, inputs)
+        Some(PackedWeight::new(self.compute, weight, outputs, inputs))
     }
 
     fn batch<'a>(&self, packing: &'a Packing, _: Heads) -> &'a Packing {

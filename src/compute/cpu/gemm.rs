@@ -1,18 +1,15 @@
 //! Matrix products: views with strides, split between threads over the output's rows and columns.
 //!
-//! On machines with AVX-512 or AVX2 the products are our own ([`blocked`], [`pack`], [`kernel`]): those in bf16 convert while
-//! packing, so that weights and activations stay f32 in memory. Elsewhere they are the `gemm` crate's, in f32.
+//! They are made of packed panels ([`blocked`], [`pack`], [`panels`]) by the [`kernel`] of the machine's instruction set. Those in bf16
+//! convert while packing, so that weights and activations stay f32 in memory.
 
-#[cfg(target_arch = "x86_64")]
 mod blocked;
-#[cfg(target_arch = "x86_64")]
 mod kernel;
-#[cfg(target_arch = "x86_64")]
 mod pack;
-#[cfg(target_arch = "x86_64")]
 mod panels;
 
 use super::shared::SharedMut;
+use kernel::Isa;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
@@ -31,11 +28,7 @@ pub enum Compute {
 impl Compute {
     /// What this machine will do when asked for it.
     pub fn here(self) -> Compute {
-        #[cfg(target_arch = "x86_64")]
-        if self == Compute::Bf16 && kernel::Isa::here(self).is_some() {
-            return self;
-        }
-        Compute::F32
+        if Isa::here(self) == Isa::Avx512Bf16 { Compute::Bf16 } else { Compute::F32 }
     }
 }
 
@@ -197,37 +190,23 @@ impl Out {
         if m == 0 || n == 0 {
             return;
         }
+        if k == 0 && write == Write::Replace {
+            // Sums of nothing, of which no block of the inner dimension would come.
+            for row in rows {
+                // SAFETY: the block lies in the destination.
+                unsafe {
+                    std::slice::from_raw_parts_mut(self.data.add(row * self.row_stride + cols.start), n).fill(0.0)
+                };
+            }
+            return;
+        }
         // SAFETY: pointers and strides stay inside the views' bounds, which were asserted when they were built.
         unsafe {
             let c = self.data.add(rows.start * self.row_stride + cols.start);
             let (a_from, b_from) =
                 (a.data.as_ptr().add(rows.start * a.row_stride), b.data.as_ptr().add(cols.start * b.col_stride));
-            #[cfg(target_arch = "x86_64")]
-            if let Some(isa) = kernel::Isa::here(compute.here()).filter(|_| k > 0) {
-                let (a, b) = (blocked::View { data: a_from, ..view(a) }, blocked::View { data: b_from, ..view(b) });
-                return blocked::product(isa, (m, n, k), a, b, c, self.row_stride, write == Write::Add);
-            }
-            gemm::gemm(
-                m,
-                n,
-                k,
-                c,
-                1,
-                self.row_stride as isize,
-                write == Write::Add,
-                a_from,
-                a.col_stride as isize,
-                a.row_stride as isize,
-                b_from,
-                b.col_stride as isize,
-                b.row_stride as isize,
-                1.0,
-                1.0,
-                false,
-                false,
-                false,
-                gemm::Parallelism::None,
-            );
+            let (a, b) = (blocked::View { data: a_from, ..view(a) }, blocked::View { data: b_from, ..view(b) });
+            blocked::product(Isa::here(compute), (m, n, k), a, b, c, self.row_stride, write == Write::Add);
         }
     }
 }
@@ -237,22 +216,17 @@ impl Out {
 pub struct PackedWeight {
     outputs: usize,
     inputs: usize,
-    #[cfg(target_arch = "x86_64")]
     columns: blocked::PackedColumns,
 }
 
 impl PackedWeight {
-    /// w `[o, i]`. None where this machine has no packed products.
-    pub fn new(compute: Compute, w: &[f32], o: usize, i: usize) -> Option<PackedWeight> {
+    /// w `[o, i]`.
+    pub fn new(compute: Compute, w: &[f32], o: usize, i: usize) -> PackedWeight {
         assert_eq!(w.len(), o * i, "a weight of [{o}, {i}]");
-        #[cfg(target_arch = "x86_64")]
-        if let Some(isa) = kernel::Isa::here(compute.here()).filter(|_| o * i > 0) {
-            let view = blocked::View { data: w.as_ptr(), row_stride: 1, col_stride: i };
-            // SAFETY: the instructions are here; the view is of W^T, `[i, o]`, whose size was checked above.
-            let columns = unsafe { blocked::PackedColumns::new(isa, view, i, o) };
-            return Some(PackedWeight { outputs: o, inputs: i, columns });
-        }
-        None
+        let view = blocked::View { data: w.as_ptr(), row_stride: 1, col_stride: i };
+        // SAFETY: the instructions are here; the view is of W^T, `[i, o]`, whose size was checked above.
+        let columns = unsafe { blocked::PackedColumns::new(Isa::here(compute), view, i, o) };
+        PackedWeight { outputs: o, inputs: i, columns }
     }
 
     /// `y = x W^T`, or added to y: x `[t, i]`, y `[t, o]`. The same sums in the same order as [`linear`].
@@ -265,16 +239,13 @@ impl PackedWeight {
             x.len(),
             y.len()
         );
-        #[cfg(target_arch = "x86_64")]
-        {
-            let (n, y) = (self.outputs, SharedMut::new(y));
-            let x = blocked::View { data: x.as_ptr(), row_stride: self.inputs, col_stride: 1 };
-            let parts = if t * n * self.inputs < PARALLEL_FROM { 1 } else { rayon::current_num_threads() };
-            (0..parts).into_par_iter().with_max_len(1).for_each(|i| {
-                // SAFETY: x and y were measured above; parts own columns of their own.
-                unsafe { self.columns.product(t, (i, parts), x, y.at(0), n, write == Write::Add) };
-            });
-        }
+        let (n, y) = (self.outputs, SharedMut::new(y));
+        let x = blocked::View { data: x.as_ptr(), row_stride: self.inputs, col_stride: 1 };
+        let parts = if t * n * self.inputs < PARALLEL_FROM { 1 } else { rayon::current_num_threads() };
+        (0..parts).into_par_iter().with_max_len(1).for_each(|i| {
+            // SAFETY: x and y were measured above; parts own columns of their own.
+            unsafe { self.columns.product(t, (i, parts), x, y.at(0), n, write == Write::Add) };
+        });
     }
 }
 
@@ -282,27 +253,16 @@ impl PackedWeight {
 pub struct PackedRows<'a> {
     rows: Mat<'a>,
     block: usize,
-    compute: Compute,
-    /// Where this machine has packed products.
-    #[cfg(target_arch = "x86_64")]
-    panels: Option<blocked::PackedRows>,
+    panels: blocked::PackedRows,
 }
 
 impl<'a> PackedRows<'a> {
     /// a `[m, k]`, in blocks of so many rows; the last may have fewer.
     pub fn new(compute: Compute, rows: Mat<'a>, block: usize) -> PackedRows<'a> {
-        #[cfg(target_arch = "x86_64")]
-        let panels = kernel::Isa::here(compute.here()).filter(|_| rows.rows * rows.cols > 0).map(|isa| {
-            // SAFETY: the instructions are here; the view is as large as the matrix, as was checked when it was made.
-            unsafe { blocked::PackedRows::new(isa, view(&rows), (rows.rows, rows.cols), block) }
-        });
-        PackedRows {
-            rows,
-            block,
-            compute,
-            #[cfg(target_arch = "x86_64")]
-            panels,
-        }
+        // SAFETY: the instructions are here; the view is as large as the matrix, as was checked when it was made.
+        let panels =
+            unsafe { blocked::PackedRows::new(Isa::here(compute), view(&rows), (rows.rows, rows.cols), block) };
+        PackedRows { rows, block, panels }
     }
 
     /// Calls `f` with every block's first row and its product with b `[k, n]`, on the calling thread: in `whole` `[m, n]`, where all of it
@@ -326,25 +286,15 @@ impl<'a> PackedRows<'a> {
         let (m, n) = (self.rows.rows, b.cols);
         let blocks = (0..m).step_by(self.block).map(|from| (from, self.block.min(m - from)));
         let blocks = blocks.enumerate().map(|(i, (from, rows))| (i, from, i * apart..i * apart + rows * n));
-        #[cfg(target_arch = "x86_64")]
-        if let Some(rows) = &self.panels {
-            // SAFETY: the view is as large as the matrix, as was checked when it was made; the block of c is.
-            unsafe {
-                rows.with_columns(view(&b), n, |columns| {
-                    for (i, from, at) in blocks {
-                        let c = &mut c[at];
-                        rows.product(i, columns, c.as_mut_ptr(), n);
-                        f(from, c);
-                    }
-                });
-            }
-            return;
-        }
-        for (_, from, at) in blocks {
-            let (c, rows) = (&mut c[at.clone()], at.len() / n.max(1));
-            let a = Mat { data: &self.rows.data[from * self.rows.row_stride..], rows, ..self.rows };
-            matmul_seq(self.compute, MatMut::new(c, rows, n), a, b, Write::Replace);
-            f(from, c);
+        // SAFETY: the view is as large as the matrix, as was checked when it was made; the block of c is.
+        unsafe {
+            self.panels.with_columns(view(&b), n, |columns| {
+                for (i, from, at) in blocks {
+                    let c = &mut c[at];
+                    self.panels.product(i, columns, c.as_mut_ptr(), n);
+                    f(from, c);
+                }
+            });
         }
     }
 }
@@ -354,7 +304,6 @@ thread_local! {
     static PRODUCT: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
-#[cfg(target_arch = "x86_64")]
 fn view(mat: &Mat<'_>) -> blocked::View {
     blocked::View { data: mat.data.as_ptr(), row_stride: mat.row_stride, col_stride: mat.col_stride }
 }
@@ -405,7 +354,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(24))]
         #[test]
-        fn products_equal_the_textbook(m in 0usize..90, n in 0usize..90, k in 1usize..60, seed in 0u32..1000) {
+        fn products_equal_the_textbook(m in 0usize..90, n in 0usize..90, k in 0usize..60, seed in 0u32..1000) {
             let (a, b) = (fill(m * k, seed), fill(k * n, seed + 1));
             let expected = naive(&a, &b, m, n, k);
             let mut c = vec![1f32; m * n];
@@ -460,7 +409,7 @@ mod tests {
         for compute in [Compute::F32, Compute::Bf16] {
             for (t, i, o) in [(1, 40, 7), (64, 1100, 300), (5, 33, 64), (300, 64, 513)] {
                 let (x, w) = (fill(t * i, 1), fill(o * i, 2));
-                let Some(packed) = PackedWeight::new(compute, &w, o, i) else { continue };
+                let packed = PackedWeight::new(compute, &w, o, i);
                 let (mut y, mut z) = (fill(t * o, 3), fill(t * o, 3));
                 for write in [Write::Replace, Write::Add] {
                     packed.linear(&x, &mut y, t, write);

@@ -4,12 +4,16 @@
 //! A panel of A holds up to [`Isa::rows`] rows, a panel of B [`Isa::columns`] columns, both unit by unit along the inner
 //! dimension, so that the loop reads them straight through. A *unit* is 32 bits: one f32, or two neighbouring bf16.
 
+#[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+mod portable;
+mod registers;
 
 use super::Compute;
-use std::arch::is_x86_feature_detected as has;
-use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
 
 /// The instructions that a product is made of, which decide its number format and the shape of its blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,44 +24,74 @@ pub enum Isa {
     Avx512,
     /// AVX512-BF16 (with VL and BW to pack): operands in bf16, sums in f32.
     Avx512Bf16,
+    /// ARM's, in f32.
+    Neon,
+    /// What the compiler makes of it, in f32.
+    Portable,
 }
 
 impl Isa {
-    /// The best that this machine has for a number format; none if it has nothing.
-    pub fn here(compute: Compute) -> Option<Isa> {
+    /// All there are in f32, the best first.
+    pub const F32: [Isa; 4] = [Isa::Avx512, Isa::Avx2, Isa::Neon, Isa::Portable];
+
+    /// The best that this machine has for a number format; f32 where it has nothing for bf16.
+    pub fn here(compute: Compute) -> Isa {
         match compute {
-            Compute::F32 => [Isa::Avx512, Isa::Avx2].into_iter().find(|isa| isa.is_here()),
-            Compute::Bf16 => Some(Isa::Avx512Bf16).filter(|isa| isa.is_here()),
+            Compute::Bf16 if Isa::Avx512Bf16.is_here() => Isa::Avx512Bf16,
+            _ => Isa::F32.into_iter().find(|isa| isa.is_here()).unwrap_or(Isa::Portable),
         }
     }
 
     /// True where this machine has the instructions.
+    #[cfg(target_arch = "x86_64")]
     pub fn is_here(self) -> bool {
+        use std::arch::is_x86_feature_detected as has;
         match self {
             Isa::Avx2 => has!("avx2") && has!("fma"),
             Isa::Avx512 => has!("avx512f"),
             Isa::Avx512Bf16 => has!("avx512f") && has!("avx512bf16") && has!("avx512bw") && has!("avx512vl"),
+            Isa::Neon => false,
+            Isa::Portable => true,
         }
     }
 
+    /// True where this machine has the instructions: NEON is a part of every 64-bit ARM.
+    #[cfg(not(target_arch = "x86_64"))]
+    pub fn is_here(self) -> bool {
+        self == Isa::Portable || (self == Isa::Neon && cfg!(target_arch = "aarch64"))
+    }
+
     /// Rows of a block, at most.
-    pub fn rows(self) -> usize {
-        if self == Isa::Avx2 { avx2::MR } else { avx512::MR }
+    pub const fn rows(self) -> usize {
+        match self {
+            Isa::Avx2 | Isa::Portable => 4,
+            Isa::Avx512 | Isa::Avx512Bf16 => 14,
+            Isa::Neon => 8,
+        }
     }
 
     /// Columns of a block, at most.
-    pub fn columns(self) -> usize {
-        if self == Isa::Avx2 { avx2::NR } else { avx512::NR }
+    pub const fn columns(self) -> usize {
+        match self {
+            Isa::Avx2 => 24,
+            Isa::Avx512 | Isa::Avx512Bf16 => 32,
+            Isa::Neon => 12,
+            Isa::Portable => 8,
+        }
     }
 
     /// Columns of a block are a multiple of this.
-    pub fn column_step(self) -> usize {
-        if self == Isa::Avx2 { avx2::LANES } else { avx512::NR }
+    pub const fn column_step(self) -> usize {
+        match self {
+            Isa::Avx2 => 8,
+            Isa::Avx512 | Isa::Avx512Bf16 => 32,
+            Isa::Neon | Isa::Portable => 4,
+        }
     }
 
     /// Lines of the cache that a block of so many units asks for ahead of their use.
     pub fn lines_ahead(self, units: usize) -> usize {
-        if self == Isa::Avx2 { units / avx2::UNROLLED } else { units }
+        if matches!(self, Isa::Avx512 | Isa::Avx512Bf16) { units } else { units / UNROLLED }
     }
 
     /// Units of `k` inner elements.
@@ -90,6 +124,8 @@ use by_constants;
 
 /// Elements of a line of the cache.
 pub const LINE: usize = 16;
+/// Units between two requests for lines ahead, where a unit takes less time than one of them.
+const UNROLLED: usize = 4;
 /// From so many units on, a block's sums take longer than its lines of C do to come from memory.
 const LONG: usize = 128;
 
@@ -102,13 +138,48 @@ fn fetch<const ROWS: usize>(units: usize, columns: usize, out: Block) {
     for row in 0..ROWS {
         let row = out.c.wrapping_add(row * out.row_stride);
         for line in [0, columns / 2, columns - 1] {
-            // SAFETY: a prefetch of any address reads nothing; every x86-64 has it.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(line).cast()) };
+            prefetch(row.wrapping_add(line));
         }
     }
 }
 
-/// `C (+)= A B` for one panel of each: a `[units][rows]`, b `[units][columns]`, rows 1 to [`Isa::rows`], columns up to
+/// Asks for the line of the cache at an address, whatever it is: nothing is read.
+#[inline(always)]
+pub fn prefetch(at: *const f32) {
+    // SAFETY: a prefetch of any address reads nothing; every x86-64 has it.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(at.cast())
+    };
+    // SAFETY: as above, on ARM.
+    #[cfg(target_arch = "aarch64")]
+    unsafe {
+        std::arch::asm!("prfm pldl1keep, [{}]", in(reg) at, options(readonly, nostack, preserves_flags))
+    };
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let _ = at;
+}
+
+/// [`prefetch`], as far as the second cache.
+#[inline(always)]
+fn prefetch_far(at: *const u32) {
+    // SAFETY: a prefetch of any address reads nothing; every x86-64 has it.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(at.cast())
+    };
+    // SAFETY: as above, on ARM.
+    #[cfg(target_arch = "aarch64")]
+    unsafe {
+        std::arch::asm!("prfm pldl2keep, [{}]", in(reg) at, options(readonly, nostack, preserves_flags))
+    };
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let _ = at;
+}
+
+/// `C (+)= A B` for one panel of each: a `[units][rows]`, b `[units][columns]`, shape (rows, columns), rows 1 to [`Isa::rows`], columns up to
 /// [`Isa::columns`] in [`Isa::column_step`]s. `ahead` is a part of the
 /// panel of B that comes next, to be asked for meanwhile: [`Isa::lines_ahead`] of the cache, which are not read.
 ///
@@ -116,7 +187,7 @@ fn fetch<const ROWS: usize>(units: usize, columns: usize, out: Block) {
 /// [`Isa::is_here`]; the panels are as long as stated; the block of `rows x cols` may be written.
 pub unsafe fn block(
     isa: Isa,
-    (rows, columns): (usize, usize),
+    shape: (usize, usize),
     units: usize,
     a: *const u32,
     b: *const u32,
@@ -126,9 +197,16 @@ pub unsafe fn block(
     // SAFETY: by the caller's promise.
     unsafe {
         match isa {
-            Isa::Avx2 => avx2::block((rows, columns), units, a, b, ahead, out),
-            Isa::Avx512 => avx512::block(rows, units, a, b, ahead, out),
-            Isa::Avx512Bf16 => avx512::block_bf16(rows, units, a, b, ahead, out),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => avx2::block(shape, units, a, b, ahead, out),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => avx512::block(shape.0, units, a, b, ahead, out),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16 => avx512::block_bf16(shape.0, units, a, b, ahead, out),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => neon::block(shape, units, a, b, ahead, out),
+            Isa::Portable => portable::block(shape, units, a, b, ahead, out),
+            other => unreachable!("{other:?} is not of this machine"),
         }
     }
 }
@@ -139,7 +217,7 @@ pub unsafe fn block(
 /// As [`block`].
 pub unsafe fn block_unpacked(
     isa: Isa,
-    (rows, columns): (usize, usize),
+    shape: (usize, usize),
     units: usize,
     a: *const f32,
     strides: (usize, usize),
@@ -149,9 +227,14 @@ pub unsafe fn block_unpacked(
     // SAFETY: by the caller's promise.
     unsafe {
         match isa {
-            Isa::Avx2 => avx2::block_unpacked((rows, columns), units, a, strides, b, out),
-            Isa::Avx512 => avx512::block_unpacked(rows, units, a, strides, b, out),
-            Isa::Avx512Bf16 => unreachable!("bf16 is made by packing"),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => avx2::block_unpacked(shape, units, a, strides, b, out),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => avx512::block_unpacked(shape.0, units, a, strides, b, out),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => neon::block_unpacked(shape, units, a, strides, b, out),
+            Isa::Portable => portable::block_unpacked(shape, units, a, strides, b, out),
+            other => unreachable!("{other:?} is not of this machine, or bf16, which is made by packing"),
         }
     }
 }

@@ -4,8 +4,11 @@
 //! A panel of width W is `[units][W]`. Where the source is contiguous along the inner dimension it is transposed in
 //! blocks in registers; else its rows are copied (bf16: two rows interleaved).
 
+#[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
+mod portable;
 
 use super::kernel::Isa;
 
@@ -28,15 +31,14 @@ pub struct Source {
 pub unsafe fn panel(isa: Isa, source: Source, width: usize, k: usize, step: usize, out: *mut u32) {
     // SAFETY: by the caller's promise.
     unsafe {
-        match (isa, source.inner_stride) {
-            (Isa::Avx2, 1) if step <= 4 => avx2::transpose_narrow(source, width, k, step, out),
-            (Isa::Avx2, _) if step <= 4 => avx2::copy_narrow(source, width, k, step, out),
-            (Isa::Avx2, 1) => avx2::transpose(source, width, k, step, out),
-            (Isa::Avx2, _) => avx2::copy(source, width, k, step, out),
-            (Isa::Avx512, 1) => avx512::transpose(source, width, k, step, out),
-            (Isa::Avx512, _) => avx512::copy(source, width, k, step, out),
-            (Isa::Avx512Bf16, 1) => avx512::transpose_bf16(source, width, k, step, out),
-            (Isa::Avx512Bf16, _) => avx512::copy_bf16(source, width, k, step, out),
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => avx2::panel(source, width, k, step, out),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => avx512::panel(source, width, k, step, out),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16 => avx512::panel_bf16(source, width, k, step, out),
+            _ => portable::panel(source, width, k, step, out),
         }
     }
 }

@@ -112,7 +112,7 @@ mod tests {
     proptest! {
         #[test]
         fn panels_of_columns_follow_each_other(columns in 0usize..3000, parts in 1usize..20) {
-            for isa in [Isa::Avx2, Isa::Avx512] {
+            for isa in Isa::F32 {
                 let all = ColumnPanels::of(isa, columns);
                 let pieces = (0..parts).map(|i| all.part(i, parts)).flat_map(|part| part.iter().collect::<Vec<_>>());
                 prop_assert_eq!(pieces.clone().collect::<Vec<_>>(), all.iter().collect::<Vec<_>>());

@@ -1,13 +1,11 @@
 //! The kernel on AVX-512: the sums of a 14 x 32 block stay in 28 of the 32 registers. In bf16, `vdpbf16ps` multiplies the
 //! two numbers of a unit and adds both into an f32 sum.
 
-use super::{Block, LINE, by_constants, fetch};
+use super::{Block, Isa, LINE, by_constants, fetch, prefetch_far};
 use std::arch::x86_64::*;
 
-/// Rows of a block, at most.
-pub const MR: usize = 14;
 /// Columns of a block: two registers.
-pub const NR: usize = 32;
+const NR: usize = Isa::Avx512.columns();
 
 /// # Safety
 /// As [`super::block`], on AVX-512F.
@@ -51,7 +49,7 @@ unsafe fn f32_block<const R: usize>(units: usize, a: *const u32, b: *const u32, 
     let mut sums = [[_mm512_setzero_ps(); 2]; R];
     fetch::<R>(units, NR, out);
     for i in 0..units {
-        _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(i * LINE).cast());
+        prefetch_far(ahead.wrapping_add(i * LINE));
         // SAFETY: within the panels, by the caller's promise.
         unsafe {
             let (b0, b1) = (_mm512_loadu_ps(b), _mm512_loadu_ps(b.add(16)));
@@ -108,7 +106,7 @@ unsafe fn bf16_block<const R: usize>(units: usize, a: *const u32, b: *const u32,
     let mut sums = [[_mm512_setzero_ps(); 2]; R];
     fetch::<R>(units, NR, out);
     for i in 0..units {
-        _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(i * LINE).cast());
+        prefetch_far(ahead.wrapping_add(i * LINE));
         // SAFETY: within the panels, by the caller's promise; a register of 16 pairs is one of 32 bf16.
         unsafe {
             let b0: __m512bh = std::mem::transmute(_mm512_loadu_si512(b.cast()));

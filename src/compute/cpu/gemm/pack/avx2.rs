@@ -3,6 +3,20 @@
 use super::Source;
 use std::arch::x86_64::*;
 
+/// # Safety
+/// As [`super::panel`], on AVX2.
+pub unsafe fn panel(source: Source, width: usize, k: usize, step: usize, out: *mut u32) {
+    // SAFETY: by the caller's promise.
+    unsafe {
+        match (source.inner_stride, step) {
+            (1, ..=4) => transpose_narrow(source, width, k, step, out),
+            (1, _) => transpose(source, width, k, step, out),
+            (_, ..=4) => copy_narrow(source, width, k, step, out),
+            (_, _) => copy(source, width, k, step, out),
+        }
+    }
+}
+
 /// A mask of the first `n` lanes.
 #[target_feature(enable = "avx2")]
 fn lanes(n: usize) -> __m256i {
@@ -12,7 +26,7 @@ fn lanes(n: usize) -> __m256i {
 /// # Safety
 /// As [`super::panel`].
 #[target_feature(enable = "avx2")]
-pub unsafe fn copy(source: Source, width: usize, k: usize, step: usize, out: *mut u32) {
+unsafe fn copy(source: Source, width: usize, k: usize, step: usize, out: *mut u32) {
     for from in (0..step).step_by(8) {
         let mask = lanes(width.saturating_sub(from));
         for i in 0..k {
@@ -30,7 +44,7 @@ pub unsafe fn copy(source: Source, width: usize, k: usize, step: usize, out: *mu
 /// # Safety
 /// As [`super::panel`].
 #[target_feature(enable = "avx2")]
-pub unsafe fn transpose(source: Source, width: usize, k: usize, step: usize, out: *mut u32) {
+unsafe fn transpose(source: Source, width: usize, k: usize, step: usize, out: *mut u32) {
     for from in (0..step).step_by(8) {
         let rows = width.saturating_sub(from).min(8);
         for k0 in (0..k).step_by(8) {
@@ -64,7 +78,7 @@ fn few_lanes(n: usize) -> __m128i {
 /// # Safety
 /// As [`super::panel`].
 #[target_feature(enable = "avx2")]
-pub unsafe fn copy_narrow(source: Source, width: usize, k: usize, step: usize, out: *mut u32) {
+unsafe fn copy_narrow(source: Source, width: usize, k: usize, step: usize, out: *mut u32) {
     let mask = few_lanes(width);
     for i in 0..k {
         // SAFETY: masked to the source's elements; the destination by the caller's promise.
@@ -82,7 +96,7 @@ pub unsafe fn copy_narrow(source: Source, width: usize, k: usize, step: usize, o
 /// # Safety
 /// As [`super::panel`].
 #[target_feature(enable = "avx2")]
-pub unsafe fn transpose_narrow(source: Source, width: usize, k: usize, step: usize, out: *mut u32) {
+unsafe fn transpose_narrow(source: Source, width: usize, k: usize, step: usize, out: *mut u32) {
     for k0 in (0..k).step_by(8) {
         let mask = lanes(k - k0);
         let mut x = [_mm256_setzero_ps(); 4];

@@ -3,6 +3,30 @@
 use super::Source;
 use std::arch::x86_64::*;
 
+/// # Safety
+/// As [`super::panel`], on AVX-512F.
+pub unsafe fn panel(source: Source, width: usize, k: usize, step: usize, out: *mut u32) {
+    // SAFETY: by the caller's promise.
+    unsafe {
+        match source.inner_stride {
+            1 => transpose(source, width, k, step, out),
+            _ => copy(source, width, k, step, out),
+        }
+    }
+}
+
+/// # Safety
+/// As [`super::panel`], on AVX512-BF16 with BW and VL.
+pub unsafe fn panel_bf16(source: Source, width: usize, k: usize, step: usize, out: *mut u32) {
+    // SAFETY: by the caller's promise.
+    unsafe {
+        match source.inner_stride {
+            1 => transpose_bf16(source, width, k, step, out),
+            _ => copy_bf16(source, width, k, step, out),
+        }
+    }
+}
+
 #[target_feature(enable = "avx512f")]
 fn lanes(n: usize) -> __mmask16 {
     ((1u32 << n.min(16)) - 1) as __mmask16
@@ -11,7 +35,7 @@ fn lanes(n: usize) -> __mmask16 {
 /// # Safety
 /// As [`super::panel`].
 #[target_feature(enable = "avx512f")]
-pub unsafe fn copy(source: Source, width: usize, k: usize, step: usize, out: *mut u32) {
+unsafe fn copy(source: Source, width: usize, k: usize, step: usize, out: *mut u32) {
     for from in (0..step).step_by(16) {
         let mask = lanes(width.saturating_sub(from));
         for i in 0..k {
@@ -27,7 +51,7 @@ pub unsafe fn copy(source: Source, width: usize, k: usize, step: usize, out: *mu
 /// # Safety
 /// As [`super::panel`].
 #[target_feature(enable = "avx512f,avx512bf16,avx512bw,avx512vl")]
-pub unsafe fn copy_bf16(source: Source, width: usize, k: usize, step: usize, out: *mut u32) {
+unsafe fn copy_bf16(source: Source, width: usize, k: usize, step: usize, out: *mut u32) {
     for from in (0..step).step_by(16) {
         let mask = lanes(width.saturating_sub(from));
         for i in 0..k.div_ceil(2) {
@@ -50,7 +74,7 @@ pub unsafe fn copy_bf16(source: Source, width: usize, k: usize, step: usize, out
 /// # Safety
 /// As [`super::panel`].
 #[target_feature(enable = "avx512f")]
-pub unsafe fn transpose(source: Source, width: usize, k: usize, step: usize, out: *mut u32) {
+unsafe fn transpose(source: Source, width: usize, k: usize, step: usize, out: *mut u32) {
     for from in (0..step).step_by(16) {
         let rows = width.saturating_sub(from).min(16);
         for k0 in (0..k).step_by(16) {
@@ -75,7 +99,7 @@ pub unsafe fn transpose(source: Source, width: usize, k: usize, step: usize, out
 /// # Safety
 /// As [`super::panel`].
 #[target_feature(enable = "avx512f,avx512bf16,avx512bw")]
-pub unsafe fn transpose_bf16(source: Source, width: usize, k: usize, step: usize, out: *mut u32) {
+unsafe fn transpose_bf16(source: Source, width: usize, k: usize, step: usize, out: *mut u32) {
     for from in (0..step).step_by(16) {
         let rows = width.saturating_sub(from).min(16);
         for k0 in (0..k).step_by(32) {

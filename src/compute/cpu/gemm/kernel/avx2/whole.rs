@@ -1,10 +1,15 @@
 //! Whole blocks in assembly: sums, columns of B and an element of A take all 16 registers, so that the compiler, which reads ahead,
 //! would keep some of them in memory.
 
-use super::{LANES, LINE, MR, NR, UNROLLED, fetch, store};
-use crate::compute::cpu::gemm::kernel::Block;
+use super::WHOLE;
+use super::parts::write_out;
+use crate::compute::cpu::gemm::kernel::{Block, Isa, LINE, UNROLLED, fetch, prefetch_far};
 use std::arch::asm;
-use std::arch::x86_64::*;
+use std::arch::x86_64::_mm256_setzero_ps;
+
+const MR: usize = WHOLE.0;
+const NR: usize = WHOLE.1;
+const REGISTERS: usize = NR / Isa::Avx2.column_step();
 
 /// One inner index: `sums += a b`. The four elements of A lie at the addresses given, made of the operands given.
 macro_rules! step {
@@ -72,12 +77,12 @@ macro_rules! packed_step {
 #[target_feature(enable = "avx2,fma")]
 pub unsafe fn packed(units: usize, a: *const f32, b: *const f32, ahead: *const u32, out: Block) {
     let (mut a, mut b) = (a, b);
-    let mut sums = [[_mm256_setzero_ps(); NR / LANES]; MR];
+    let mut sums = [[_mm256_setzero_ps(); REGISTERS]; MR];
     fetch::<MR>(units, NR, out);
     // SAFETY: within the panels, by the caller's promise.
     unsafe {
         for i in 0..units / UNROLLED {
-            _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(i * LINE).cast());
+            prefetch_far(ahead.wrapping_add(i * LINE));
             packed_step!(sums, a, b, 0);
             packed_step!(sums, a, b, 1);
             packed_step!(sums, a, b, 2);
@@ -90,7 +95,7 @@ pub unsafe fn packed(units: usize, a: *const f32, b: *const f32, ahead: *const u
             a = a.add(MR);
             b = b.add(NR);
         }
-        store(&sums, out)
+        write_out(&sums, out)
     }
 }
 
@@ -105,7 +110,7 @@ pub unsafe fn unpacked(
     out: Block,
 ) {
     let (mut a, mut b) = (a, b);
-    let mut sums = [[_mm256_setzero_ps(); NR / LANES]; MR];
+    let mut sums = [[_mm256_setzero_ps(); REGISTERS]; MR];
     fetch::<MR>(units, NR, out);
     // SAFETY: within A and the panel, by the caller's promise.
     unsafe {
@@ -123,6 +128,6 @@ pub unsafe fn unpacked(
             a = a.wrapping_add(inner_stride);
             b = b.add(NR);
         }
-        store(&sums, out)
+        write_out(&sums, out)
     }
 }
