@@ -259,9 +259,9 @@ pub struct PackedRows<'a> {
 impl<'a> PackedRows<'a> {
     /// a `[m, k]`, in blocks of so many rows; the last may have fewer.
     pub fn new(compute: Compute, rows: Mat<'a>, block: usize) -> PackedRows<'a> {
+        let (isa, shape) = (Isa::here(compute), (rows.rows, rows.cols));
         // SAFETY: the instructions are here; the view is as large as the matrix, as was checked when it was made.
-        let panels =
-            unsafe { blocked::PackedRows::new(Isa::here(compute), view(&rows), (rows.rows, rows.cols), block) };
+        let panels = unsafe { blocked::PackedRows::new(isa, view(&rows), shape, block) };
         PackedRows { rows, block, panels }
     }
 

@@ -138,50 +138,43 @@ fn fetch<const ROWS: usize>(units: usize, columns: usize, out: Block) {
     for row in 0..ROWS {
         let row = out.c.wrapping_add(row * out.row_stride);
         for line in [0, columns / 2, columns - 1] {
-            prefetch(row.wrapping_add(line));
+            prefetch::<1>(row.wrapping_add(line));
         }
     }
 }
 
-/// Asks for the line of the cache at an address, whatever it is: nothing is read.
+/// Asks for the line of the cache at an address, whatever it is: nothing is read. Into the first cache or, as LEVEL says, the second.
 #[inline(always)]
-pub fn prefetch(at: *const f32) {
-    // SAFETY: a prefetch of any address reads nothing; every x86-64 has it.
+pub fn prefetch<const LEVEL: u8>(at: *const f32) {
     #[cfg(target_arch = "x86_64")]
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(at.cast())
-    };
-    // SAFETY: as above, on ARM.
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
+        // SAFETY: a prefetch of any address reads nothing; every x86-64 has it.
+        unsafe {
+            match LEVEL {
+                1 => _mm_prefetch::<_MM_HINT_T0>(at.cast()),
+                _ => _mm_prefetch::<_MM_HINT_T1>(at.cast()),
+            }
+        }
+    }
     #[cfg(target_arch = "aarch64")]
-    unsafe {
-        std::arch::asm!("prfm pldl1keep, [{}]", in(reg) at, options(readonly, nostack, preserves_flags))
-    };
+    {
+        use std::arch::asm;
+        // SAFETY: a prefetch of any address reads nothing; every 64-bit ARM has it.
+        unsafe {
+            match LEVEL {
+                1 => asm!("prfm pldl1keep, [{}]", in(reg) at, options(readonly, nostack, preserves_flags)),
+                _ => asm!("prfm pldl2keep, [{}]", in(reg) at, options(readonly, nostack, preserves_flags)),
+            }
+        }
+    }
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let _ = at;
 }
 
-/// [`prefetch`], as far as the second cache.
-#[inline(always)]
-fn prefetch_far(at: *const u32) {
-    // SAFETY: a prefetch of any address reads nothing; every x86-64 has it.
-    #[cfg(target_arch = "x86_64")]
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T1>(at.cast())
-    };
-    // SAFETY: as above, on ARM.
-    #[cfg(target_arch = "aarch64")]
-    unsafe {
-        std::arch::asm!("prfm pldl2keep, [{}]", in(reg) at, options(readonly, nostack, preserves_flags))
-    };
-    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    let _ = at;
-}
-
-/// `C (+)= A B` for one panel of each: a `[units][rows]`, b `[units][columns]`, shape (rows, columns), rows 1 to [`Isa::rows`], columns up to
-/// [`Isa::columns`] in [`Isa::column_step`]s. `ahead` is a part of the
-/// panel of B that comes next, to be asked for meanwhile: [`Isa::lines_ahead`] of the cache, which are not read.
+/// `C (+)= A B` for one panel of each: a `[units][rows]`, b `[units][columns]`. The shape is (rows, columns): 1 to [`Isa::rows`], and up to
+/// [`Isa::columns`] in [`Isa::column_step`]s. `ahead` is a part of the panel of B that comes next, to be asked for meanwhile:
+/// [`Isa::lines_ahead`] of the cache, which are not read.
 ///
 /// # Safety
 /// [`Isa::is_here`]; the panels are as long as stated; the block of `rows x cols` may be written.

@@ -1,7 +1,7 @@
 //! The kernel on AVX-512: the sums of a 14 x 32 block stay in 28 of the 32 registers. In bf16, `vdpbf16ps` multiplies the
 //! two numbers of a unit and adds both into an f32 sum.
 
-use super::{Block, Isa, LINE, by_constants, fetch, prefetch_far};
+use super::{Block, Isa, LINE, by_constants, fetch, prefetch};
 use std::arch::x86_64::*;
 
 /// Columns of a block: two registers.
@@ -49,7 +49,7 @@ unsafe fn f32_block<const R: usize>(units: usize, a: *const u32, b: *const u32, 
     let mut sums = [[_mm512_setzero_ps(); 2]; R];
     fetch::<R>(units, NR, out);
     for i in 0..units {
-        prefetch_far(ahead.wrapping_add(i * LINE));
+        prefetch::<2>(ahead.wrapping_add(i * LINE).cast());
         // SAFETY: within the panels, by the caller's promise.
         unsafe {
             let (b0, b1) = (_mm512_loadu_ps(b), _mm512_loadu_ps(b.add(16)));
@@ -106,7 +106,7 @@ unsafe fn bf16_block<const R: usize>(units: usize, a: *const u32, b: *const u32,
     let mut sums = [[_mm512_setzero_ps(); 2]; R];
     fetch::<R>(units, NR, out);
     for i in 0..units {
-        prefetch_far(ahead.wrapping_add(i * LINE));
+        prefetch::<2>(ahead.wrapping_add(i * LINE).cast());
         // SAFETY: within the panels, by the caller's promise; a register of 16 pairs is one of 32 bf16.
         unsafe {
             let b0: __m512bh = std::mem::transmute(_mm512_loadu_si512(b.cast()));

@@ -1,7 +1,7 @@
 //! The kernel on NEON: the sums of an 8 x 12 block stay in 24 of the 32 registers.
 
 use super::registers::kernels;
-use super::{Block, Isa, LINE, UNROLLED, by_constants, fetch, prefetch_far};
+use super::{Block, Isa, LINE, UNROLLED, by_constants, fetch, prefetch};
 use std::arch::aarch64::{float32x4_t as Register, vaddq_f32 as add, vdupq_n_f32, vfmaq_f32};
 use std::arch::aarch64::{vld1q_dup_f32 as splat, vld1q_f32 as load, vst1q_f32 as store};
 

@@ -1,7 +1,7 @@
 //! The kernel for any machine: blocks of 4 x 8, in registers of four numbers as far as the compiler finds them.
 
 use super::registers::kernels;
-use super::{Block, Isa, LINE, UNROLLED, by_constants, fetch, prefetch_far};
+use super::{Block, Isa, LINE, UNROLLED, by_constants, fetch, prefetch};
 
 const LANES: usize = Isa::Portable.column_step();
 type Register = [f32; LANES];

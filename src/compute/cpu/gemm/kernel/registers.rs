@@ -1,8 +1,8 @@
 //! The kernel of instruction sets on which a block's sums are plain registers: one body, to which each set gives its words.
 
-/// Makes `block` and `block_unpacked` of the shapes listed, rows and registers of a row. The words, functions with the features that are
-/// named first: `zero`, `load`, `store`, `splat` (of the number at an address), `add`, `multiply_add` (of x, y, sum), and `LANES`, the
-/// numbers in a register.
+/// Makes `block` and `block_unpacked` of the shapes listed, rows and registers of a row. The words are `Register`, `LANES`, the numbers in
+/// one, and functions with the features that are named first: `zero`, `load`, `store`, `splat` (of the number at an address), `add`,
+/// `multiply_add` (of x, y, sum).
 macro_rules! kernels {
     ([$(#[$features:meta])?] $($r:literal, $v:literal;)*) => {
         /// # Safety
@@ -65,7 +65,7 @@ macro_rules! kernels {
             // SAFETY: within the panels, by the caller's promise.
             unsafe {
                 for i in 0..units / UNROLLED {
-                    prefetch_far(ahead.wrapping_add(i * LINE));
+                    prefetch::<2>(ahead.wrapping_add(i * LINE).cast());
                     for step in 0..UNROLLED {
                         step!(sums, a.add(step * R), 1, b.add(step * V * LANES));
                     }

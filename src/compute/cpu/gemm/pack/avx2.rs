@@ -1,6 +1,7 @@
 //! Packing on AVX2: blocks of 8 x 8 units transposed in registers, of 4 x 8 in panels up to 4 wide.
 
 use super::Source;
+use crate::compute::cpu::gemm::kernel::prefetch;
 use std::arch::x86_64::*;
 
 /// # Safety
@@ -34,7 +35,7 @@ unsafe fn copy(source: Source, width: usize, k: usize, step: usize, out: *mut u3
             unsafe {
                 let row = source.data.wrapping_add(i * source.inner_stride + from);
                 // The rows lie far apart, so nothing else foresees them.
-                _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(8 * source.inner_stride).cast());
+                prefetch::<1>(row.wrapping_add(8 * source.inner_stride));
                 _mm256_storeu_ps(out.add(i * step + from).cast(), _mm256_maskload_ps(row, mask));
             }
         }
@@ -54,7 +55,7 @@ unsafe fn transpose(source: Source, width: usize, k: usize, step: usize, out: *m
                 // SAFETY: masked to the source's elements; the destination by the caller's promise.
                 unsafe {
                     let row = source.data.add((from + r) * source.width_stride + k0);
-                    _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(64).cast());
+                    prefetch::<1>(row.wrapping_add(64));
                     *x = _mm256_maskload_ps(row, mask);
                 }
             }
@@ -85,7 +86,7 @@ unsafe fn copy_narrow(source: Source, width: usize, k: usize, step: usize, out: 
         unsafe {
             let row = source.data.wrapping_add(i * source.inner_stride);
             // The rows lie far apart, so nothing else foresees them.
-            _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(8 * source.inner_stride).cast());
+            prefetch::<1>(row.wrapping_add(8 * source.inner_stride));
             _mm_storeu_ps(out.add(i * step).cast(), _mm_maskload_ps(row, mask));
         }
     }
@@ -104,7 +105,7 @@ unsafe fn transpose_narrow(source: Source, width: usize, k: usize, step: usize, 
             // SAFETY: masked to the source's elements.
             unsafe {
                 let row = source.data.add(r * source.width_stride + k0);
-                _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(64).cast());
+                prefetch::<1>(row.wrapping_add(64));
                 *x = _mm256_maskload_ps(row, mask);
             }
         }

@@ -23,7 +23,7 @@ unsafe fn copy(source: Source, width: usize, k: usize, step: usize, out: *mut u3
         unsafe {
             let (row, out) = (source.data.add(i * source.inner_stride), out.add(i * step).cast::<f32>());
             // The rows lie far apart, so nothing else foresees them.
-            prefetch(row.wrapping_add(8 * source.inner_stride));
+            prefetch::<1>(row.wrapping_add(8 * source.inner_stride));
             std::ptr::copy_nonoverlapping(row, out, width);
             std::slice::from_raw_parts_mut(out.add(width), step - width).fill(0.0);
         }

@@ -3,7 +3,7 @@
 
 use super::WHOLE;
 use super::parts::write_out;
-use crate::compute::cpu::gemm::kernel::{Block, Isa, LINE, UNROLLED, fetch, prefetch_far};
+use crate::compute::cpu::gemm::kernel::{Block, Isa, LINE, UNROLLED, fetch, prefetch};
 use std::arch::asm;
 use std::arch::x86_64::_mm256_setzero_ps;
 
@@ -82,7 +82,7 @@ pub unsafe fn packed(units: usize, a: *const f32, b: *const f32, ahead: *const u
     // SAFETY: within the panels, by the caller's promise.
     unsafe {
         for i in 0..units / UNROLLED {
-            prefetch_far(ahead.wrapping_add(i * LINE));
+            prefetch::<2>(ahead.wrapping_add(i * LINE).cast());
             packed_step!(sums, a, b, 0);
             packed_step!(sums, a, b, 1);
             packed_step!(sums, a, b, 2);
