@@ -6,7 +6,7 @@
 
 use super::kernel::{Block, Isa, LINE, block, block_unpacked};
 use super::pack::{Source, panel};
-use super::panels::{ColumnPanels, Panels, row_panels};
+use super::panels::{ColumnPanels, Panels, evenly, row_panels};
 use rayon::prelude::*;
 use std::cell::RefCell;
 
@@ -180,9 +180,7 @@ unsafe fn against_panels(
     c: Out,
 ) {
     let units = isa.units(depth);
-    let blocks = m.div_ceil(isa.rows_a_time());
-    for i in 0..blocks {
-        let rows = m * i / blocks..m * (i + 1) / blocks;
+    for rows in evenly(m, isa.rows_a_time()) {
         let panels = packed_a.room(rows.len() * units);
         // SAFETY: rows and columns are A's; the buffer was sized above; the block lies in C.
         unsafe {

@@ -1,10 +1,10 @@
 //! How rows of A and columns of B are cut into panels, and the memory that these lie in.
 
-use super::kernel::Isa;
+use super::kernel::{Isa, LINE};
 use std::ops::Range;
 
 /// `total` in parts of at most `most`, as even as can be.
-fn evenly(total: usize, most: usize) -> impl Iterator<Item = Range<usize>> + Clone {
+pub fn evenly(total: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
     let parts = total.div_ceil(most);
     (0..parts).map(move |i| total * i / parts..total * (i + 1) / parts)
 }
@@ -81,26 +81,23 @@ impl ColumnPanels {
 pub struct Panels(Vec<u32>);
 
 impl Panels {
-    /// Units of a line of the cache; packing may write as many beyond a panel.
-    const LINE: usize = 16;
-
     pub const fn new() -> Panels {
         Panels(Vec::new())
     }
 
-    /// Memory of at least so many units, and a line more. What it holds is anything.
+    /// Memory of at least so many units, and a line more, which packing may write beyond a panel. What it holds is anything.
     pub fn room(&mut self, units: usize) -> &mut [u32] {
-        let needed = units + 2 * Panels::LINE;
+        let needed = units + 2 * LINE;
         if self.0.len() < needed {
             // Fresh memory is zeros that the system makes when they are touched; growing would copy what nobody needs.
             self.0 = vec![0; needed];
         }
-        let from = self.0.as_ptr().align_offset(4 * Panels::LINE);
-        &mut self.0[from..from + units + Panels::LINE]
+        let from = self.0.as_ptr().align_offset(4 * LINE);
+        &mut self.0[from..from + units + LINE]
     }
 
     pub fn as_slice(&self) -> &[u32] {
-        &self.0[self.0.as_ptr().align_offset(4 * Panels::LINE).min(self.0.len())..]
+        &self.0[self.0.as_ptr().align_offset(4 * LINE).min(self.0.len())..]
     }
 }
 
