@@ -61,16 +61,16 @@ impl<B: Rollout> Trainer<'_, B> {
         while sampled.kept.len() < wanted && sampled.asked.len() < bound {
             // No more than is missing: what was sampled and can teach is never thrown away.
             let problems = draw((wanted - sampled.kept.len()).min(bound - sampled.asked.len()))?;
-            self.ask(step, rounds, problems, &mut sampled, progress)?;
+            self.ask(step, problems, &mut sampled, progress)?;
             rounds += 1;
-        }
-        if self.settings.dynamic_sampling.is_some() {
-            let scores: Vec<Vec<Score>> = sampled.asked.iter().map(|a| a.scores.clone()).collect();
-            sampled.refilling = Some(Refilling::of(&scores, &sampled.kept, wanted, rounds));
         }
         if sampled.kept.is_empty() {
             // Nothing differs anywhere: a batch whose loss is 0 says so better than none.
             sampled.kept = (0..wanted.min(sampled.asked.len())).collect();
+        }
+        if self.settings.dynamic_sampling.is_some() {
+            let scores: Vec<Vec<Score>> = sampled.asked.iter().map(|a| a.scores.clone()).collect();
+            sampled.refilling = Some(Refilling::of(&scores, &sampled.kept, wanted, rounds));
         }
         Ok(sampled)
     }
@@ -79,18 +79,19 @@ impl<B: Rollout> Trainer<'_, B> {
     fn ask(
         &mut self,
         step: usize,
-        round: usize,
         problems: Vec<Problem>,
         sampled: &mut Sampled,
         progress: &mut dyn FnMut(u64),
     ) -> Result<()> {
         let (start, s) = (Instant::now(), &self.settings);
         let (mut requests, mut truncated) = (Vec::with_capacity(problems.len()), Vec::new());
-        for problem in &problems {
+        for (i, problem) in problems.iter().enumerate() {
             let prompt = self.prompts.encode(&problem.messages)?;
             truncated.push(prompt.truncated > 0);
-            // A problem that comes again in a later round gets other samples.
-            let samples = round * s.group_size..(round + 1) * s.group_size;
+            // A problem that comes again in the same step gets other samples.
+            let before = sampled.asked.iter().map(|asked| &asked.problem).chain(&problems[..i]);
+            let times = before.filter(|earlier| earlier.id == problem.id).count();
+            let samples = times * s.group_size..(times + 1) * s.group_size;
             let seeds = samples.map(|i| derive_seed(s.seed, step as u64, problem.id, i as u64)).collect();
             requests.push(Request { prompt: prompt.ids, seeds });
         }
