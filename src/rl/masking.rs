@@ -3,17 +3,26 @@
 use super::advantage::{Advantage, Group, advantages};
 use anyhow::Result;
 
-/// The rewards that are known, group by group. A group of which fewer than two of several are left has none.
+/// The rewards that are known, group by group.
 pub struct Known {
     rewards: Vec<Vec<f64>>,
     lengths: Vec<Vec<usize>>,
 }
 
 impl Known {
-    /// `rewards` and `lengths` (tokens) are `[groups][responses]`.
+    /// Of every group with a reward. `rewards` and `lengths` (tokens) are `[groups][responses]`.
     pub fn of(rewards: &[Vec<Option<f64>>], lengths: &[Vec<usize>]) -> Known {
+        Known::of_groups(rewards, lengths, |rewards| rewards.iter().any(Option::is_some))
+    }
+
+    /// Of the groups that can be compared: not those of which fewer than two of several are left.
+    pub fn comparable(rewards: &[Vec<Option<f64>>], lengths: &[Vec<usize>]) -> Known {
+        Known::of_groups(rewards, lengths, comparable)
+    }
+
+    fn of_groups(rewards: &[Vec<Option<f64>>], lengths: &[Vec<usize>], has: fn(&[Option<f64>]) -> bool) -> Known {
         let mut known = Known { rewards: Vec::new(), lengths: Vec::new() };
-        for (rewards, lengths) in rewards.iter().zip(lengths).filter(|(rewards, _)| comparable(rewards)) {
+        for (rewards, lengths) in rewards.iter().zip(lengths).filter(|(rewards, _)| has(rewards)) {
             let pairs: Vec<(f64, usize)> = rewards.iter().zip(lengths).filter_map(|(r, l)| Some(((*r)?, *l))).collect();
             known.rewards.push(pairs.iter().map(|(r, _)| *r).collect());
             known.lengths.push(pairs.iter().map(|(_, l)| *l).collect());
@@ -40,7 +49,7 @@ pub fn masked_advantages(
     lengths: &[Vec<usize>],
     gamma: f64,
 ) -> Result<Vec<Vec<f32>>> {
-    let known = Known::of(rewards, lengths);
+    let known = Known::comparable(rewards, lengths);
     let groups = known.groups();
     // The whole batch may be without.
     let values = if groups.is_empty() { None } else { Some(advantages(kind, &groups, gamma)?) };
@@ -59,6 +68,7 @@ pub fn masked_advantages(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rl::advantage::GroupStats;
 
     const KINDS: [Advantage; 5] = [
         Advantage::Grpo,
@@ -92,5 +102,14 @@ mod tests {
         }
         let one = masked_advantages(Advantage::Grpo, &[vec![Some(0.5)]], &[vec![2]], 1.0).unwrap();
         assert_eq!(one, [vec![0.5; 2]]);
+    }
+
+    #[test]
+    fn a_lone_survivor_counts_among_the_rewards() {
+        let (rewards, lengths) = ([vec![Some(1.0), None], vec![None, None]], [vec![2, 1], vec![3, 3]]);
+        let known = Known::of(&rewards, &lengths);
+        let stats = GroupStats::of(&known.groups()).unwrap();
+        assert_eq!((stats.groups, stats.responses, stats.reward_mean, stats.zero_std_groups), (1, 1, 1.0, 0));
+        assert!(Known::comparable(&rewards, &lengths).groups().is_empty());
     }
 }

@@ -91,8 +91,11 @@ impl<B: Rollout> Trainer<'_, B> {
                 loss: aligned.beside_loss / updates,
                 surrogate,
             }),
-            // Counted once for every epoch.
-            update_tokens_per_second: surrogate.tokens as f64 / seconds.update.max(1e-9),
+            // Counted once for every epoch; a critic's warm-up updates no policy.
+            update_tokens_per_second: match aligned.updates {
+                0 => 0.0,
+                _ => surrogate.tokens as f64 / seconds.update.max(1e-9),
+            },
             surrogate,
             critic,
             grad_norm: aligned.grad_norm / updates,
