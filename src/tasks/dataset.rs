@@ -6,6 +6,7 @@
 use super::choices::choice_question;
 use super::problem::Problem;
 use crate::text::chat::Message;
+use crate::verify::boxed::last_boxed;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use parquet::file::reader::SerializedFileReader;
 use serde::{Deserialize, Serialize};
@@ -163,27 +164,30 @@ fn json_rows(path: &Path) -> Result<impl Iterator<Item = Result<(usize, Result<V
     }))
 }
 
-fn parse(value: &Value, default_source: &str) -> Result<Row> {
-    ensure!(value.is_object(), "expected a JSON object, got {}", kind(value));
+fn parse(row: &Value, default_source: &str) -> Result<Row> {
+    let fields = row.as_object().ok_or_else(|| anyhow!("expected a JSON object, got {}", kind(row)))?;
+    // Columns of a table that this row leaves empty are null.
+    let filled = fields.iter().filter(|(_, field)| !field.is_null());
+    let value = &Value::Object(filled.map(|(key, field)| (key.clone(), field.clone())).collect());
     if let Some(ids) = value.get("input_ids") {
         return tokens(value, ids);
     }
     let source = value.get("data_source").and_then(Value::as_str).unwrap_or(default_source);
     if let Some(question) = choice_question(value)? {
         let message = Message { role: "user".into(), content: question.text };
-        return Ok(Row::Problem(Problem::new(source, vec![message], question.gold, None).with_extra(extra(value))));
+        return Ok(Row::Problem(Problem::new(source, vec![message], question.gold, None).with_extra(extra(row))));
     }
     let messages = messages(value)?;
     if let Some(response) = value.get("response") {
         let response = response.as_str().ok_or_else(|| anyhow!("response: expected text, got {}", kind(response)))?;
         return Ok(Row::Text { messages, response: response.to_string() });
     }
-    let nested = value.get("reward_model").and_then(|r| r.get("ground_truth"));
-    let Some(gold) = nested.or_else(|| GOLD.iter().find_map(|key| value.get(*key))).filter(|g| !g.is_null()) else {
+    let nested = value.get("reward_model").and_then(|r| r.get("ground_truth")).filter(|gold| !gold.is_null());
+    let Some(gold) = nested.or_else(|| GOLD.iter().find_map(|key| value.get(*key))) else {
         return Ok(Row::Prompt { messages });
     };
     let worked = value.get("worked").and_then(Value::as_str).map(str::to_string);
-    Ok(Row::Problem(Problem::new(source, messages, gold_text(gold)?, worked).with_extra(extra(value))))
+    Ok(Row::Problem(Problem::new(source, messages, gold_text(gold)?, worked).with_extra(extra(row))))
 }
 
 /// What a row holds beside its prompt and its gold answer, for rewards of the user's own; null if there is nothing.
@@ -203,7 +207,7 @@ fn tokens(value: &Value, ids: &Value) -> Result<Row> {
     let input_ids = list.iter().map(id).collect::<Result<Vec<u32>>>()?;
     ensure!(!input_ids.is_empty(), "input_ids is empty: expected at least one token");
     let response_start = match value.get("response_start") {
-        None | Some(Value::Null) => None,
+        None => None,
         Some(start) => {
             let n = start.as_u64().map(|n| n as usize).filter(|n| (1..=input_ids.len()).contains(n));
             Some(n.ok_or_else(|| {
@@ -231,11 +235,20 @@ fn messages(value: &Value) -> Result<Vec<Message>> {
 /// A gold answer as text: text, a number, or a list with one of these.
 fn gold_text(gold: &Value) -> Result<String> {
     match gold {
-        Value::String(text) if !text.trim().is_empty() => Ok(text.clone()),
+        Value::String(text) if !text.trim().is_empty() => Ok(final_answer(text).to_string()),
         Value::Number(number) => Ok(number.to_string()),
         Value::Array(list) if list.len() == 1 => gold_text(&list[0]),
         other => bail!("gold answer: expected text, a number or a list with one of them, got {other}"),
     }
+}
+
+/// The answer in a worked solution, as data sets hold it: behind the `####` of its last line (GSM8K), else in its last `\boxed{}`
+/// (MATH). A text that is no such solution is the answer.
+fn final_answer(text: &str) -> &str {
+    let last = text.lines().rfind(|line| !line.trim().is_empty());
+    let marked =
+        last.and_then(|line| line.trim().strip_prefix("####")).map(str::trim).filter(|answer| !answer.is_empty());
+    marked.or_else(|| last_boxed(text)).unwrap_or(text)
 }
 
 pub(super) fn kind(value: &Value) -> &'static str {
@@ -283,6 +296,37 @@ mod tests {
         assert_eq!(rows[2], Row::Tokens { input_ids: vec![1, 2, 3], response_start: Some(2) });
         assert!(matches!(&rows[3], Row::Text { response, .. } if response == "b"));
         assert!(matches!(&rows[4], Row::Prompt { .. }));
+    }
+
+    #[test]
+    fn fields_of_null_are_not_there() {
+        let whole = r#"{"problem": "a", "answer": "1"}"#;
+        for row in [
+            r#"{"problem": "a", "answer": "1", "options": null, "Correct Answer": null}"#,
+            r#"{"messages": null, "prompt": null, "problem": "a", "answer": "1"}"#,
+            r#"{"problem": "a", "answer": null, "ground_truth": "1", "reward_model": {"ground_truth": null}}"#,
+            r#"{"problem": "a", "answer": "1", "response": null, "input_ids": null}"#,
+        ] {
+            let (_dir, path) = file(&format!("{whole}\n{row}"));
+            let problems = read_problems(&path).unwrap();
+            assert_eq!((&problems[0].messages, &problems[0].gold), (&problems[1].messages, &problems[1].gold), "{row}");
+        }
+    }
+
+    #[test]
+    fn the_gold_answer_of_a_worked_solution_is_its_answer() {
+        for (solution, gold) in [
+            ("He has 0+70 = <<0+70=70>>70.\n#### 70", "70"),
+            ("Each.\n#### 1,200 \n", "1,200"),
+            ("We get $\\boxed{\\frac{1}{2}}$. So $\\boxed{70}$ it is.", "70"),
+            ("#### is no mark here\n70", "#### is no mark here\n70"),
+            ("\\boxed{", "\\boxed{"),
+            ("\\frac{1}{2}", "\\frac{1}{2}"),
+        ] {
+            let row = serde_json::json!({"question": "a", "answer": solution});
+            let (_dir, path) = file(&row.to_string());
+            assert_eq!(read_problems(&path).unwrap()[0].gold, gold);
+        }
     }
 
     #[test]
