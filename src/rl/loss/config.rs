@@ -127,6 +127,21 @@ impl LossConfig {
         self.rollout_correction.check()
     }
 
+    /// What is allowed, but is not the method as it was published.
+    pub fn remark(&self) -> Option<String> {
+        let (aggregation, narrow) = (Aggregation::SeqMeanTokenMean, 0.01);
+        let as_published = self.aggregation == aggregation && self.clip_low < narrow && self.clip_high < narrow;
+        (self.kind == LossKind::Gspo && !as_published).then(|| {
+            format!(
+                "loss.kind = \"gspo\" weighs every response alike and clips its ratio at 1 - 3e-4 and 1 + 4e-4 as published: \
+                 aggregation = \"seq-mean-token-mean\", clip_low = 3e-4, clip_high = 4e-4. This recipe has {}, {} and {}",
+                serde_json::json!(self.aggregation),
+                self.clip_low,
+                self.clip_high
+            )
+        })
+    }
+
     /// True where a token's loss depends on all tokens of its response.
     pub fn needs_whole_responses(&self) -> bool {
         self.kind == LossKind::Gspo
@@ -206,6 +221,10 @@ mod tests {
         let config: LossConfig = toml::from_str(names).unwrap();
         assert_eq!((config.kind, config.rollout_correction.mode), (LossKind::Gspo, CorrectionMode::SequenceMask));
         assert_eq!(toml::from_str::<LossConfig>(&toml::to_string(&config).unwrap()).unwrap(), config);
+        assert!(config.remark().unwrap().contains("has \"token-mean\", 0.2 and 0.2"));
+        let aggregation = Aggregation::SeqMeanTokenMean;
+        let published = LossConfig { aggregation, clip_low: 3e-4, clip_high: 4e-4, ..config };
+        assert!(published.remark().is_none() && base().remark().is_none());
         let names = "aggregation = \"seq-mean-token-sum-norm\"\nkl_estimator = \"k1\"";
         let config: LossConfig = toml::from_str(names).unwrap();
         assert_eq!((config.aggregation, config.kl_estimator), (Aggregation::SeqMeanTokenSumNorm, KlEstimator::K1));
