@@ -1,6 +1,7 @@
 //! A run's whole configuration: loaded from TOML, checked before anything heavy starts, written back as resolved.
 
 mod check;
+mod differences;
 mod explain;
 mod load;
 mod sections;

@@ -25,6 +25,9 @@ pub struct Sweep {
     /// Changes that hold for every variant, `"rl.steps=50"`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub set: Vec<String>,
+    /// The command line's changes for every variant; they come last, over a variant's own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub asked: Vec<String>,
     /// Named changes; the first is what the others are compared with.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub variant: Vec<Variant>,
@@ -70,7 +73,7 @@ impl Sweep {
     /// From TOML text; `origin` names it in errors. `more` are changes for every variant, from the command line.
     pub fn parse(text: &str, origin: &str, more: &[String]) -> Result<Sweep> {
         let mut sweep: Sweep = toml::from_str(text).with_context(|| format!("the sweep {origin}"))?;
-        sweep.set.extend_from_slice(more);
+        sweep.asked = more.to_vec();
         sweep.check().with_context(|| format!("the sweep {origin}"))?;
         Ok(sweep)
     }
@@ -82,6 +85,8 @@ impl Sweep {
         ensure!(distinct.len() == self.seeds.len(), "seeds = {:?}: expected seeds that differ", self.seeds);
         for (key, values) in &self.grid {
             ensure!(!values.is_empty(), "grid.\"{key}\" = []: expected at least one value");
+            let asked = self.asked.iter().find(|assignment| key_of(assignment) == key);
+            ensure!(asked.is_none(), "--set {}: this sweep's grid varies {key}", asked.map_or("", String::as_str));
         }
         let combinations = self.grid.values().try_fold(self.seeds.len(), |n, values| n.checked_mul(values.len()));
         let runs = combinations.and_then(|n| n.checked_mul(self.variant.len().max(1)));
@@ -100,8 +105,8 @@ impl Sweep {
                 "two variants are named {:?}: expected names that differ",
                 variant.name
             );
-            for assignment in self.set.iter().chain(&variant.set) {
-                let key = assignment.split('=').next().unwrap_or("").trim();
+            for assignment in self.set.iter().chain(&variant.set).chain(&self.asked) {
+                let key = key_of(assignment);
                 if let Some((key, remedy)) = OWN.iter().find(|(own, _)| *own == key) {
                     anyhow::bail!(
                         "variant {}: {assignment:?} sets {key}, which the sweep decides: {remedy}",
@@ -146,7 +151,8 @@ impl Sweep {
         for &seed in &self.seeds {
             for (i, variant) in variants.iter().enumerate() {
                 let own = [format!("seed={seed}"), format!("run.starts={}", dir.join(STARTS).display())];
-                let set = [&self.set[..], &variant.set, &own].concat();
+                // What the command line says comes last: a variant's own value gives way to it.
+                let set = [&self.set[..], &variant.set, &self.asked, &own].concat();
                 let recipe = Recipe::load(&base, &set).with_context(|| format!("variant {}", variant.name))?;
                 recipe.check_data().with_context(|| format!("variant {}", variant.name))?;
                 let dir = dir.join(&variant.name).join(format!("seed-{seed}"));
@@ -164,17 +170,21 @@ impl Sweep {
 }
 
 impl PlannedRun {
-    /// Whether a recipe that was found in the run's folder is this run's; where it writes and on how many threads it runs
-    /// is free, and the snapshot that a model's name stood for too.
-    pub fn is_of(&self, found: &Recipe) -> bool {
+    /// What a recipe that was found in the run's folder has otherwise than this run's; where it writes and on how many threads it
+    /// runs is free, and the snapshot that a model's name stood for too.
+    pub fn differences(&self, found: &Recipe) -> Result<Vec<String>> {
         let free = |r: &Recipe| Recipe {
             run: self.recipe.run.clone(),
             threads: None,
             model: if r.model.path.is_some() { self.recipe.model.clone() } else { r.model.clone() },
             ..r.clone()
         };
-        free(found) == free(&self.recipe)
+        free(&self.recipe).differences(&free(found))
     }
+}
+
+fn key_of(assignment: &str) -> &str {
+    assignment.split('=').next().unwrap_or("").trim()
 }
 
 fn check_name(key: &str, name: &str) -> Result<()> {
@@ -206,8 +216,8 @@ mod tests {
             assert_eq!(sweep.name, name);
             let planned = sweep.runs(Path::new("sweeps/x.toml"), Path::new("out")).unwrap();
             assert_eq!(planned.len(), runs, "{name}");
-            assert!(planned.iter().all(|run| run.is_of(&run.recipe)));
-            assert!(!planned[0].is_of(&planned[1].recipe));
+            assert!(planned.iter().all(|run| run.differences(&run.recipe).unwrap().is_empty()));
+            assert!(!planned[0].differences(&planned[1].recipe).unwrap().is_empty());
         }
     }
 
@@ -223,6 +233,13 @@ mod tests {
         assert_eq!(runs.len(), 16);
         assert_eq!(runs[9].dir, Path::new("out/a-layer-1-steps-4/seed-2"));
         assert_eq!((runs[9].recipe.seed, runs[9].recipe.bupo.steps, runs[9].recipe.rl.steps), (2, 4, 9));
+        // The command line's comes after a variant's own, but decides nothing that the grid varies.
+        let own = text.replace("set = [", "set = [\"rl.steps=5\", ");
+        let sweep = Sweep::parse(&own, "g", &["rl.steps=9".into()]).unwrap();
+        let runs = sweep.runs(Path::new("g.toml"), Path::new("out")).unwrap();
+        assert!(runs.iter().all(|run| run.recipe.rl.steps == 9));
+        let error = Sweep::parse(text, "g", &["bupo.steps=9".into()]).unwrap_err();
+        assert!(format!("{error:#}").contains("--set bupo.steps=9: this sweep's grid varies bupo.steps"), "{error:#}");
     }
 
     #[test]

@@ -83,10 +83,12 @@ fn check_folder(run: &PlannedRun) -> Result<()> {
         return Ok(());
     }
     let recipe = Recipe::load(&found.to_string_lossy(), &[])?;
+    let differing = run.differences(&recipe)?;
     ensure!(
-        run.is_of(&recipe),
-        "{} holds a run of another recipe: choose another --dir, or move it away",
-        run.dir.display()
+        differing.is_empty(),
+        "{} holds a run of another recipe ({}): choose another --dir, or move it away",
+        run.dir.display(),
+        differing.join("; ")
     );
     Ok(())
 }

@@ -180,11 +180,11 @@ pub fn same_recipe(now: &Recipe, then: &str, dir: &Path) -> Result<()> {
         let optimizer = OptimizerConfig { offload: now.optimizer.offload, ..r.optimizer.clone() };
         Recipe { run: now.run.clone(), threads: now.threads, evaluate: None, optimizer, ..r.clone() }
     };
+    let differing = free(now).differences(&free(&then))?;
     ensure!(
-        free(now) == free(&then),
-        "the recipe is not the one that this run began with, and would not continue it. Use its own: bupo train {} --dir {} \
-         --resume",
-        dir.join("recipe.toml").display(),
+        differing.is_empty(),
+        "the recipe is not the one that this run began with, and would not continue it: {}. Use its own: bupo train {} --resume",
+        differing.join("; "),
         dir.display()
     );
     Ok(())
