@@ -15,7 +15,7 @@
   const source = { completions: (path, q) => get("/api/completions", { path, ...q }), tokens: (path, sample) => get("/api/tokens", { path, sample }) };
 
   const ago = (s) => (s === null || s === undefined ? "" : s < 90 ? `${s} s ago` : s < 5400 ? `${Math.round(s / 60)} min ago` : s < 172800 ? `${Math.round(s / 3600)} h ago` : `${Math.round(s / 86400)} days ago`);
-  const stateOf = (line) => (line.kind !== "run" ? line.kind : line.finished ? "finished" : line.age !== null && line.age < 900 ? "running" : "not finished");
+  const stateOf = (line) => (line.kind !== "run" ? line.kind : line.finished ? "finished" : line.running ? "running" : "not finished");
   const chosen = () => new URLSearchParams(location.hash.slice(1)).getAll("show");
 
   /** Rows that a run has grown by. False where the file was cut back, as a resumed run's is: everything is read again. */
@@ -73,7 +73,7 @@
         const inside = (i) => [i.analyses.length, i.evaluations.length].join();
         again ||= inside(now) !== inside(run) || !grow(run.metrics, now.metrics) || !grow(run.probe, now.probe);
         grew ||= now.metrics.rows.length > 0 || now.probe.rows.length > 0 || now.manifest?.finished !== run.manifest?.finished;
-        Object.assign(run, { manifest: now.manifest, age: now.age });
+        Object.assign(run, { manifest: now.manifest, age: now.age, running: now.running });
         run.settled = Boolean(now.manifest?.finished) && now.metrics.rows.length === 0;
       }
       if (again) await open();

@@ -4,6 +4,7 @@ use super::completions::{self, shown};
 use super::lines::{lines, thin};
 use super::place::Place;
 use super::tokens::{Wanted, tokens};
+use crate::run::lock;
 use anyhow::{Context, Result, bail};
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
@@ -229,10 +230,16 @@ pub fn live(place: &Place, dir: &Path, metrics: usize, probe: usize) -> Result<V
             "manifest": place.json(&dir.join("manifest.json")).unwrap_or(Value::Null),
             "recipe": recipe,
             "age": age(place, &dir.join("metrics.jsonl")),
+            "running": is_running(place, dir),
             "metrics": grown("metrics.jsonl", metrics)?,
             "probe": grown("probe.jsonl", probe)?,
         }),
     ))
+}
+
+/// Whether the process that writes a run is there: it holds the folder's lock for as long as it lives.
+pub fn is_running(place: &Place, dir: &Path) -> bool {
+    place.open(&dir.join(lock::NAME)).is_ok_and(|file| lock::is_held(&file))
 }
 
 /// Seconds since a file was last written to.

@@ -7,7 +7,20 @@ use std::fs::{File, TryLockError};
 use std::path::Path;
 use std::time::Duration;
 
-const NAME: &str = ".lock";
+/// The file's name in its folder.
+pub const NAME: &str = ".lock";
+
+/// A look at a lock ([`is_held`]) holds it for a moment: who wants it asks again so often, after so long.
+const LOOKS: usize = 5;
+const A_LOOK: Duration = Duration::from_millis(20);
+
+/// Whether a process holds the lock of this file; false where a file system knows no locks.
+pub fn is_held(file: &File) -> bool {
+    let held = matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock));
+    // Closing the file would do as much.
+    let _ = file.unlock();
+    held
+}
 
 /// Held until it is dropped.
 #[derive(Debug)]
@@ -23,10 +36,14 @@ impl FolderLock {
         let path = dir.join(NAME);
         let file = File::options().create(true).append(true).open(&path);
         let file = file.with_context(|| format!("cannot open {}", path.display()))?;
-        Ok(match file.try_lock() {
-            Err(TryLockError::WouldBlock) => None,
-            Ok(()) | Err(TryLockError::Error(_)) => Some(FolderLock { _file: file }),
-        })
+        for look in 0..LOOKS {
+            match file.try_lock() {
+                Err(TryLockError::WouldBlock) if look + 1 < LOOKS => std::thread::sleep(A_LOOK),
+                Err(TryLockError::WouldBlock) => break,
+                Ok(()) | Err(TryLockError::Error(_)) => return Ok(Some(FolderLock { _file: file })),
+            }
+        }
+        Ok(None)
     }
 
     /// The lock, or an error that says who may hold it.
@@ -65,9 +82,12 @@ mod tests {
         let dir = root.path().join("run");
         let lock = FolderLock::take(&dir).unwrap();
         assert!(FolderLock::attempt(&dir).unwrap().is_none());
+        let file = || File::open(dir.join(NAME)).unwrap();
+        assert!(is_held(&file()));
         let error = FolderLock::take(&dir).unwrap_err().to_string();
         assert!(error.contains("another process works in") && error.contains("run"), "{error}");
         drop(lock);
+        assert!(!is_held(&file()));
         assert!(FolderLock::wait(&dir, || panic!("nothing to wait for")).unwrap().is_some());
     }
 }

@@ -2,7 +2,7 @@
 //! nobody up.
 
 use crate::report::assets::asset;
-use crate::report::collect::{Kind, Limits, age, find, inner, item as read_item, kind_of_folder, live};
+use crate::report::collect::{Kind, Limits, age, find, inner, is_running, item as read_item, kind_of_folder, live};
 use crate::report::completions::{Query as Wanted, page as completions_page};
 use crate::report::page::shell;
 use crate::report::tokens::{Wanted as WantedCells, tokens};
@@ -53,6 +53,7 @@ fn listed(place: &Place, dir: &Path, kind: Kind) -> Option<Value> {
         let manifest = place.json(&dir.join("manifest.json")).unwrap_or(Value::Null);
         line["finished"] = manifest["finished"].clone();
         line["started"] = manifest["started"].clone();
+        line["running"] = json!(is_running(&place, dir));
         line["age"] = json!(age(place, &dir.join("metrics.jsonl")));
     }
     Some(line)
