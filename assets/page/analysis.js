@@ -45,6 +45,12 @@
     const colours = { exploration: 2, integration: 6, convergence: 1 };
     return first.map((s) => ({ name: s.stage, from: (s.first_layer) - 0.5, to: (s.last_layer) + 0.5, colour: colours[s.stage] }));
   };
+  /** What the shading says, in its colours: a narrow stage has no room for its name. */
+  const stageKey = (list) => (stages(list).length ? () => ["Shaded: ", ...stages(list).map((s) => {
+    const swatch = el("span", { class: "swatch" });
+    swatch.style.background = `color-mix(in srgb, ${bupo.colour(s.colour)} 45%, transparent)`;
+    return el("span", { class: "key" }, swatch, s.name, ` ${[...new Set([s.from + 0.5, s.to - 0.5])].join("–")}`);
+  })] : null);
   const boundaries = (list) => list.filter((i) => i.a.boundary_layer).map((i) => ({
     at: i.a.boundary_layer, name: several(list) ? String(i.a.boundary_layer) : `boundary ${i.a.boundary_layer}`, colour: several(list) ? i.colour : undefined, low: true }));
 
@@ -63,10 +69,12 @@
           series.push({ type: "custom", name: `${item.label} band`, silent: true, data: [[0, all[0].y]], clip: true, z: 1, renderItem: (_, api) => ({ type: "polygon",
             shape: { points: [...all.map((s) => api.coord([s.at, ends(s)[1]])), ...all.map((s) => api.coord([s.at, ends(s)[0]])).reverse()] }, style: { fill: colour, opacity: 0.14 } }) });
         }
-        const signs = { resid_pre: "circle", resid_post: "circle", attn_in: "emptyTriangle", attn: "triangle", ffn_in: "emptyRect", ffn: "rect" };
-        series.push({ type: "line", name: item.label, z: 3, symbolSize: 6, data: all.map((s) => ({ value: [s.at, s.y], symbol: signs[s.part], state: s })),
+        const signs = { resid_pre: "circle", resid_post: "circle", attn_in: "triangle", attn: "triangle", ffn_in: "rect", ffn: "rect" };
+        // Hollow by the card's own colour: ECharts' empty symbols are white in the dark too.
+        const hollow = { color: bupo.css("--card"), borderColor: colour, borderWidth: 1.6 };
+        series.push({ type: "line", name: item.label, z: 3, symbol: "circle", symbolSize: 6, data: all.map((s) => ({ value: [s.at, s.y], symbol: signs[s.part], itemStyle: s.part.endsWith("_in") ? hollow : undefined, state: s })),
           lineStyle: { color: colour, width: 1.6 }, itemStyle: { color: colour }, emphasis: { disabled: true } });
-        series.push({ type: "line", name: item.label, xAxisIndex: 1, yAxisIndex: 1, symbolSize: 4, data: item.a.per_layer.map((l) => [l.layer, l.residual_norm]),
+        series.push({ type: "line", name: item.label, xAxisIndex: 1, yAxisIndex: 1, symbol: "circle", symbolSize: 4, data: item.a.per_layer.map((l) => [l.layer, l.residual_norm]),
           lineStyle: { color: colour, width: 1.6, type: [5, 4] }, itemStyle: { color: colour }, emphasis: { disabled: true } });
       }
       const most = Math.max(...list.map((i) => i.a.layers));
@@ -79,7 +87,7 @@
         tooltip: { trigger: "item", formatter: (p) => {
           const s = p.data.state;
           if (!s) return bupo.tip(`${p.seriesName}, layer ${p.value[0]}`, [[null, "residual norm", show(p.value[1])]]);
-          return bupo.tip(s.name, [[p.color, "entropy", `${show(s.y)} nats`], ...(s.s ? [[null, "p10 … p90", `${show(s.s.p10)} … ${show(s.s.p90)}`], [null, "std", show(s.s.std)]] : [])]);
+          return bupo.tip(s.name, [[bupo.colour(list.find((i) => i.label === p.seriesName).colour), "entropy", `${show(s.y)} nats`], ...(s.s ? [[null, "p10 … p90", `${show(s.s.p10)} … ${show(s.s.p90)}`], [null, "std", show(s.s.std)]] : [])]);
         } },
       };
     };
@@ -93,7 +101,7 @@
   };
 
   const changes = (list) => [["attn", "attention"], ["ffn", "FFN"], ["layer", "layer"]].map(([key, name]) => bupo.lines({
-    title: `Entropy change: ${name}`, x: "layer", y: "ΔH (nats)", size: "third", zero: true, lines: () => list.map((i) => lineOf(i, `entropy_change.${key}`)),
+    title: `Entropy change: ${name}`, x: "layer", y: "ΔH (nats)", size: "third", zero: true, note: stageKey(list), lines: () => list.map((i) => lineOf(i, `entropy_change.${key}`)),
     marks: () => (key === "ffn" ? stages(list) : stages(list).map((s) => ({ ...s, name: "" }))), rules: () => boundaries(list) }));
 
   const cosines = (list) => [["attn", "Attention's write"], ["ffn", "FFN's write"]].map(([key, name]) => bupo.lines({

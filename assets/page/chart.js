@@ -31,11 +31,14 @@
     return names.length > 1 ? 20 * rows : 0;
   };
 
+  /** A tick in as few digits as say it whole: ticks are round, but those of a narrow range agree in their first digits. */
+  const tick = (v) => bupo.show(v, bupo.range(9).map((i) => 3 + i).find((digits) => Math.abs(Number(v.toPrecision(digits)) - v) <= 1e-13 * Math.abs(v)) ?? 3);
+
   /** An axis in the page's colours. */
   bupo.axis = (type, name, more = {}) => ({
     type, name, nameLocation: "middle", nameGap: type === "category" ? 28 : 40, scale: type !== "category",
     nameTextStyle: { color: bupo.css("--dim"), fontSize: 12 },
-    axisLabel: { color: bupo.css("--dim"), fontSize: 11, hideOverlap: true, formatter: type === "category" ? undefined : (v) => bupo.show(v, 3) },
+    axisLabel: { color: bupo.css("--dim"), fontSize: 11, hideOverlap: true, formatter: type === "category" ? undefined : tick },
     axisLine: { lineStyle: { color: bupo.css("--line") } }, axisTick: { show: false },
     splitLine: { show: type !== "category", lineStyle: { color: bupo.css("--line"), opacity: 0.6 } },
     ...more,
@@ -44,17 +47,21 @@
 
   /**
    * A chart's card. `option()`: ECharts' option, made anew when the theme or a control changes. `data()`: {columns, rows}, saved
-   * as CSV. `controls`: elements; they call `redraw` of the card.
+   * as CSV. `controls`: elements; they call `redraw` of the card. `note`: text or elements, as a function where the theme or a
+   * control changes them. What the card's `ready` holds is called with the picture when it is first drawn.
    */
   bupo.chart = ({ title, note, option, data, controls = [], size = "", height, heavy = false, label }) => {
     const box = el("div", { class: "chart", role: "img", "aria-label": label ?? title });
     if (height) box.style.height = `${height}px`;
     const name = bupo.slug(title);
+    const said = note ? el("p", { class: "note" }) : null;
+    const say = () => said?.replaceChildren(...[now(note)].flat());
+    say();
     const card = el("div", { class: `card ${size}`, "data-chart": name },
       el("header", {}, el("h3", {}, title), el("div", { class: "tools" }, controls,
         el("button", { type: "button", class: "quiet", title: "Save the picture as SVG", onclick: () => bupo.save(`${name}.svg`, "image/svg+xml", card.svg()) }, "SVG"),
         el("button", { type: "button", class: "quiet", title: "Save the numbers as CSV", onclick: () => bupo.save(`${name}.csv`, "text/csv", card.csv()) }, "CSV"))),
-      note ? el("p", { class: "note" }, note) : null, box);
+      said, box);
     const whole = () => {
       const made = option(box.clientWidth || 600);
       const common = base();
@@ -74,12 +81,13 @@
       apart.dispose();
       return text;
     };
-    card.redraw = () => { if (card.picture) card.picture.setOption(whole(), { notMerge: true }); };
+    card.ready = [];
+    card.redraw = () => { say(); if (card.picture) card.picture.setOption(whole(), { notMerge: true }); };
     card.draw = () => {
       if (card.picture) return;
       card.picture = echarts.init(box, null, { renderer: heavy ? "canvas" : "svg" });
       card.picture.setOption(whole());
-      card.onready?.(card.picture);
+      card.ready.forEach((f) => f(card.picture));
     };
     live.add(card);
     watcher.observe(card);
@@ -103,9 +111,10 @@
 
   /**
    * Lines over x. `lines`: [{name, x, y, low, high, colour (index), dashed (see `dash`), axis (0 or 1)}]; `low` and `high` are the band.
-   * `marks`: [{from, to, name}] shaded spans, `rules`: [{at, name, colour}] upright lines.
+   * `marks`: [{from, to, name}] shaded spans, `rules`: [{at, name, colour}] upright lines. `doubling()`: the ticks of an x axis on
+   * which every doubling is as wide.
    */
-  bupo.lines = ({ title, note, x, y, right, lines, size, marks = () => [], rules = () => [], zero = false, height, log = false, bands = true, controls = [], digits = 4, min, max }) => {
+  bupo.lines = ({ title, note, x, y, right, lines, size, marks = () => [], rules = () => [], zero = false, height, log = false, bands = true, controls = [], digits = 4, min, max, doubling }) => {
     const banded = lines().filter((l) => l.low).length;
     // Many bands over each other hide what they show.
     const state = { bands: bands && banded < 3, log };
@@ -120,16 +129,17 @@
         const points = line.x.map((at, j) => [at, positive(line.y[j], state.log)]);
         if (state.bands && line.low) series.push(band(line, colour), ...edges(line));
         series.push({
-          name: line.name, type: "line", data: points, showSymbol: points.length < 2 || Boolean(line.symbols), symbolSize: 5, yAxisIndex: line.axis ?? 0, connectNulls: false,
+          // ECharts' own symbol is hollow and filled white, in the dark too.
+          name: line.name, type: "line", data: points, symbol: "circle", showSymbol: points.length < 2 || Boolean(line.symbols), symbolSize: 5, yAxisIndex: line.axis ?? 0, connectNulls: false,
           lineStyle: { color: colour, width: 2, type: dash(line) }, itemStyle: { color: colour }, emphasis: { disabled: true }, z: 3,
         });
       });
-      if (series.length) decorate(series, marks(), rules(), zero);
+      const grid = { right: right ? 58 : 18, left: 60, top: 20 + bupo.legendHeight(all.map((l) => l.name), width) };
+      if (series.length) decorate(series, inside(marks(), all, width - grid.left - grid.right), rules(), zero);
       const yAxes = [bupo.axis(state.log ? "log" : "value", now(y), { min, max })];
       if (right) yAxes.push(bupo.axis("value", right, { splitLine: { show: false }, scale: true }));
       return {
-        xAxis: bupo.xAxis(x, { min: "dataMin", max: "dataMax", minInterval: 1 }), yAxis: yAxes, series,
-        grid: { right: right ? 58 : 18, left: 60, top: 20 + bupo.legendHeight(all.map((l) => l.name), width) },
+        xAxis: { ...bupo.xAxis(x, { min: "dataMin", max: "dataMax", minInterval: 1 }), ...(doubling ? octaves(doubling()) : {}) }, yAxis: yAxes, series, grid,
         legend: { show: all.length > 1, data: all.map((l) => ({ name: l.name, lineStyle: { type: dash(l) } })) },
         tooltip: { trigger: "axis", axisPointer: { type: "line", lineStyle: { color: bupo.css("--dim") } }, formatter: (shown) => {
           const list = shown.filter((s) => all.some((l) => l.name === s.seriesName));
@@ -141,7 +151,8 @@
             const spread = line?.low && j >= 0 ? ` (${bupo.show(line.low[j], 3)} … ${bupo.show(line.high[j], 3)})` : "";
             return [bupo.colour(line?.colour ?? all.indexOf(line)), s.seriesName, bupo.show(line && j >= 0 ? line.y[j] : s.value[1], digits) + spread];
           });
-          return bupo.tip(`${x} ${bupo.show(at)}`, rows);
+          const span = marks().find((m) => m.name && m.from <= at && at <= m.to);
+          return bupo.tip(`${x} ${bupo.show(at)}${span ? `, ${span.name}` : ""}`, rows);
         } },
       };
     };
@@ -163,6 +174,19 @@
   /** Lines of one colour are told apart by their dashes: `dashed` is a kind, or true for the first. */
   const dash = (line) => ["solid", [5, 4], [2, 3], [9, 3, 2, 3]][Number(line.dashed ?? 0) % 4];
   const positive = (v, log) => (v === undefined || v === null || (log && v <= 0) ? null : v);
+
+  /** What makes an axis one of base 2, with a tick at each value. */
+  const octaves = (values) => ({ type: "log", logBase: 2, minInterval: undefined,
+    axisTick: { show: true, customValues: values, lineStyle: { color: bupo.css("--line") } },
+    axisLabel: { color: bupo.css("--dim"), fontSize: 11, hideOverlap: true, customValues: values, formatter: tick } });
+
+  /** Spans cut to where the lines are, in a plot so wide; a name goes where its span has no room for it. */
+  const inside = (marks, lines, width) => {
+    const xs = lines.flatMap((l) => l.x);
+    const first = xs.reduce((a, b) => Math.min(a, b), Infinity), last = xs.reduce((a, b) => Math.max(a, b), -Infinity);
+    return marks.map((m) => ({ ...m, from: Math.max(m.from, first), to: Math.min(m.to, last) })).filter((m) => m.from < m.to)
+      .map((m) => ({ ...m, name: ((m.to - m.from) / (last - first)) * width < 6.5 * m.name.length ? "" : m.name }));
+  };
 
   /** The band of a line, as one shape. */
   const band = (line, colour) => ({
@@ -193,10 +217,16 @@
     if (data.length) first.markLine = { silent: true, symbol: "none", data };
   };
 
+  /** Decimals in which a hundredth of a range shows. */
+  const decimals = (low, high) => Math.min(20, Math.max(0, 2 - Math.floor(Math.log10(high - low))));
+
   /**
    * A heat map. `cells()`: {xs, ys, values: [y][x]}. `signed`: colours around zero. `about(x, y, value)`: rows of the tooltip.
+   * `zoom`: columns that the window shows of a map with more; the card's `reveal(column)` moves it.
    */
   bupo.heat = ({ title, note, x, y, unit, cells, signed = () => false, about, size, height, controls, span, left = 58, upward = true, zoom = false, label, formatX }) => {
+    // Where the window is, kept when the picture is made anew.
+    const view = { from: 0, to: zoom - 1 };
     const option = () => {
       const { xs, ys, values } = cells();
       const points = [];
@@ -213,14 +243,15 @@
       else if (both) { high = Math.max(Math.abs(low), Math.abs(high)) || 1; low = -high; }
       else if (low === high) high = low + 1;
       const windowed = zoom && xs.length > zoom;
+      const places = decimals(low, high);
       return {
         legend: { show: false },
         grid: { left, right: 84, top: 14, bottom: windowed ? 100 : 48 },
         xAxis: bupo.axis("category", x, { data: xs, nameGap: windowed ? 62 : 30, axisLabel: { color: bupo.css("--dim"), fontSize: 11, hideOverlap: true, rotate: formatX && xs.some((v) => formatX(v).length > 3) ? 60 : 0, formatter: formatX } }),
         yAxis: bupo.axis("category", y, { data: ys, inverse: !upward, nameGap: 36 }),
-        dataZoom: windowed ? [{ type: "slider", xAxisIndex: 0, bottom: 4, height: 16, startValue: 0, endValue: zoom - 1, textStyle: { color: bupo.css("--dim") }, brushSelect: false }] : [],
-        visualMap: { min: low, max: high, calculable: true, orient: "vertical", right: 0, top: "middle", itemHeight: 130, itemWidth: 11, precision: 3, text: [now(unit), ""], textGap: 6,
-          textStyle: { color: bupo.css("--dim"), fontSize: 11 }, formatter: (v) => bupo.show(v, 2), inRange: { color: both ? bupo.SIGNED : bupo.AMOUNT } },
+        dataZoom: windowed ? [{ type: "slider", xAxisIndex: 0, bottom: 4, height: 16, startValue: view.from, endValue: view.to, textStyle: { color: bupo.css("--dim") }, brushSelect: false }] : [],
+        visualMap: { min: low, max: high, calculable: true, orient: "vertical", right: 0, top: "middle", itemHeight: 130, itemWidth: 11, precision: places, text: [now(unit), ""], textGap: 6,
+          textStyle: { color: bupo.css("--dim"), fontSize: 11 }, formatter: (v) => String(Number(v.toFixed(places))), inRange: { color: both ? bupo.SIGNED : bupo.AMOUNT } },
         tooltip: { trigger: "item", formatter: (p) => about(p.value[0], p.value[1], p.value[2]) },
         series: [{ type: "heatmap", data: points, emphasis: { itemStyle: { borderColor: bupo.css("--ink"), borderWidth: 1.5 } }, progressive: 0 }],
       };
@@ -229,6 +260,22 @@
       const { xs, ys, values } = cells();
       return { columns: [`${y} \\ ${x}`, ...xs], rows: values.map((row, j) => [ys[j], ...row]) };
     };
-    return bupo.chart({ title, note, option, data, controls, size, height, heavy: true, label });
+    const card = bupo.chart({ title, note, option, data, controls, size, height, heavy: true, label });
+    card.ready.push((picture) => picture.on("datazoom", (event) => {
+      const told = event.batch?.[0] ?? event;
+      const at = (percent) => Math.round((percent / 100) * (cells().xs.length - 1));
+      view.from = told.startValue ?? at(told.start);
+      view.to = told.endValue ?? at(told.end);
+    }));
+    card.reveal = (column) => {
+      const last = cells().xs.length - 1, wide = view.to - view.from;
+      if (!zoom || last < zoom || (column >= view.from && column <= view.to)) return;
+      view.from = Math.max(0, Math.min(last - wide, column - Math.floor(wide / 2)));
+      view.to = view.from + wide;
+      card.picture?.dispatchAction({ type: "dataZoom", dataZoomIndex: 0, startValue: view.from, endValue: view.to });
+    };
+    /** Back to the first columns, for a map that takes this one's place. */
+    card.rewind = () => { view.from = 0; view.to = zoom - 1; };
+    return card;
   };
 })();

@@ -17,15 +17,21 @@
     return { rows, next: at, more: all.slice(at).some(fits), bad: 0 };
   };
 
-  const clipped = (text) => {
-    const cell = el("div", { class: "text" }, el("div", { class: "clip" }, text ?? "–"));
-    if ((text ?? "").length > 280 || (text ?? "").split("\n").length > 4) {
-      cell.append(el("button", { type: "button", class: "quiet", "aria-expanded": "false", onclick: (e) => {
-        const open = cell.classList.toggle("open");
-        e.target.textContent = open ? "less" : "more";
-        e.target.setAttribute("aria-expanded", String(open));
-      } }, "more"));
+  // Only the page knows what its width cuts. In the next frame: a button that widens its column is no loop then.
+  const cut = new ResizeObserver((entries) => requestAnimationFrame(() => {
+    for (const { target } of entries) {
+      const cell = target.closest("[data-clipped]");
+      if (!cell.classList.contains("open")) cell.querySelector("button").hidden = target.scrollHeight <= target.clientHeight + 1;
     }
+  }));
+  const clipped = (text) => {
+    const clip = el("div", { class: "clip" }, text ?? "–");
+    const cell = el("div", { "data-clipped": "" }, el("div", { class: "text" }, clip), el("button", { type: "button", class: "quiet", hidden: true, "aria-expanded": "false", onclick: (e) => {
+      const open = cell.classList.toggle("open");
+      e.target.textContent = open ? "less" : "more";
+      e.target.setAttribute("aria-expanded", String(open));
+    } }, "more"));
+    cut.observe(clip);
     return cell;
   };
 

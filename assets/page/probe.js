@@ -47,16 +47,22 @@
     const over = (run, value) => ({ x: run.probe.rows.map((p) => p.step), y: run.probe.rows.map((p) => value(p) ?? null) });
     const one = (name, value) => () => runs.map((run, i) => ({ name: label(run, name(run)), ...over(run, value(run)), colour: run.colour ?? i, symbols: true }));
     const cards = [];
-    const add = (needs, chart) => { if (runs.some((r) => r.probe.rows.some(needs))) cards.push(bupo.lines({ x: "step", marks, rules, size: "", ...chart })); };
+    // Where the last layer is optimized no layer is later, and there is nothing to draw.
+    const add = (needs, chart) => { if (runs.some((r) => r.probe.rows.some(needs)) && chart.lines().length) cards.push(bupo.lines({ x: "step", marks, rules, size: "", ...chart })); };
     const later = (value) => () => runs.flatMap((run) => {
       const l = optimized(run.probe.rows);
       const layers = run.probe.rows[0]?.residual_norm?.length ?? run.probe.rows[0]?.kl_to_final?.length ?? 0;
       return l === null ? [] : some(l + 1, layers, several ? 3 : 6).map((m, j) => ({ name: label(run, `layer ${m}`), ...over(run, (p) => value(p, m)), colour: several ? run.colour : j, dashed: several ? j : 0, symbols: !several }));
     });
+    const last = () => runs.flatMap((run, i) => {
+      const l = optimized(run.probe.rows);
+      return l === null || !run.probe.rows.some((p) => p.kl_to_final) ? [] : [{ name: label(run, "final"), ...over(run, (p) => p.kl_to_final?.[l - 1]), colour: several ? run.colour ?? i : 6, dashed: several ? 3 : 1, symbols: !several }];
+    });
+    const from = later((p, m) => p.kl?.from?.[m - 1]);
     add((p) => p.cosine, { title: "Cosine of the optimized layer with later layers", y: "cos(Hˡ, Hᵐ)", note: "Rises while later layers take over its features.", lines: later((p, m) => p.cosine?.[m - 1]) });
     add((p) => p.layer, { title: "Entropy change of the optimized layer", y: "ΔH (nats)", zero: true, lines: one((r) => `layer ${optimized(r.probe.rows)}`, (r) => (p) => p.entropy_change?.layer?.[optimized(r.probe.rows) - 1]) });
     add((p) => p.kl, { title: "KL between the optimized layer and later layers", y: "KL (nats)", note: "D(later ‖ optimized).", lines: later((p, m) => p.kl?.to?.[m - 1]) });
-    add((p) => p.kl, { title: "KL of the optimized layer from later layers", y: "KL (nats)", note: "D(optimized ‖ later).", lines: later((p, m) => p.kl?.from?.[m - 1]) });
+    add((p) => p.kl, { title: "KL of the optimized layer from later layers", y: "KL (nats)", note: "D(optimized ‖ later); final: from the model's own policy.", log: true, lines: () => [...from(), ...last()] });
     add((p) => typeof p.perplexity === "number", { title: "Perplexity of held-out references", y: "perplexity", note: "Of the final policy; rises when the internal phase is too long.", lines: one(() => "perplexity", () => (p) => p.perplexity) });
     add((p) => typeof p.final_entropy === "number", { title: "Entropy of the final policy on the probe's tokens", y: "nats", lines: one(() => "final", () => (p) => p.final_entropy) });
     return cards;

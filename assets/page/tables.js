@@ -19,7 +19,7 @@
       { columns: ["name", "set", "model", "problems", "n", "avg_at_n", "standard_error", "low", "high", ...ks.flatMap((k) => [`pass_at_${k}`, `pass_at_${k}_low`, `pass_at_${k}_high`]), "truncated"],
         rows: list.map(({ name, evaluation: e }) => [name, e.name, e.model, e.problems, e.responses_per_problem, e.avg_at_n.mean, e.avg_at_n.standard_error, ...(e.avg_at_n.interval ?? ["", ""]), ...ks.flatMap((k) => { const p = pass(e, k); return [p?.mean, ...(p?.interval ?? ["", ""])]; }), e.truncated]) },
       [2, 3, 4, ...few.map((_, i) => 5 + i), 5 + few.length, 6 + few.length, 7 + few.length]);
-    const curve = ks.length > 1 ? bupo.lines({ title: "Pass@K", x: "K", y: "share of problems", size: "wide", height: 320, note: "Chance that K responses to a problem hold a correct one; bands: 95 % intervals.",
+    const curve = ks.length > 1 ? bupo.lines({ title: "Pass@K", x: "K", y: "share of problems", size: "wide", height: 320, doubling: () => ks, note: "Chance that K responses to a problem hold a correct one; bands: 95 % intervals.",
       lines: () => list.map(({ name, evaluation: e }, i) => ({ name: list.every((o) => o.evaluation.name === e.name) || name.endsWith(e.name) ? name : `${name}, ${e.name}`, x: e.pass_at_k.map((p) => p.k), y: e.pass_at_k.map((p) => p.mean), colour: i, symbols: true,
         ...(e.pass_at_k.every((p) => p.interval) ? { low: e.pass_at_k.map((p) => p.interval[0]), high: e.pass_at_k.map((p) => p.interval[1]) } : {}) })) }) : null;
     return [bupo.section("Evaluations", null, el("div", { class: "grid" }, table, curve))];

@@ -40,6 +40,7 @@
     const shown = source.tokens ? item.tokens.all : [...inPage.keys()];
     const pin = el("div", { class: "pin", "aria-live": "polite" });
     const words = el("div", { class: "words", "aria-label": "the response, token by token" });
+    const caption = el("p", { class: "note" });
     const note = el("p", { class: "note" });
     const block = () => state.map.states[state.state];
     const value = (v) => (state.quantity === "rank" && v !== null ? Math.log10(v) : v);
@@ -60,7 +61,14 @@
       const cell = bupo.cellOf(state.map, state.state, block().layers[y], x);
       return bupo.tip(title(x, y), facts(cell), topTable(cell));
     };
+    const mark = () => {
+      if (!state.map || !state.pinned) return;
+      const [x, y] = state.pinned;
+      card.picture?.dispatchAction({ type: "downplay", seriesIndex: 0 });
+      card.picture?.dispatchAction({ type: "highlight", seriesIndex: 0, dataIndex: y * state.map.positions.length + x });
+    };
     const showPin = () => {
+      paintWords();
       if (!state.map || !state.pinned) {
         pin.replaceChildren(el("h4", {}, "No cell pinned"), el("p", { class: "note" }, "Click a cell, or focus the map and use the arrow keys."));
         return;
@@ -70,35 +78,39 @@
       const last = state.map.states.final ? bupo.cellOf(state.map, "final", state.map.states.final.layers[0], x) : null;
       pin.replaceChildren(el("h4", {}, title(x, y)), bupo.table(["", ""], facts(cell).map(([, k, v]) => [k, v]), [1]).querySelector("table"),
         el("h4", {}, "Likeliest here"), topTable(cell), ...(last ? [el("h4", {}, "Final policy"), topTable(last)] : []));
-      card.picture?.dispatchAction({ type: "downplay", seriesIndex: 0 });
-      card.picture?.dispatchAction({ type: "highlight", seriesIndex: 0, dataIndex: y * state.map.positions.length + x });
-      words.querySelectorAll("button").forEach((b, i) => b.setAttribute("aria-pressed", String(i === x)));
+      mark();
     };
+    const pinAt = (x, y) => { state.pinned = [x, y]; card.reveal(x); showPin(); };
+    const layerShown = () => state.pinned?.[1] ?? block().layers.length - 1;
     const move = (dx, dy) => {
       if (!state.map) return;
-      const [x, y] = state.pinned ?? [0, block().layers.length - 1];
-      state.pinned = [Math.min(state.map.positions.length - 1, Math.max(0, x + dx)), Math.min(block().layers.length - 1, Math.max(0, y + dy))];
-      showPin();
+      const [x, y] = state.pinned ?? [0, layerShown()];
+      pinAt(Math.min(state.map.positions.length - 1, Math.max(0, x + dx)), Math.min(block().layers.length - 1, Math.max(0, y + dy)));
     };
+    const setWords = () => words.replaceChildren(...state.map.tokens.slice(0, state.map.positions.length).map((token, i) =>
+      el("button", { type: "button", onclick: () => pinAt(i, layerShown()) }, bupo.token(token))));
+    // The same buttons in new colours: one that is pressed keeps the keyboard.
     const paintWords = () => {
       if (!state.map) return;
       const n = state.map.positions.length;
-      const top = block().layers.length - 1;
-      const row = () => bupo.range(n).map((i) => value(block()[state.quantity][(state.pinned?.[1] ?? top) * n + i]));
-      const values = row();
+      const [name, unit] = QUANTITIES[state.quantity];
+      const values = bupo.range(n).map((i) => value(block()[state.quantity][layerShown() * n + i]));
       const most = Math.max(...values.map(Math.abs).filter(Number.isFinite), 1e-9);
-      words.replaceChildren(...values.map((v, i) => {
-        const b = el("button", { type: "button", "aria-pressed": "false", title: `${QUANTITIES[state.quantity][0]}: ${show(v)}`, onclick: () => { state.pinned = [i, state.pinned?.[1] ?? top]; showPin(); } }, bupo.token(state.map.tokens[i]));
-        b.style.background = `color-mix(in srgb, ${bupo.colour(4)} ${Math.round(55 * Math.abs(v ?? 0) / most)}%, transparent)`;
-        return b;
-      }));
+      [...words.children].forEach((word, i) => {
+        word.title = `${name}: ${show(values[i])} ${unit}`;
+        word.setAttribute("aria-pressed", String(i === state.pinned?.[0]));
+        word.style.background = `color-mix(in srgb, ${bupo.colour(4)} ${Math.round(55 * Math.abs(values[i] ?? 0) / most)}%, transparent)`;
+      });
+      caption.textContent = `Words: ${name}, ${state.state === "layer" ? "" : `${STATES[state.state]}, `}layer ${block().layers[layerShown()]}. The stronger the colour, the further from 0.`;
     };
-    const again = () => { card.redraw(); paintWords(); showPin(); };
+    const again = () => { card.redraw(); showPin(); };
     const load = async (number) => {
       const map = await (source.tokens ? source.tokens(item.path, number) : unpack(inPage.get(number)));
       state.map = map;
       if (!map.states[state.state]) state.state = Object.keys(map.states)[0];
       state.pinned = null;
+      card.rewind();
+      setWords();
       const out = [];
       if (map.left_out) out.push(`${map.left_out} later positions are not shown.`);
       if (shown.length < item.tokens.all.length) out.push(`${item.tokens.all.length - shown.length} of ${item.tokens.all.length} samples are not in this page, to keep it small: bupo serve shows all.`);
@@ -129,15 +141,16 @@
       const by = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1], Enter: [0, 0] }[e.key];
       if (by) { e.preventDefault(); move(...by); }
     });
-    card.onready = (picture) => picture.on("click", (p) => { if (p.value) { state.pinned = [p.value[0], p.value[1]]; showPin(); } });
+    // A window that moves draws its cells anew, without the mark.
+    card.ready.push((picture) => { picture.on("click", (p) => { if (p.value) pinAt(p.value[0], p.value[1]); }); picture.on("datazoom", mark); mark(); });
     const frame = el("div", { class: "map" });
     box.replaceWith(frame);
     frame.append(box, pin);
-    card.append(words, note);
+    card.append(caption, words, note);
     card.tokens = state;
     showPin();
     load(shown[0]).catch((e) => { note.textContent = `The map cannot be shown: ${e.message}`; });
-    bupo.onTheme(paintWords);
+    bupo.onTheme(() => { if (card.isConnected) showPin(); });
     return card;
   };
 })();

@@ -63,9 +63,12 @@
     while (n < parts.length - 1 && keys.every((k) => k.split(/[._]/)[n] === parts[n])) n += 1;
     return parts.slice(n).join(" ");
   };
-  const linesOf = (runs, keys) => () => runs.flatMap((run) => keys.filter((k) => run.flat.some((row) => k in row)).map((key, j) => ({
-    name: runs.length > 1 ? (keys.length > 1 ? `${run.label}, ${said(key, keys)}` : run.label) : said(key, keys), x: run.flat.map((r) => r.step), y: run.flat.map((r) => r[key] ?? null),
-    colour: runs.length > 1 ? run.colour : j, dashed: runs.length > 1 ? j + (run.nth ?? 0) : key === "entropy_policy" })));
+  // What is measured only every few steps is a line of its own steps, each marked: between gaps no line would show.
+  const linesOf = (runs, keys) => () => runs.flatMap((run) => keys.filter((k) => run.flat.some((row) => k in row)).map((key, j) => {
+    const rows = run.flat.filter((row) => key in row);
+    return { name: runs.length > 1 ? (keys.length > 1 ? `${run.label}, ${said(key, keys)}` : run.label) : said(key, keys), x: rows.map((r) => r.step), y: rows.map((r) => r[key]),
+      colour: runs.length > 1 ? run.colour : j, dashed: runs.length > 1 ? j + (run.nth ?? 0) : key === "entropy_policy", symbols: 2 * rows.length <= run.flat.length };
+  }));
 
   /** Names for several runs, and their rows flattened. */
   bupo.nameRuns = (items) => {
@@ -84,7 +87,7 @@
     const last = rows.at(-1);
     const first = rows[0];
     const m = run.manifest ?? {};
-    const state = m.finished ? "finished" : run.age !== null && run.age < 900 ? "running" : "not finished";
+    const state = m.finished ? "finished" : run.running ? "running" : "not finished";
     return bupo.tiles([
       ["state", el("span", { class: `badge ${state === "running" ? "running" : ""}`, "data-state": "" }, state)],
       ["step", el("span", { "data-step": "" }, last ? String(last.step) : "–")],
@@ -120,8 +123,8 @@
         own.forEach((k) => rest.delete(k));
         own.sort((a, b) => wanted.indexOf(a) - wanted.indexOf(b));
         if (!own.length) return null;
-        // Many numbers of several runs are shown one number at a time.
-        let chosen = runs.length > 1 && own.length > 2 ? [own[0]] : own;
+        // Many numbers are shown one at a time, and those of which nobody has said that they have one scale.
+        let chosen = own.length > 8 || (own.length > 1 && !y) || (runs.length > 1 && own.length > 2) ? [own[0]] : own;
         const controls = chosen === own ? [] : [bupo.choose("", own.map((k) => [k, said(k, own)]), own[0], (k) => { chosen = [k]; card.redraw(); })];
         const card = bupo.lines({ title, x: "step", y, size: "third", lines: () => linesOf(runs, chosen)(), marks: marksOf(runs), rules: rulesOf(runs), controls, ...options });
         return card;
@@ -129,9 +132,10 @@
       bupo.forgetCharts(charts);
       bupo.forgetCharts(more);
       charts.replaceChildren(...CHARTS.map((c) => make(...c)).filter(Boolean));
-      // One chart for every object of numbers, one for every number that stands alone.
+      // One chart for every object of numbers, one for every number that stands alone, and for the tokens that an object counts.
       const groups = [...new Set([...rest].map((k) => (k.includes(".") ? k.split(".")[0] : k)))];
-      more.replaceChildren(...groups.map((g) => make(g.replaceAll("_", " "), "", [g, new RegExp(`^${g.replace(/[^a-z0-9_]/gi, ".")}\\.`)])).filter(Boolean));
+      more.replaceChildren(...groups.flatMap((g) => [make(`${g}: tokens`.replaceAll("_", " "), "tokens", [`${g}.tokens`]),
+        make(g.replaceAll("_", " "), "", [g, new RegExp(`^${g.replace(/[^a-z0-9_]/gi, ".")}\\.`)])]).filter(Boolean));
       return true;
     };
     layout();
