@@ -70,7 +70,7 @@ pub enum Command {
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  bupo train recipes/arithmetic-bupo.toml\n  bupo train arithmetic-grpo --set seed=2 --dir runs/grpo-2\n  bupo train runs/grpo-2 --resume"
+    after_help = "Examples:\n  bupo train recipes/arithmetic-bupo.toml\n  bupo train arithmetic-grpo --set seed=2 --dir runs/grpo-2\n  bupo train runs/grpo-2 --resume\n  bupo train arithmetic-ppo --print > my.toml"
 )]
 pub struct TrainArgs {
     /// A TOML file, the name of a shipped recipe, or a run's folder
@@ -81,6 +81,9 @@ pub struct TrainArgs {
     /// Change a key of the recipe, e.g. --set rl.lr=1e-5
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,
+    /// Write the recipe to standard output, checked and with every default, and train nothing
+    #[arg(long)]
+    pub print: bool,
     /// The run's folder [default: the recipe's, else runs/NAME; when resuming, the one the recipe lies in]
     #[arg(long)]
     pub dir: Option<PathBuf>,
@@ -458,7 +461,7 @@ pub struct CompareArgs {
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example: bupo diff runs/x/checkpoints/step-000000 runs/x/checkpoints/step-000010 --out runs/x/diff"
+    after_help = "Example: bupo diff runs/arithmetic-bupo/checkpoints/step-000000 runs/arithmetic-bupo/checkpoints/step-000010 --out moved"
 )]
 pub struct DiffArgs {
     /// The checkpoint that changes count from: a folder, or a name on the hub

@@ -13,6 +13,7 @@ pub mod kernel_folder;
 pub mod memory;
 pub mod merge;
 pub mod report;
+mod run_folder;
 pub mod score;
 pub mod serve;
 pub mod sft;
@@ -22,12 +23,12 @@ pub mod verify;
 
 use crate::cli::PromptArgs;
 use crate::compute::Backend;
-use crate::hub::checkpoint;
 use crate::model::Model;
 use crate::tasks::dataset::Row;
 use crate::text::{ChatTemplate, PromptEncoder, PromptTemplate, Tokenizer};
 use adapter::{base_of_adapter, open_adapter};
 use anyhow::{Context, Result, bail, ensure};
+use run_folder::checkpoint;
 use std::path::Path;
 
 /// Starts the thread pool that everything computes on; all cores if no number is given.
@@ -43,13 +44,11 @@ pub struct Opened {
     pub prompts: PromptEncoder,
 }
 
-/// Opens a checkpoint folder, or a model of the hub by its name; prompts are asked as the options say, by the model's chat
-/// template without any.
+/// Opens a checkpoint folder, a run's last checkpoint, or a model of the hub by its name.
 pub fn open(dir: &Path, prompt: &PromptArgs) -> Result<Opened> {
-    let template = asked_template(prompt).unwrap_or_default();
     let dir = checkpoint(dir)?;
     let model = open_model(&dir)?;
-    let prompts = prompt_encoder(&dir, template, model.config.max_position_embeddings)?;
+    let prompts = prompt_encoder(&dir, template(prompt, &dir), model.config.max_position_embeddings)?;
     Ok(Opened { model, prompts })
 }
 
@@ -66,6 +65,12 @@ pub fn asked_template(prompt: &PromptArgs) -> Option<PromptTemplate> {
     let chat = |system: &String| PromptTemplate::Chat { system: Some(system.clone()), variables: Default::default() };
     let plain = prompt.plain.as_ref().map(|text| PromptTemplate::Plain { text: text.clone() });
     prompt.template.clone().or(plain).or(prompt.system.as_ref().map(chat))
+}
+
+/// The way of asking a checkpoint's model: as the options say, else as the run did that the checkpoint is of, else by the model's
+/// chat template.
+pub fn template(prompt: &PromptArgs, checkpoint: &Path) -> PromptTemplate {
+    asked_template(prompt).or_else(|| run_folder::template(checkpoint)).unwrap_or_default()
 }
 
 /// The tokenizer and chat template of a checkpoint folder, with a template and a limit. An adapter's are its base's, unless it has its
@@ -135,5 +140,5 @@ pub fn optional_encoder(dir: &Path, prompt: &PromptArgs, limit: usize) -> Result
     if !std::iter::once(dir).chain(base.as_deref()).any(|dir| dir.join("tokenizer.json").is_file()) {
         return Ok(None);
     }
-    prompt_encoder(dir, asked_template(prompt).unwrap_or_default(), limit).map(Some)
+    prompt_encoder(dir, template(prompt, dir), limit).map(Some)
 }

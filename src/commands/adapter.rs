@@ -1,7 +1,7 @@
 //! Adapters as the verbs meet them: opened beside their base, and begun beside a model's weights.
 
 use crate::cli::LoraArgs;
-use crate::hub::checkpoint;
+use crate::commands::run_folder::checkpoint;
 use crate::model::weights::{self, SaveOptions, base_of, is_adapter, load_adapter};
 use crate::model::{LoraConfig, Model, Target};
 use crate::run::atomic::write_dir_atomic;

@@ -11,9 +11,9 @@ use super::{max_new_tokens, open_model, optional_encoder};
 use crate::analysis::flow::PACK_TOKENS;
 use crate::analysis::{Analysis, Reading, Sample, terminal};
 use crate::cli::AnalyzeArgs;
-use crate::hub::checkpoint;
+use crate::commands::run_folder::checkpoint;
 use crate::model::{LayerIndex, Model, Workspace};
-use crate::run::atomic::write_file_atomic;
+use crate::run::atomic::{remove, write_file_atomic};
 use crate::run::fingerprint::Fingerprint;
 use crate::run::interrupt;
 use crate::run::manifest::peak_memory_mib;
@@ -110,6 +110,11 @@ fn run_on<B: Device>(args: &AnalyzeArgs, backend: B) -> Result<()> {
     ensure!(flow.sums().samples() == contents.rows, "{} changed while it was read", args.data.display());
     let seconds = start.elapsed().as_secs_f64();
     let analysis = flow.finish(&model, &args.model.to_string_lossy(), args.threshold)?;
+    let map = args.out.join(tokens::TOKENS);
+    if map.is_file() {
+        // An earlier analysis's would be taken for this one's.
+        remove(&map)?;
+    }
     save(&args.out, &analysis)?;
     if let Some(n) = args.tokens {
         let first = samples(&source, answers.as_ref(), 0)?.take(n).collect::<Result<Vec<Sample>>>()?;

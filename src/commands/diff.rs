@@ -3,7 +3,7 @@
 use super::adapter::base_of_adapter;
 use crate::analysis::diff::{check_alike, diff, summary, table};
 use crate::cli::DiffArgs;
-use crate::hub::checkpoint;
+use crate::commands::run_folder::checkpoint;
 use crate::model::weights::TensorReader;
 use crate::run::atomic::write_file_atomic;
 use crate::run::progress::{Progress, say};

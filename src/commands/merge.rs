@@ -3,7 +3,7 @@
 use super::adapter::{base_of_adapter, open_adapter};
 use super::prompt_encoder_beside;
 use crate::cli::MergeArgs;
-use crate::hub::checkpoint;
+use crate::commands::run_folder::checkpoint;
 use crate::model::weights::{self, SaveOptions};
 use crate::run::atomic::write_dir_atomic;
 use crate::run::progress::say;

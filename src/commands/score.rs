@@ -3,8 +3,8 @@
 use super::device::{self, Device, on_device};
 use super::{open_model, optional_encoder, response_tokens};
 use crate::cli::ScoreArgs;
+use crate::commands::run_folder::checkpoint;
 use crate::compute::Packing;
-use crate::hub::checkpoint;
 use crate::model::{Model, Workspace};
 use crate::policy::{InternalPolicy, Targets};
 use crate::run::jsonl::write_jsonl;

@@ -7,11 +7,11 @@ use super::device::{self, Device, on_device};
 use super::evaluate::write_json;
 use super::memory;
 use super::train::state::{Counters, save_part};
-use super::{asked_template, open_model, prompt_encoder, prompt_encoder_beside};
+use super::{open_model, prompt_encoder, prompt_encoder_beside, template};
 use crate::cli::SftArgs;
+use crate::commands::run_folder::checkpoint;
 use crate::compute::Backend;
 use crate::compute::backend::Kind;
-use crate::hub::checkpoint;
 use crate::model::weights::is_adapter;
 use crate::model::{Compute, Keep, LoraConfig, Model, Workspace};
 use crate::rl::OptimizerConfig;
@@ -115,7 +115,7 @@ pub fn run(args: &SftArgs) -> Result<()> {
     }
     let context = model.config.max_position_embeddings;
     ensure!(args.max_length <= context, "--max-length {}: the model's context is {context} tokens", args.max_length);
-    let template = asked_template(&args.prompt).unwrap_or_default();
+    let template = template(&args.prompt, &start);
     let prompts = match &base {
         Some(base) => prompt_encoder_beside(&start, Some(base), template.clone(), context)?,
         None => prompt_encoder(&start, template.clone(), context)?,
@@ -336,6 +336,6 @@ impl Sft<'_> {
             self.prompts.tokenizer().save(tmp)?;
             save_part(tmp, model, optimizer, &metadata)
         })?;
-        self.checkpoints.prune(self.args.keep_checkpoints)
+        self.checkpoints.prune(self.args.keep_checkpoints, None)
     }
 }

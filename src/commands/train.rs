@@ -14,7 +14,6 @@ use super::device::{self, Device, on_device, on_host};
 use super::memory;
 use crate::analysis::{Analysis, Flow, Reading, Sample, terminal};
 use crate::cli::TrainArgs;
-use crate::commands::open_model;
 use crate::hub::{RepoName, checkpoint};
 use crate::model::{Model, Workspace};
 use crate::policy::{InternalPolicy, LayerIndex};
@@ -29,7 +28,7 @@ use crate::rollout::engine::{Engine, Request, generate};
 use crate::run::atomic::{clean_leftovers, write_file_atomic};
 use crate::run::checkpoint::Checkpoints;
 use crate::run::interrupt;
-use crate::run::jsonl::{JsonlWriter, keep_steps_until, write_jsonl};
+use crate::run::jsonl::{JsonlWriter, keep_steps_until, read_jsonl, write_jsonl};
 use crate::run::lock::FolderLock;
 use crate::run::manifest::{Manifest, now};
 use crate::run::progress::{Progress, say};
@@ -49,10 +48,15 @@ use std::time::Instant;
 const ANALYSIS_STREAM: u64 = u64::MAX;
 
 pub fn run(args: &TrainArgs, threads: Option<usize>) -> Result<()> {
-    // A run's folder stands for the recipe in it.
+    // A run's folder stands for itself, with the recipe in it.
     let (path, of_run) = (Path::new(&args.recipe), Path::new(&args.recipe).join("recipe.toml"));
-    let path = if of_run.is_file() { &of_run } else { path };
+    let folder = of_run.is_file().then_some(path);
+    let path = if folder.is_some() { &of_run } else { path };
     let mut recipe = Recipe::load(&path.to_string_lossy(), &args.set)?;
+    if args.print {
+        print!("{}", recipe.to_toml()?);
+        return Ok(());
+    }
     recipe.check_data()?;
     // What the run's folder keeps is the snapshot that it began with, whatever the name means tomorrow.
     if let Some(path) = recipe.model.path.as_mut().filter(|path| !path.is_dir())
@@ -62,13 +66,17 @@ pub fn run(args: &TrainArgs, threads: Option<usize>) -> Result<()> {
     }
     super::start_threads(threads.or(recipe.threads))?;
     let beside = path.parent().filter(|dir| args.resume && Checkpoints::new(dir).latest().is_some());
-    let dir = args.dir.clone().or_else(|| beside.map(Path::to_path_buf)).unwrap_or_else(|| recipe.dir());
+    let dir = args.dir.as_deref().or(folder).or(beside).map_or_else(|| recipe.dir(), Path::to_path_buf);
     let checkpoints = Checkpoints::new(&dir);
     match (args.resume, checkpoints.latest()) {
         (false, Some(_)) => {
             bail!("{} already holds a run: go on with --resume, or choose another folder with --dir", dir.display())
         }
         (true, None) => bail!("{} holds no checkpoint to resume from: start without --resume", dir.display()),
+        (false, None) if dir.join("metrics.jsonl").exists() || dir.join("evaluation-before").exists() => bail!(
+            "{} holds results of a run, but no checkpoint to go on from: move it away, or choose another folder with --dir",
+            dir.display()
+        ),
         _ => {}
     }
     interrupt::install()?;
@@ -79,6 +87,11 @@ pub fn run(args: &TrainArgs, threads: Option<usize>) -> Result<()> {
         let backend = backend.offloading(recipe.optimizer.offload);
         run_on(Run::open(recipe, dir, checkpoints, backend)?)
     })
+}
+
+/// The time of an evaluation after a step.
+fn at_step(step: usize) -> String {
+    format!("step-{step:06}")
 }
 
 fn run_on<B: Device>(mut run: Run<B>) -> Result<()> {
@@ -116,6 +129,8 @@ struct Run<B: Device> {
     ended_early: Vec<usize>,
     _lock: FolderLock,
     step: usize,
+    /// The step that the present phase began after, whose checkpoint stays.
+    turn: Option<usize>,
     /// Where the next step's problems begin in the run's order.
     position: u64,
 }
@@ -162,6 +177,7 @@ impl<B: Device> Run<B> {
             ended_early: Vec::new(),
             _lock: lock,
             step: 0,
+            turn: None,
             position: 0,
         })
     }
@@ -179,6 +195,9 @@ impl<B: Device> Run<B> {
             self.recipe.seed,
             rayon::current_num_threads()
         ));
+        if let Some(remark) = self.recipe.loss.remark() {
+            say(&remark);
+        }
         if !starts::warm_up(&self.recipe, &self.source, &self.prompts, &mut model)? {
             say("interrupted during the warm-up: nothing was saved, start again");
             return Ok(false);
@@ -246,6 +265,7 @@ impl<B: Device> Run<B> {
         for file in ["metrics.jsonl", "completions.jsonl", "probe.jsonl"] {
             keep_steps_until(&self.dir.join(file), step)?;
         }
+        self.manifest = self.manifest.clone().going_on(&self.dir.join("manifest.json"));
         say(&format!("{}: going on after step {step} of {}", self.recipe.name, self.recipe.rl.steps));
         Ok(())
     }
@@ -256,7 +276,7 @@ impl<B: Device> Run<B> {
             self.model.take().context("a run trains a model")?,
             self.optimizer.take().context("a run trains with an optimizer")?,
         );
-        let before = self.scores(&mut model, "before")?;
+        let (before, from) = (self.before(&mut model)?, self.step);
         let mut events = Events::open(self.recipe.run.tensorboard, &self.dir, self.step)?;
         if self.step == 0 {
             events.scores(0, &before)?;
@@ -264,7 +284,7 @@ impl<B: Device> Run<B> {
         // A model with an adapter is its own reference.
         let reference = match self.recipe.loss.kl_coef != 0.0 && self.recipe.lora.is_none() {
             true => Some(
-                open_model(&self.checkpoints.path(0))
+                setup::model_at(&self.recipe, &self.checkpoints, 0)
                     .context("the reference model of the KL penalty")?
                     .on(model.backend.clone()),
             ),
@@ -280,8 +300,11 @@ impl<B: Device> Run<B> {
         if self.step == 0 {
             self.show_first_prompt()?;
         }
-        let mut history = Vec::new();
-        for step in self.step + 1..=steps {
+        if !evaluations::are_saved(&self.sets, &self.evaluation_dir(&at_step(from))) {
+            // What the run was stopped before.
+            self.evaluate_if_due(&mut trainer.model, &mut events)?;
+        }
+        for step in from + 1..=steps {
             let mut report = trainer.step(step, &mut |n| self.draw(n), &mut |_| ())?;
             self.look_inside(&mut trainer, &mut report.metrics, &mut events)?;
             events.metrics(&report.metrics)?;
@@ -291,9 +314,9 @@ impl<B: Device> Run<B> {
             progress.message(summary::line(&report.metrics));
             progress.inc(1);
             summary::explain(&report.metrics, self.recipe.compute);
-            history.push(report.metrics);
             let stop = interrupt::requested();
-            if stop || step == steps || every > 0 && step % every == 0 {
+            self.turn = trainer.settings.schedule.turn_until(step);
+            if stop || step == steps || every > 0 && step % every == 0 || self.turn == Some(step) {
                 self.save(&trainer.model, &trainer.optimizer, trainer.critic.as_ref(), step)?;
             }
             if stop && step < steps {
@@ -305,16 +328,12 @@ impl<B: Device> Run<B> {
                 ));
                 return Ok(());
             }
-            let evaluate_every = self.recipe.evaluate.as_ref().map_or(0, |e| e.every);
-            if evaluate_every > 0 && step % evaluate_every == 0 && step < steps {
-                let scores = self.scores(&mut trainer.model, &format!("step-{step:06}"))?;
-                events.scores(step, &scores)?;
-            }
+            self.evaluate_if_due(&mut trainer.model, &mut events)?;
         }
         progress.finish();
         drop(metrics);
         let (mut model, trained_by) = (trainer.model, trainer.settings.schedule);
-        let after = self.scores(&mut model, "after")?;
+        let after = self.scores(&mut model, "after", steps)?;
         events.scores(steps, &after)?;
         let analysis = self.analyse(&model, "after")?;
         self.manifest.finished = Some(now());
@@ -325,10 +344,11 @@ impl<B: Device> Run<B> {
             schedule: &trained_by,
             before: &before,
             after: &after,
-            history: &history,
+            steps: &read_jsonl(&self.dir.join("metrics.jsonl"))?,
             analysis_before: self.read_analysis("before"),
             analysis_after: &analysis,
             seconds: self.started.elapsed().as_secs_f64(),
+            resumed: from > 0,
             chart: chart::of_run(&self.dir),
         });
         Ok(())
@@ -377,10 +397,33 @@ impl<B: Device> Run<B> {
         Ok(())
     }
 
-    /// Evaluates every set; a time that was evaluated before is read back.
-    fn scores(&self, model: &mut Model<B>, time: &str) -> Result<SetScores> {
-        let (dir, checkpoint) = (self.dir.join(format!("evaluation-{time}")), self.checkpoints.path(self.step));
+    /// The scores that the run began with: where they are not there, its first checkpoint's.
+    fn before(&self, model: &mut Model<B>) -> Result<SetScores> {
+        if self.step == 0 || evaluations::are_saved(&self.sets, &self.evaluation_dir("before")) {
+            return self.scores(model, "before", 0);
+        }
+        let first = setup::model_at(&self.recipe, &self.checkpoints, 0).context("the model that the run began with")?;
+        self.scores(&mut first.on(model.backend.clone()), "before", 0)
+    }
+
+    /// The evaluation after the step that was last, where one is due; the one after the last of all is its own.
+    fn evaluate_if_due(&self, model: &mut Model<B>, events: &mut Events) -> Result<()> {
+        let (step, steps) = (self.step, self.recipe.rl.steps);
+        let every = self.recipe.evaluate.as_ref().map_or(0, |e| e.every);
+        if every > 0 && step > 0 && step.is_multiple_of(every) && step < steps {
+            events.scores(step, &self.scores(model, &at_step(step), step)?)?;
+        }
+        Ok(())
+    }
+
+    /// Evaluates every set on the model of a step; a time that was evaluated before is read back.
+    fn scores(&self, model: &mut Model<B>, time: &str, step: usize) -> Result<SetScores> {
+        let (dir, checkpoint) = (self.evaluation_dir(time), self.checkpoints.path(step));
         evaluations::scores(&self.recipe, &self.sets, &self.prompts, model, &checkpoint, &dir, time)
+    }
+
+    fn evaluation_dir(&self, time: &str) -> PathBuf {
+        self.dir.join(format!("evaluation-{time}"))
     }
 
     /// Samples responses from the final policy and analyses them.
@@ -450,6 +493,6 @@ impl<B: Device> Run<B> {
         let path: &Path = &self.checkpoints.path(step);
         state::save(path, model, self.prompts.tokenizer(), optimizer, critic, &self.recipe, standing, step)?;
         ensure!(path.is_dir(), "the checkpoint {} did not appear", path.display());
-        self.checkpoints.prune(self.recipe.run.keep_checkpoints)
+        self.checkpoints.prune(self.recipe.run.keep_checkpoints, self.turn)
     }
 }

@@ -19,9 +19,9 @@ pub struct RunSection {
     /// Where everything is written; `runs/NAME` without it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dir: Option<PathBuf>,
-    /// Rollout steps between checkpoints; 0: only the first and the last.
+    /// Rollout steps between checkpoints, beside the first, the last, and the last one of every phase; 0: only those.
     pub checkpoint_every: usize,
-    /// Checkpoints kept, beside the first.
+    /// Checkpoints kept, beside the first and the one that the present phase began with.
     pub keep_checkpoints: usize,
     /// A folder of warmed-up models, for runs that begin alike to share; every run warms up by itself without it.
     #[serde(skip_serializing_if = "Option::is_none")]

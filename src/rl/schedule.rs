@@ -241,6 +241,11 @@ impl Schedule {
         self.phases.iter().find(going).copied().unwrap_or(self.phases[self.phases.len() - 1])
     }
 
+    /// The last step up to `step` with which a phase ended.
+    pub fn turn_until(&self, step: usize) -> Option<usize> {
+        self.phases.iter().filter_map(|phase| phase.last_step).filter(|last| (1..=step).contains(last)).max()
+    }
+
     /// The policy that rollout step `step`, counted from 1, optimizes. Rollouts come from the final policy in every step.
     pub fn policy_at(&self, step: usize) -> InternalPolicy {
         self.phase_at(step).policy()
@@ -327,6 +332,7 @@ mod tests {
         schedule.end_internal_at(12);
         let internal = schedule.phase_at(12);
         assert_eq!((internal.policy(), internal.last_step), (layer(6), Some(12)));
+        assert_eq!([11, 12, 99].map(|step| schedule.turn_until(step)), [None, Some(12), Some(12)]);
         assert_eq!(schedule.policy_at(13), InternalPolicy::Final);
         schedule.end_internal_at(40);
         assert_eq!(schedule.policy_at(13), InternalPolicy::Final);

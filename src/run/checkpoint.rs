@@ -96,9 +96,9 @@ impl Checkpoints {
         self.steps().pop()
     }
 
-    /// Removes all but the last `keep` checkpoints; step 0, where the run began, stays.
-    pub fn prune(&self, keep: usize) -> Result<()> {
-        let steps: Vec<usize> = self.steps().into_iter().filter(|s| *s > 0).collect();
+    /// Removes all but the last `keep` checkpoints; step 0, where the run began, stays, and so does `also`.
+    pub fn prune(&self, keep: usize, also: Option<usize>) -> Result<()> {
+        let steps: Vec<usize> = self.steps().into_iter().filter(|s| *s > 0 && Some(*s) != also).collect();
         for step in steps.iter().take(steps.len().saturating_sub(keep.max(1))) {
             let path = self.path(*step);
             fs::remove_dir_all(&path)
@@ -144,7 +144,11 @@ mod tests {
             fs::create_dir_all(checkpoints.path(step)).unwrap();
         }
         fs::create_dir_all(checkpoints.dir().join(".tmp-step-000040-1")).unwrap();
-        checkpoints.prune(2).unwrap();
+        checkpoints.prune(2, None).unwrap();
         assert_eq!(checkpoints.steps(), vec![0, 20, 30]);
+        checkpoints.prune(1, Some(20)).unwrap();
+        assert_eq!(checkpoints.steps(), vec![0, 20, 30]);
+        checkpoints.prune(1, None).unwrap();
+        assert_eq!(checkpoints.steps(), vec![0, 30]);
     }
 }

@@ -1,6 +1,6 @@
 //! Where a run's numbers come from: version, seed, machine, times.
 
-use super::atomic::write_file_atomic;
+use super::atomic::{read, write_file_atomic};
 use anyhow::{Context, Result};
 use chrono::{SecondsFormat, Utc};
 use serde::{Deserialize, Serialize};
@@ -39,6 +39,12 @@ impl Manifest {
             started: now(),
             finished: None,
         }
+    }
+
+    /// The manifest of a run that goes on: it began when it began.
+    pub fn going_on(self, path: &Path) -> Manifest {
+        let then = read(path).ok().and_then(|bytes| serde_json::from_slice::<Manifest>(&bytes).ok());
+        Manifest { started: then.map_or(self.started, |then| then.started), ..self }
     }
 
     pub fn write(&self, path: &Path) -> Result<()> {

@@ -263,7 +263,7 @@ impl PromptTemplate {
             PromptTemplate::Chat { system, variables } => {
                 let chat = chat.context(
                     "the model has no chat template (neither chat_template.jinja nor chat_template in tokenizer_config.json): \
-                     use a plain one, template = \"plain\" with text = \"...{problem}...\"",
+                     use a plain one, --plain \"...{problem}...\" or, in a recipe's [prompt], template = \"plain\" with text",
                 )?;
                 let Some(system) = system else { return chat.render_turns(messages, variables, open) };
                 let system = Message { role: "system".into(), content: system.clone() };

@@ -2,7 +2,7 @@
 
 use super::setup::EvaluationSet;
 use crate::commands::device::Device;
-use crate::commands::evaluate::{save_result, save_rows, save_summary};
+use crate::commands::evaluate::{RESULT, save_result, save_rows, save_summary};
 use crate::evaluate::result::Evaluation;
 use crate::evaluate::run::{EvaluateSettings, evaluate};
 use crate::evaluate::scores::Scores;
@@ -14,10 +14,30 @@ use crate::run::atomic::read;
 use crate::run::progress::{Progress, say};
 use crate::text::PromptEncoder;
 use anyhow::Result;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Scores of every set, by its name (empty where there is one without).
 pub type SetScores = Vec<(String, Scores)>;
+
+/// Whether every set was evaluated into `dir`, as it would be now.
+pub fn are_saved(sets: &[EvaluationSet], dir: &Path) -> bool {
+    sets.iter().all(|set| saved(set, &folder(set, dir)).is_some())
+}
+
+fn folder(set: &EvaluationSet, dir: &Path) -> PathBuf {
+    if set.name.is_empty() { dir.to_path_buf() } else { dir.join(&set.name) }
+}
+
+/// A set's evaluation in its folder; none where there is none, or one with other sizes, which could not be compared.
+fn saved(set: &EvaluationSet, dir: &Path) -> Option<Evaluation> {
+    let evaluation: Evaluation = serde_json::from_slice(&read(&dir.join(RESULT)).ok()?).ok()?;
+    let scores = &evaluation.scores;
+    let alike = scores.problems == set.problems.len()
+        && scores.responses_per_problem == set.n
+        && scores.pass_at_k.iter().map(|pass| pass.k).eq(set.k.iter().copied())
+        && evaluation.reward_name == set.reward.name();
+    alike.then_some(evaluation)
+}
 
 /// Evaluates every set once into `dir`, whose name is `evaluation-TIME`; what was evaluated before is read back.
 pub fn scores<B: Device>(
@@ -31,12 +51,9 @@ pub fn scores<B: Device>(
 ) -> Result<SetScores> {
     let (mut all, mut evaluations) = (Vec::with_capacity(sets.len()), Vec::new());
     for set in sets {
-        let (dir, name) = match set.name.is_empty() {
-            true => (dir.to_path_buf(), time.to_string()),
-            false => (dir.join(&set.name), set.name.clone()),
-        };
-        let saved = read(&dir.join("evaluation.json")).ok().and_then(|b| serde_json::from_slice::<Evaluation>(&b).ok());
-        let evaluation = match saved {
+        let dir = folder(set, dir);
+        let name = if set.name.is_empty() { time.to_string() } else { set.name.clone() };
+        let evaluation = match saved(set, &dir) {
             Some(evaluation) => evaluation,
             None => {
                 let evaluation = one(recipe, set, prompts, model, checkpoint, &dir, &name)?;

@@ -16,7 +16,7 @@ use crate::tasks::order::index_at;
 use crate::tasks::{Problem, Split, TaskConfig};
 use crate::text::{PromptEncoder, Tokenizer};
 use anyhow::{Context, Result, anyhow};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Held-out problems are the same for every seed of a recipe, so that runs are compared on the same ones.
 pub const HELD_OUT_SEED: u64 = 0;
@@ -34,16 +34,9 @@ pub fn start(recipe: &Recipe, checkpoints: &Checkpoints) -> Result<Start> {
         Ok(Start { model: open_model(dir)?, prompts: prompt_encoder(dir, recipe.prompt.clone(), limit)? })
     };
     if let Some(step) = checkpoints.latest() {
-        let dir = checkpoints.path(step);
-        if recipe.lora.is_none() {
-            return open(&dir);
-        }
-        let run = checkpoints.dir().parent().unwrap_or(Path::new(""));
-        let base = adapter::base_of_run(run, weights_kept(recipe))?;
-        return Ok(Start {
-            model: open_adapter(&dir, &base)?,
-            prompts: prompt_encoder_beside(&dir, Some(&base), recipe.prompt.clone(), limit)?,
-        });
+        let (dir, base) = (checkpoints.path(step), base_of(recipe, checkpoints)?);
+        let prompts = prompt_encoder_beside(&dir, base.as_deref(), recipe.prompt.clone(), limit)?;
+        return Ok(Start { model: model_at(recipe, checkpoints, step)?, prompts });
     }
     if let Some(path) = &recipe.model.path {
         let mut start = open(path).context("model.path")?;
@@ -58,6 +51,21 @@ pub fn start(recipe: &Recipe, checkpoints: &Checkpoints) -> Result<Start> {
     let params = random_params(&config, &layout, init.std, recipe.seed);
     let prompts = PromptEncoder::new(tokenizer, None, recipe.prompt.clone(), limit)?;
     Ok(Start { model: Model::new(config, params), prompts })
+}
+
+/// The model of one of a run's checkpoints.
+pub fn model_at(recipe: &Recipe, checkpoints: &Checkpoints, step: usize) -> Result<Model> {
+    let dir = checkpoints.path(step);
+    match base_of(recipe, checkpoints)? {
+        Some(base) => open_adapter(&dir, &base),
+        None => open_model(&dir),
+    }
+}
+
+/// What the run's adapter, if it trains one, lies beside.
+fn base_of(recipe: &Recipe, checkpoints: &Checkpoints) -> Result<Option<PathBuf>> {
+    let run = checkpoints.dir().parent().unwrap_or(Path::new(""));
+    recipe.lora.as_ref().map(|_| adapter::base_of_run(run, weights_kept(recipe))).transpose()
 }
 
 /// Puts the recipe's adapter, if it has one, beside the weights that the run begins with.

@@ -3,12 +3,13 @@
 use super::evaluations::SetScores;
 use crate::analysis::Analysis;
 use crate::commands::adapter::opens_with;
-use crate::evaluate::scores::Scores;
+use crate::evaluate::scores::{PassAtK, Scores};
 use crate::model::Compute;
 use crate::rl::metrics::StepMetrics;
 use crate::rl::schedule::Schedule;
 use crate::run::progress::say;
 use comfy_table::{CellAlignment, Table, presets::UTF8_BORDERS_ONLY};
+use serde_json::Value;
 use std::path::Path;
 
 /// Beside the progress bar.
@@ -56,10 +57,13 @@ pub struct Ending<'a> {
     pub schedule: &'a Schedule,
     pub before: &'a SetScores,
     pub after: &'a SetScores,
-    pub history: &'a [StepMetrics],
+    /// The run's rows of `metrics.jsonl`, those before a resumption too.
+    pub steps: &'a [Value],
     pub analysis_before: Option<Analysis>,
     pub analysis_after: &'a Analysis,
     pub seconds: f64,
+    /// The seconds count from there, not from the run's beginning.
+    pub resumed: bool,
     /// Reward and the optimized layer over the steps, drawn.
     pub chart: Option<String>,
 }
@@ -77,14 +81,17 @@ pub fn print(e: &Ending<'_>) {
         let before = e.before.iter().find(|(before, _)| before == name).map(|(_, scores)| scores);
         let label = if name.is_empty() { String::new() } else { format!("{name} ") };
         row(format!("{label}Avg@{} (%)", after.responses_per_problem), percent(before), percent(Some(after)), 1);
-        for (i, pass) in after.pass_at_k.iter().enumerate() {
-            let of = |s: Option<&Scores>| s.and_then(|s| s.pass_at_k.get(i)).map(|p| 100.0 * p.pass.mean);
-            row(format!("{label}Pass@{} (%)", pass.k), of(before), of(Some(after)), 1);
+        for pass in &after.pass_at_k {
+            let before = before.and_then(|scores| scores.pass_at_k.iter().find(|before| before.k == pass.k));
+            let percent = |p: &PassAtK| 100.0 * p.pass.mean;
+            row(format!("{label}Pass@{} (%)", pass.k), before.map(percent), Some(percent(pass)), 1);
         }
     }
-    if let (Some(first), Some(last)) = (e.history.first(), e.history.last()) {
-        row("reward".into(), Some(first.rewards.reward_mean), Some(last.rewards.reward_mean), 3);
-        row("response length".into(), Some(first.response_length.mean), Some(last.response_length.mean), 1);
+    if let (Some(first), Some(last)) = (e.steps.first(), e.steps.last()) {
+        for (name, at, digits) in [("reward", "/reward_mean", 3), ("response length", "/response_length/mean", 1)] {
+            let number = |step: &Value| step.pointer(at).and_then(Value::as_f64);
+            row(name.into(), number(first), number(last), digits);
+        }
     }
     let before = e.analysis_before.as_ref();
     row("final entropy (nats)".into(), before.map(|a| a.final_entropy), Some(e.analysis_after.final_entropy), 3);
@@ -97,7 +104,8 @@ pub fn print(e: &Ending<'_>) {
     if let Some(chart) = &e.chart {
         println!("{chart}");
     }
-    println!("Optimized: {}. {:.0} s in all.", e.schedule.describe(), e.seconds);
+    let since = if e.resumed { "since it was resumed" } else { "in all" };
+    println!("Optimized: {}. {:.0} s {since}.", e.schedule.describe(), e.seconds);
     println!("Run folder: {}   (metrics.jsonl, completions.jsonl, evaluation-*, analysis-*)", e.dir.display());
     println!("Model:      {}   (opens with {})", e.checkpoint.display(), opens_with(e.checkpoint));
 }
