@@ -45,6 +45,8 @@ pub enum Command {
     Analyze(AnalyzeArgs),
     /// Log-probs and entropies of given responses under any policy
     Score(ScoreArgs),
+    /// Hidden states of given tokens, of any layer and module, as safetensors
+    States(StatesArgs),
     /// Sample from any policy
     Generate(GenerateArgs),
     /// Avg@K and Pass@K on problems or suites, with intervals; goes on where it was interrupted
@@ -307,6 +309,35 @@ pub struct ScoreArgs {
     /// JSONL: log_probs and entropy of each row's response tokens
     #[arg(long)]
     pub out: PathBuf,
+    #[command(flatten)]
+    pub numbers: ComputeArgs,
+    #[command(flatten)]
+    pub prompt: PromptArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example: bupo states MODEL --data rows.jsonl --states resid_post:1-6,attn:6,final --out states.safetensors"
+)]
+pub struct StatesArgs {
+    /// A HuggingFace checkpoint folder, a run's folder, or a name on the hub: OWNER/NAME[@REVISION]
+    pub model: PathBuf,
+    /// JSONL of {input_ids}, {prompt|messages, response}, or prompts and problems
+    #[arg(long)]
+    pub data: PathBuf,
+    /// What to read, separated by commas: resid_pre, attn_in, attn, resid_mid, ffn_in, ffn, resid_post with layers (ffn:6, ffn:1-6,
+    /// ffn:7-), or final
+    #[arg(long, value_delimiter = ',', required = true)]
+    pub states: Vec<String>,
+    /// A safetensors file: a tensor [N, d] for each state, and row (from 1), position (from 0) and token of each of the N
+    #[arg(long)]
+    pub out: PathBuf,
+    /// Only the response's tokens
+    #[arg(long)]
+    pub response: bool,
+    /// Only the first N rows
+    #[arg(long, value_name = "N")]
+    pub limit: Option<usize>,
     #[command(flatten)]
     pub numbers: ComputeArgs,
     #[command(flatten)]

@@ -17,6 +17,7 @@ mod run_folder;
 pub mod score;
 pub mod serve;
 pub mod sft;
+pub mod states;
 pub mod sweep;
 pub mod train;
 pub mod verify;

@@ -3,6 +3,7 @@
 mod common;
 
 use common::{bupo, copy, fails, ok, rows, text};
+use safetensors::SafeTensors;
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -412,6 +413,67 @@ fn every_verb_works_on_the_checkpoint_and_they_agree_with_each_other() {
         "8",
     ]);
     assert!(at("analysis-2/analysis.json").is_file());
+}
+
+#[test]
+fn states_are_those_that_the_analysis_saw_and_add_up() {
+    let root = tempfile::tempdir().unwrap();
+    let (data, out) = (root.path().join("rows.jsonl"), root.path().join("states.safetensors"));
+    let lines: Vec<String> = rows(&run().join("completions.jsonl"))
+        .iter()
+        .take(70)
+        .map(|row| json!({"prompt": row["prompt"], "response": row["response"]}).to_string())
+        .collect();
+    fs::write(&data, lines.join("\n")).unwrap();
+    let all = "resid_pre:2,attn:2,resid_mid:2,ffn:2,resid_post:1-3,final";
+    let args = ["states", text(&model()), "--data", text(&data), "--plain", "{problem}", "--out", text(&out)];
+    ok(&[&args[..], &["--states", all]].concat());
+    let bytes = fs::read(&out).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let numbers = |name: &str| -> Vec<f32> {
+        let tensor = file.tensor(name).unwrap();
+        assert_eq!(tensor.shape()[1], 32);
+        tensor.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+    };
+    let index = |name: &str| -> Vec<i64> {
+        file.tensor(name).unwrap().data().chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap())).collect()
+    };
+    let near = |a: &[f32], b: &[f32], c: &[f32]| a.iter().zip(b).zip(c).all(|((a, b), c)| (a + b - c).abs() < 1e-6);
+    assert!(near(&numbers("resid_pre:2"), &numbers("attn:2"), &numbers("resid_mid:2")));
+    assert!(near(&numbers("resid_mid:2"), &numbers("ffn:2"), &numbers("resid_post:2")));
+    assert_eq!(numbers("resid_pre:2"), numbers("resid_post:1"));
+    assert!(file.tensor("final").is_ok());
+    // The mean length over the states that predict response tokens, as the analysis has it.
+    let analysis = root.path().join("analysis");
+    ok(&["analyze", text(&model()), "--data", text(&data), "--plain", "{problem}", "--out", text(&analysis)]);
+    let analysis: Value = serde_json::from_slice(&fs::read(analysis.join("analysis.json")).unwrap()).unwrap();
+    let (row, position) = (index("row"), index("position"));
+    ok(&[&args[..], &["--states", "resid_post:3", "--response"]].concat());
+    let bytes = fs::read(&out).unwrap();
+    let of_responses = SafeTensors::deserialize(&bytes).unwrap();
+    let firsts: Vec<i64> = {
+        let read = |name: &str| -> Vec<i64> {
+            let data = of_responses.tensor(name).unwrap().data().to_vec();
+            data.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap())).collect()
+        };
+        let (row, position) = (read("row"), read("position"));
+        (1..=70).map(|n| position[row.iter().position(|r| *r == n).unwrap()]).collect()
+    };
+    let lasts: Vec<i64> = (1..=70).map(|n| row.iter().filter(|r| **r == n).count() as i64 - 1).collect();
+    let predicts = |i: usize| {
+        let row = row[i] as usize - 1;
+        (firsts[row] - 1..lasts[row]).contains(&position[i])
+    };
+    let lengths: Vec<f64> = numbers("resid_post:3")
+        .chunks_exact(32)
+        .enumerate()
+        .filter(|(i, _)| predicts(*i))
+        .map(|(_, state)| state.iter().map(|x| (*x as f64).powi(2)).sum::<f64>().sqrt())
+        .collect();
+    let mean = lengths.iter().sum::<f64>() / lengths.len() as f64;
+    let expected = analysis["per_layer"][2]["residual_norm"].as_f64().unwrap();
+    assert!((mean / expected - 1.0).abs() < 1e-5, "{mean} {expected}");
+    fails(&[&args[..], &["--states", "mlp:1"]].concat(), &["--states mlp:1", "resid_mid"]);
 }
 
 #[test]

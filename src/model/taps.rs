@@ -91,12 +91,76 @@ pub enum Tap {
 }
 
 impl Tap {
+    /// One kind of state of some layers as a person writes them ([`LayerIndex::parse_some`]): `"attn:6"`, `"resid_post:1-6"`; or
+    /// `"final"`. Names are those of [`fmt::Display`].
+    pub fn parse_some(text: &str, layers: usize) -> Result<Vec<Tap>> {
+        if text == "final" {
+            return Ok(vec![Tap::Final]);
+        }
+        let expected = || {
+            let names: Vec<&str> = Tap::KINDS.iter().map(|(name, _)| *name).collect();
+            format!("expected final, or one of {} with layers, as in attn:6", names.join(", "))
+        };
+        let (name, some) = text.split_once(':').with_context(expected)?;
+        let (_, kind) = Tap::KINDS.iter().find(|(known, _)| *known == name).with_context(expected)?;
+        let some = LayerIndex::parse_some(some, layers)?;
+        Ok(LayerIndex::all(layers).filter(|layer| some.contains(layer)).map(kind).collect())
+    }
+
+    /// Kinds of states that a forward shows of every layer, bottom up.
+    const KINDS: [(&'static str, fn(LayerIndex) -> Tap); 7] = [
+        ("resid_pre", Tap::ResidPre),
+        ("attn_in", Tap::AttnIn),
+        ("attn", Tap::Attn),
+        ("resid_mid", Tap::ResidMid),
+        ("ffn_in", Tap::FfnIn),
+        ("ffn", Tap::Ffn),
+        ("resid_post", Tap::ResidPost),
+    ];
+
+    /// A forward shows states in the order of their heights.
+    pub fn height(self) -> (usize, usize) {
+        let of_layer = |layer: LayerIndex| {
+            let kind = Tap::KINDS.iter().position(|(_, kind)| kind(layer) == self);
+            (layer.one_based(), kind.unwrap_or(Tap::KINDS.len()))
+        };
+        self.layer().map_or((usize::MAX, 0), of_layer)
+    }
+
     /// The layer that it lies in; none for [`Tap::Final`], which lies above them all.
     pub fn layer(self) -> Option<LayerIndex> {
         match self {
             Tap::ResidPre(l) | Tap::AttnIn(l) | Tap::Attn(l) | Tap::ResidMid(l) => Some(l),
             Tap::FfnIn(l) | Tap::Ffn(l) | Tap::ResidPost(l) | Tap::Normed(l) => Some(l),
             Tap::Final => None,
+        }
+    }
+}
+
+impl fmt::Display for Tap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(layer) = self.layer() else { return f.write_str("final") };
+        let name = Tap::KINDS.iter().find(|(_, kind)| kind(layer) == *self).map_or("normed", |(name, _)| name);
+        write!(f, "{name}:{layer}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn states_have_names_that_are_read_back_and_an_order() {
+        let names = ["resid_pre:2", "attn_in:2", "attn:2", "resid_mid:2", "ffn_in:2", "ffn:2", "resid_post:2", "final"];
+        let taps: Vec<Tap> = names.iter().flat_map(|name| Tap::parse_some(name, 3).unwrap()).collect();
+        assert_eq!(taps.iter().map(Tap::to_string).collect::<Vec<_>>(), names);
+        assert!(taps.is_sorted_by_key(|tap| tap.height()));
+        assert_eq!(Tap::parse_some("ffn:2-", 3).unwrap().len(), 2);
+        for (text, expected) in
+            [("ffn", "attn:6"), ("mlp:1", "resid_mid"), ("ffn:4", "from 1 to 3"), ("ffn:", "from 1 to 3")]
+        {
+            let error = format!("{:#}", Tap::parse_some(text, 3).unwrap_err());
+            assert!(error.contains(expected), "{text}: {error}");
         }
     }
 }

@@ -14,6 +14,13 @@ pub fn write_file_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     file.commit()
 }
 
+/// A file that `fill` writes by its name, which is a hidden one until it is whole.
+pub fn write_path_atomic(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let file = AtomicFile::create(path)?;
+    fill(&file.temporary)?;
+    file.commit()
+}
+
 /// A file that is written piece by piece and takes its name in [`AtomicFile::commit`]; dropped before, nothing remains.
 #[derive(Debug)]
 pub struct AtomicFile {
