@@ -426,7 +426,8 @@ fn states_are_those_that_the_analysis_saw_and_add_up() {
         .collect();
     fs::write(&data, lines.join("\n")).unwrap();
     let all = "resid_pre:2,attn:2,resid_mid:2,ffn:2,resid_post:1-3,final";
-    let args = ["states", text(&model()), "--data", text(&data), "--plain", "{problem}", "--out", text(&out)];
+    let model = model();
+    let args = ["states", text(&model), "--data", text(&data), "--plain", "{problem}", "--out", text(&out)];
     ok(&[&args[..], &["--states", all]].concat());
     let bytes = fs::read(&out).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
@@ -445,7 +446,7 @@ fn states_are_those_that_the_analysis_saw_and_add_up() {
     assert!(file.tensor("final").is_ok());
     // The mean length over the states that predict response tokens, as the analysis has it.
     let analysis = root.path().join("analysis");
-    ok(&["analyze", text(&model()), "--data", text(&data), "--plain", "{problem}", "--out", text(&analysis)]);
+    ok(&["analyze", text(&model), "--data", text(&data), "--plain", "{problem}", "--out", text(&analysis)]);
     let analysis: Value = serde_json::from_slice(&fs::read(analysis.join("analysis.json")).unwrap()).unwrap();
     let (row, position) = (index("row"), index("position"));
     ok(&[&args[..], &["--states", "resid_post:3", "--response"]].concat());
@@ -555,7 +556,7 @@ fn bad_input_ends_with_one_clear_error_and_no_half_written_output() {
     train("probe.references=[\"no.jsonl\"]", &["probe.references names no.jsonl"]);
     fails(&["train", text(&at("none.toml"))], &["none.toml", "arithmetic-bupo"]);
     // The model has no chat template, and says what to do.
-    fails(&["generate", text(&whole), "--prompt", "hi"], &["chat template", "plain"]);
+    fails(&["generate", text(&whole), "--prompt", "hi", "--system", "s"], &["chat template", "plain"]);
     // A file where a folder should be.
     fs::write(at("file"), "").unwrap();
     fails(&["train", text(&path), "--dir", text(&at("file/run"))], &["file"]);
