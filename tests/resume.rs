@@ -79,6 +79,28 @@ fn what_a_run_began_with_is_evaluated_on_its_first_checkpoint() {
 }
 
 #[test]
+fn a_run_goes_on_for_longer_as_if_it_had_been_longer_from_the_start() {
+    let root = tempfile::tempdir().unwrap();
+    let (whole, dir) = (root.path().join("whole"), copied(root.path()));
+    let evaluate = ["--set", "evaluate.problems=3", "--set", "evaluate.n=1", "--set", "evaluate.k=[1]"];
+    ok(&[&["train", text(&dir), "--resume"][..], &evaluate].concat());
+    let rate = ["train", text(&dir), "--resume", "--set", "rl.steps=6", "--set", "optimizer.schedule=linear"];
+    fails(&rate, &["optimizer.schedule was \"constant\" and is \"linear\""]);
+    ok(&["train", text(&dir), "--resume", "--set", "rl.steps=6"]);
+    ok(&["train", text(&recipe(root.path())), "--dir", text(&whole), "--set", "rl.steps=6"]);
+    let weights = |d: &Path| fs::read(d.join("checkpoints/step-000006/model.safetensors")).unwrap();
+    assert!(weights(&whole) == weights(&dir));
+    // What was evaluated at the end was evaluated after a step; the folder's recipe is the longer one.
+    let model = |time: &str| json(&dir.join(format!("evaluation-{time}/evaluation.json")))["model"].to_string();
+    assert!(model("step-000004").contains("step-000004"), "{}", model("step-000004"));
+    assert!(fs::read_to_string(dir.join("recipe.toml")).unwrap().contains("steps = 6"));
+    // A schedule that ends with the run is another one where the run is longer.
+    let (path, bent) = (recipe(root.path()), root.path().join("bent"));
+    ok(&["train", text(&path), "--dir", text(&bent), "--set", "optimizer.schedule=cosine"]);
+    fails(&["train", text(&bent), "--resume", "--set", "rl.steps=6"], &["rl.steps was 4 and is 6", "constant"]);
+}
+
+#[test]
 fn a_phase_leaves_a_checkpoint_and_a_missing_one_is_told_from_those_there() {
     let root = tempfile::tempdir().unwrap();
     let dir = copied(root.path());

@@ -25,7 +25,7 @@ use crate::rl::metrics::{PhaseEnd, StepMetrics};
 use crate::rl::schedule::{PhaseConfig, Schedule};
 use crate::rl::trainer::Trainer;
 use crate::rollout::engine::{Engine, Request, generate};
-use crate::run::atomic::{clean_leftovers, write_file_atomic};
+use crate::run::atomic::{clean_leftovers, rename, write_file_atomic};
 use crate::run::checkpoint::Checkpoints;
 use crate::run::interrupt;
 use crate::run::jsonl::{JsonlWriter, keep_steps_until, read_jsonl, write_jsonl};
@@ -250,7 +250,10 @@ impl<B: Device> Run<B> {
     fn resume(&mut self, step: usize) -> Result<()> {
         let model = self.model.as_ref().context("a run resumes with a model")?;
         let state = state::load(&self.checkpoints.path(step), model, &self.recipe)?;
-        state::same_recipe(&self.recipe, &state.recipe, &self.dir)?;
+        let then = state::same_recipe(&self.recipe, &state.recipe, &self.dir)?;
+        if self.recipe.rl.steps > then.rl.steps {
+            self.lengthen(then.rl.steps)?;
+        }
         let (standing, layers) = (state.standing, model.config.layers);
         self.boundary = standing.boundary.map(|layer| LayerIndex::from_one_based(layer, layers)).transpose()?;
         self.schedule = self.phases_of(layers)?;
@@ -268,6 +271,15 @@ impl<B: Device> Run<B> {
         self.manifest = self.manifest.clone().going_on(&self.dir.join("manifest.json"));
         say(&format!("{}: going on after step {step} of {}", self.recipe.name, self.recipe.rl.steps));
         Ok(())
+    }
+
+    /// Makes more steps of a run that had `steps`: what was seen after the last one was seen after a step.
+    fn lengthen(&self, steps: usize) -> Result<()> {
+        let (after, at_step) = (self.evaluation_dir("after"), self.evaluation_dir(&at_step(steps)));
+        if after.is_dir() && !at_step.exists() {
+            rename(&after, &at_step)?;
+        }
+        write_file_atomic(&self.dir.join("recipe.toml"), self.recipe.to_toml()?.as_bytes())
     }
 
     /// Rollout steps, from where the run stands to its end.
@@ -300,7 +312,7 @@ impl<B: Device> Run<B> {
         if self.step == 0 {
             self.show_first_prompt()?;
         }
-        if !evaluations::are_saved(&self.sets, &self.evaluation_dir(&at_step(from))) {
+        if !evaluations::are_saved(&self.sets, &self.checkpoints.path(from), &self.evaluation_dir(&at_step(from))) {
             // What the run was stopped before.
             self.evaluate_if_due(&mut trainer.model, &mut events)?;
         }
@@ -399,7 +411,8 @@ impl<B: Device> Run<B> {
 
     /// The scores that the run began with: where they are not there, its first checkpoint's.
     fn before(&self, model: &mut Model<B>) -> Result<SetScores> {
-        if self.step == 0 || evaluations::are_saved(&self.sets, &self.evaluation_dir("before")) {
+        let (checkpoint, dir) = (self.checkpoints.path(0), self.evaluation_dir("before"));
+        if self.step == 0 || evaluations::are_saved(&self.sets, &checkpoint, &dir) {
             return self.scores(model, "before", 0);
         }
         let first = setup::model_at(&self.recipe, &self.checkpoints, 0).context("the model that the run began with")?;

@@ -112,6 +112,11 @@ pub fn remove(path: &Path) -> Result<()> {
     fs::remove_file(path).with_context(|| cannot("remove", path))
 }
 
+/// Gives a file or folder another name; the error names both.
+pub fn rename(from: &Path, to: &Path) -> Result<()> {
+    fs::rename(from, to).with_context(|| format!("cannot rename {} to {}", from.display(), to.display()))
+}
+
 /// Folders right below a folder, by name.
 pub fn folders(dir: &Path) -> Result<Vec<PathBuf>> {
     let entries = fs::read_dir(dir).with_context(|| format!("cannot read the folder {}", dir.display()))?;

@@ -11,7 +11,7 @@ pub fn install() -> Result<()> {
         if REQUESTED.swap(true, Ordering::SeqCst) {
             std::process::exit(130);
         }
-        eprintln!("\nfinishing this step and saving; press Ctrl-C again to end at once");
+        eprintln!("\nfinishing what is under way; press Ctrl-C again to end at once");
     };
     ctrlc::set_handler(handler).context("cannot listen for Ctrl-C")
 }
@@ -22,7 +22,7 @@ pub fn when_stdin_ends() {
         let ended = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
         if !REQUESTED.swap(true, Ordering::SeqCst) {
             let how = ended.map_or_else(|e| format!("standard input is lost ({e})"), |_| "standard input ended".into());
-            eprintln!("{how}: finishing this step and saving");
+            eprintln!("{how}: finishing what is under way");
         }
     });
 }

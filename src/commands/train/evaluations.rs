@@ -19,20 +19,22 @@ use std::path::{Path, PathBuf};
 /// Scores of every set, by its name (empty where there is one without).
 pub type SetScores = Vec<(String, Scores)>;
 
-/// Whether every set was evaluated into `dir`, as it would be now.
-pub fn are_saved(sets: &[EvaluationSet], dir: &Path) -> bool {
-    sets.iter().all(|set| saved(set, &folder(set, dir)).is_some())
+/// Whether every set was evaluated into `dir`, as the checkpoint would be now.
+pub fn are_saved(sets: &[EvaluationSet], checkpoint: &Path, dir: &Path) -> bool {
+    sets.iter().all(|set| saved(set, checkpoint, &folder(set, dir)).is_some())
 }
 
 fn folder(set: &EvaluationSet, dir: &Path) -> PathBuf {
     if set.name.is_empty() { dir.to_path_buf() } else { dir.join(&set.name) }
 }
 
-/// A set's evaluation in its folder; none where there is none, or one with other sizes, which could not be compared.
-fn saved(set: &EvaluationSet, dir: &Path) -> Option<Evaluation> {
+/// A set's evaluation in its folder; none where there is none, or one of another step or with other sizes, which could not be
+/// compared. The run's folder may have moved.
+fn saved(set: &EvaluationSet, checkpoint: &Path, dir: &Path) -> Option<Evaluation> {
     let evaluation: Evaluation = serde_json::from_slice(&read(&dir.join(RESULT)).ok()?).ok()?;
     let scores = &evaluation.scores;
-    let alike = scores.problems == set.problems.len()
+    let alike = Path::new(&evaluation.model).file_name() == checkpoint.file_name()
+        && scores.problems == set.problems.len()
         && scores.responses_per_problem == set.n
         && scores.pass_at_k.iter().map(|pass| pass.k).eq(set.k.iter().copied())
         && evaluation.reward_name == set.reward.name();
@@ -53,7 +55,7 @@ pub fn scores<B: Device>(
     for set in sets {
         let dir = folder(set, dir);
         let name = if set.name.is_empty() { time.to_string() } else { set.name.clone() };
-        let evaluation = match saved(set, &dir) {
+        let evaluation = match saved(set, checkpoint, &dir) {
             Some(evaluation) => evaluation,
             None => {
                 let evaluation = one(recipe, set, prompts, model, checkpoint, &dir, &name)?;

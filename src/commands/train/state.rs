@@ -4,11 +4,11 @@
 use crate::compute::Backend;
 use crate::model::Model;
 use crate::model::weights::{self, SaveOptions};
-use crate::recipe::Recipe;
-use crate::rl::OptimizerConfig;
+use crate::recipe::{Recipe, RlSection};
 use crate::rl::adamw::Optimizer;
 use crate::rl::critic::{Critic, CriticConfig};
 use crate::rl::groups::lr_scales;
+use crate::rl::{LrSchedule, OptimizerConfig};
 use crate::run::atomic::write_dir_atomic;
 use crate::run::checkpoint::{load_state, save_state, take_array};
 use crate::text::Tokenizer;
@@ -172,20 +172,30 @@ fn load_critic(dir: &Path, config: &CriticConfig) -> Result<Critic> {
     Ok(critic)
 }
 
-/// A resumed run equals one never stopped only under the recipe that it began with; where it writes, and on how many
-/// threads it runs, is free.
-pub fn same_recipe(now: &Recipe, then: &str, dir: &Path) -> Result<()> {
+/// A resumed run equals one never stopped only under the recipe that it began with, which is returned; where it writes, on how many
+/// threads it runs, and how it is evaluated is free. It may go on for longer where no rate depends on its end.
+pub fn same_recipe(now: &Recipe, then: &str, dir: &Path) -> Result<Recipe> {
     let then = Recipe::parse(then, "the checkpoint's recipe", &[])?;
+    let longer = now.rl.steps > then.rl.steps;
+    let steps = |r: &Recipe| if longer && bends_with_its_end(now).is_none() { now.rl.steps } else { r.rl.steps };
     let free = |r: &Recipe| {
         let optimizer = OptimizerConfig { offload: now.optimizer.offload, ..r.optimizer.clone() };
-        Recipe { run: now.run.clone(), threads: now.threads, evaluate: None, optimizer, ..r.clone() }
+        let rl = RlSection { steps: steps(r), ..r.rl.clone() };
+        Recipe { run: now.run.clone(), threads: now.threads, evaluate: None, optimizer, rl, ..r.clone() }
     };
     let differing = free(now).differences(&free(&then))?;
+    let end = bends_with_its_end(now).filter(|_| longer);
     ensure!(
         differing.is_empty(),
-        "the recipe is not the one that this run began with, and would not continue it: {}. Use its own: bupo train {} --resume",
+        "the recipe is not the one that this run began with, and would not continue it: {}{}. Use its own: bupo train {} --resume",
         differing.join("; "),
+        end.map_or(String::new(), |key| format!(" (more steps are possible where {key} = \"constant\")")),
         dir.display()
     );
-    Ok(())
+    Ok(then)
+}
+
+/// The key that makes a step's rate depend on the number of steps.
+fn bends_with_its_end(recipe: &Recipe) -> Option<&'static str> {
+    (recipe.optimizer.schedule != LrSchedule::Constant).then_some("optimizer.schedule")
 }
