@@ -15,6 +15,6 @@ pub fn run(args: &ReportArgs) -> Result<()> {
     let page = page(&format!("{} · bupo", names.join(", ")), items)?;
     write_file_atomic(&args.out, page.as_bytes())?;
     let size = page.len() as f64 / 1e6;
-    say(&format!("{} shows {shown} of what was found ({size:.1} MB, opens in any browser)", args.out.display()));
+    say(&format!("{} shows {shown} found items ({size:.1} MB, opens in any browser)", args.out.display()));
     Ok(())
 }

@@ -115,7 +115,7 @@ pub fn matmul(compute: Compute, c: MatMut<'_>, a: Mat<'_>, b: Mat<'_>, write: Wr
         return matmul_seq(compute, c, a, b, write);
     }
     check(&c, &a, &b);
-    let out = Out { data: c.data.as_mut_ptr(), row_stride: c.row_stride };
+    let out = Destination { data: c.data.as_mut_ptr(), row_stride: c.row_stride };
     let (by_rows, by_cols) = grid(m, n, threads);
     (0..by_rows * by_cols).into_par_iter().with_max_len(1).for_each(|i| {
         let (i, j) = (i / by_cols, i % by_cols);
@@ -143,7 +143,7 @@ fn part(total: usize, parts: usize, i: usize) -> usize {
 /// [`matmul`] on the calling thread only: for use inside a parallel loop.
 pub fn matmul_seq(compute: Compute, c: MatMut<'_>, a: Mat<'_>, b: Mat<'_>, write: Write) {
     check(&c, &a, &b);
-    let out = Out { data: c.data.as_mut_ptr(), row_stride: c.row_stride };
+    let out = Destination { data: c.data.as_mut_ptr(), row_stride: c.row_stride };
     // SAFETY: the destination is borrowed mutably and as large as the shapes say.
     unsafe { out.product(compute, 0..c.rows, 0..c.cols, &a, &b, write) }
 }
@@ -161,18 +161,19 @@ fn check(c: &MatMut<'_>, a: &Mat<'_>, b: &Mat<'_>) {
     );
 }
 
+/// A destination whose blocks several threads write.
 #[derive(Clone, Copy)]
-struct Out {
+struct Destination {
     data: *mut f32,
     row_stride: usize,
 }
 
 // SAFETY: `product` writes only to the block that it is given; callers give disjoint blocks.
-unsafe impl Send for Out {}
+unsafe impl Send for Destination {}
 // SAFETY: as above.
-unsafe impl Sync for Out {}
+unsafe impl Sync for Destination {}
 
-impl Out {
+impl Destination {
     /// A block of the product.
     ///
     /// # Safety
@@ -206,7 +207,8 @@ impl Out {
             let (a_from, b_from) =
                 (a.data.as_ptr().add(rows.start * a.row_stride), b.data.as_ptr().add(cols.start * b.col_stride));
             let (a, b) = (blocked::View { data: a_from, ..view(a) }, blocked::View { data: b_from, ..view(b) });
-            blocked::product(Isa::here(compute), (m, n, k), a, b, c, self.row_stride, write == Write::Add);
+            let out = blocked::Out { c, row_stride: self.row_stride, add: write == Write::Add };
+            blocked::product(Isa::here(compute), (m, n, k), a, b, out);
         }
     }
 }
@@ -244,7 +246,10 @@ impl PackedWeight {
         let parts = if t * n * self.inputs < PARALLEL_FROM { 1 } else { rayon::current_num_threads() };
         (0..parts).into_par_iter().with_max_len(1).for_each(|i| {
             // SAFETY: x and y were measured above; parts own columns of their own.
-            unsafe { self.columns.product(t, (i, parts), x, y.at(0), n, write == Write::Add) };
+            unsafe {
+                let out = blocked::Out { c: y.at(0), row_stride: n, add: write == Write::Add };
+                self.columns.product(t, (i, parts), x, out);
+            }
         });
     }
 }
@@ -291,7 +296,8 @@ impl<'a> PackedRows<'a> {
             self.panels.with_columns(view(&b), n, |columns| {
                 for (i, from, at) in blocks {
                     let c = &mut c[at];
-                    self.panels.product(i, columns, c.as_mut_ptr(), n);
+                    let out = blocked::Out { c: c.as_mut_ptr(), row_stride: n, add: false };
+                    self.panels.product(i, columns, out);
                     f(from, c);
                 }
             });

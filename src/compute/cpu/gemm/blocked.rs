@@ -75,20 +75,11 @@ fn inner_blocks(isa: Isa, k: usize) -> impl Iterator<Item = (usize, usize)> {
     (0..k).step_by(inner).map(move |from| (from, inner.min(k - from)))
 }
 
-/// `C = A B`, or `C += A B` if `add`: A `[m, k]`, B `[k, n]`, C row-major, `[m, n]`, rows `c_stride` apart.
+/// `C = A B`, or `C += A B`, as C says: A `[m, k]`, B `[k, n]`, C row-major, `[m, n]`.
 ///
 /// # Safety
 /// [`Isa::is_here`]; the views hold elements of their shapes; C may be written and nobody else touches it.
-#[allow(clippy::too_many_arguments)]
-pub unsafe fn product(
-    isa: Isa,
-    (m, n, k): (usize, usize, usize),
-    a: View,
-    b: View,
-    c: *mut f32,
-    c_stride: usize,
-    add: bool,
-) {
+pub unsafe fn product(isa: Isa, (m, n, k): (usize, usize, usize), a: View, b: View, c: Out) {
     PACKED.with_borrow_mut(|[packed_a, packed_b]| {
         for (k0, depth) in inner_blocks(isa, k) {
             let units = isa.units(depth);
@@ -100,7 +91,7 @@ pub unsafe fn product(
                 unsafe {
                     pack_columns(isa, b, columns, depth, panels.as_mut_ptr());
                     let a = View { data: a.at(0, k0), ..a };
-                    let c = Out { c: c.add(n0), row_stride: c_stride, add: add || k0 > 0 };
+                    let c = c.from_column(n0).after(k0);
                     if columns.width() <= isa.few_columns() {
                         as_it_lies(isa, (m, depth), a, (columns, panels.as_ptr()), c);
                     } else {
@@ -114,14 +105,28 @@ pub unsafe fn product(
 
 /// Where a product goes: its first element, the distance between its rows.
 #[derive(Clone, Copy)]
-struct Out {
-    c: *mut f32,
-    row_stride: usize,
+pub struct Out {
+    pub c: *mut f32,
+    pub row_stride: usize,
     /// Add to what is there, or replace it.
-    add: bool,
+    pub add: bool,
 }
 
 impl Out {
+    /// The same rows from a column on.
+    ///
+    /// # Safety
+    /// The column lies in C.
+    unsafe fn from_column(self, column: usize) -> Out {
+        // SAFETY: by the caller's promise.
+        Out { c: unsafe { self.c.add(column) }, ..self }
+    }
+
+    /// For the block of the inner dimension that begins at `k0`: all but the first add to what is there.
+    fn after(self, k0: usize) -> Out {
+        Out { add: self.add || k0 > 0, ..self }
+    }
+
     /// From (`row`, `column`) on, a block with so many columns in C.
     ///
     /// # Safety
@@ -283,16 +288,15 @@ impl PackedRows {
     ///
     /// # Safety
     /// As [`product`].
-    pub unsafe fn product(&self, i: usize, b: &PackedColumns, c: *mut f32, c_stride: usize) {
+    pub unsafe fn product(&self, i: usize, b: &PackedColumns, c: Out) {
         assert!(self.isa == b.isa, "operands packed for {:?} and {:?}", self.isa, b.isa);
         let rows = self.rows.min(self.m - i * self.rows);
         let mut a = self.panels.as_slice()[i * self.length()..].as_ptr();
         for (k0, depth, panels) in &b.blocks {
             let (units, columns) = (self.isa.units(*depth), ColumnPanels::of(b.isa, b.n));
-            let out = Out { c, row_stride: c_stride, add: *k0 > 0 };
             // SAFETY: by the caller's promise; both were packed in the same blocks of the inner dimension.
             unsafe {
-                meet(self.isa, rows, units, a, (columns, panels.as_slice().as_ptr()), out);
+                meet(self.isa, rows, units, a, (columns, panels.as_slice().as_ptr()), c.after(*k0));
                 a = a.add(rows * units);
             }
         }
@@ -361,19 +365,11 @@ impl PackedColumns {
         })
     }
 
-    /// [`product`] for part `i` of `parts` of the panels; `c` is column 0 of C.
+    /// [`product`] for part `i` of `parts` of the panels; `c` is all of C.
     ///
     /// # Safety
     /// As [`product`].
-    pub unsafe fn product(
-        &self,
-        m: usize,
-        (i, parts): (usize, usize),
-        a: View,
-        c: *mut f32,
-        c_stride: usize,
-        add: bool,
-    ) {
+    pub unsafe fn product(&self, m: usize, (i, parts): (usize, usize), a: View, c: Out) {
         let columns = ColumnPanels::of(self.isa, self.n).part(i, parts);
         if columns.width() == 0 {
             return;
@@ -384,7 +380,7 @@ impl PackedColumns {
                 let a = View { data: a.at(0, *k0), ..a };
                 // SAFETY: by the caller's promise; the first column is C's, since the part has some.
                 unsafe {
-                    let c = Out { c: c.add(columns.first()), row_stride: c_stride, add: add || *k0 > 0 };
+                    let c = c.from_column(columns.first()).after(*k0);
                     against_panels(self.isa, (m, *depth), a, (columns, b), packed_a, c);
                 }
             }
@@ -422,7 +418,7 @@ mod tests {
         for isa in Isa::F32.into_iter().chain([Isa::Avx512Bf16]).filter(|isa| isa.is_here()) {
             let mut c = before.clone();
             // SAFETY: the instructions are here; the views are of a and b, and c is borrowed mutably.
-            unsafe { product(isa, (m, n, k), va, vb, c.as_mut_ptr(), n + 1, add) };
+            unsafe { product(isa, (m, n, k), va, vb, Out { c: c.as_mut_ptr(), row_stride: n + 1, add }) };
             assert!(c == expected, "{isa:?}: [{m}, {k}] x [{k}, {n}]");
         }
     }
