@@ -119,9 +119,17 @@ fn draw(weights: &[f32], sums: &[f64], total: f64, u: f64) -> usize {
             }
             left -= *w as f64;
         }
+        // The block's sum, which is rounded to f32, was above that of its weights. What is left belongs to no token of a later
+        // block: one of them may weigh next to nothing.
+        return block * BLOCK + heaviest(weights);
     }
-    // Rounding used up the last weight: the last token that can be drawn at all.
-    weights.iter().rposition(|w| *w > 0.0).unwrap_or(0)
+    // Rounding used up the last block.
+    heaviest(weights)
+}
+
+/// The first of the largest weights; 0 for none.
+fn heaviest(weights: &[f32]) -> usize {
+    weights.iter().enumerate().fold(0, |best, (i, w)| if *w > weights[best] { i } else { best })
 }
 
 /// As [`draw`], among the tokens that `top_k` and `top_p` leave, likeliest first.
@@ -232,6 +240,23 @@ mod tests {
         let draw = sample(&mut logits, &greedy, &mut SampleRng::new(0));
         let expected = 2.0 - (998.0 + 2.0 * 2f64.exp()).ln();
         assert!(draw.token == 700 && (draw.log_prob as f64 - expected).abs() < 1e-5);
+    }
+
+    /// Rounding of a block's sum upwards leaves a gap that belongs to none of its weights. It went to the last token of all.
+    #[test]
+    fn a_draw_that_rounding_takes_out_of_its_block_is_the_blocks_heaviest() {
+        let mut logits = vec![-80.0f32; 3 * BLOCK];
+        // One lane of the second block: 1, and then 6.8e-8 fifteen times, each of which the sum rounds up to 1.2e-7.
+        logits[BLOCK..2 * BLOCK].iter_mut().step_by(LANES).for_each(|z| *z = -16.5);
+        logits[BLOCK] = 0.0;
+        let sums = weigh(&mut logits, 0.0).sums;
+        let exact: f64 = logits[..2 * BLOCK].iter().map(|w| *w as f64).sum();
+        let (end, total) = (sums[0] + sums[1], sums.iter().sum());
+        assert!(exact + 1e-7 < end);
+        assert_eq!(draw(&logits, &sums, total, (exact + end) / 2.0 / total), BLOCK);
+        // Beyond all blocks too, and of equal weights the first.
+        assert_eq!(draw(&logits, &sums, total, 1.5), BLOCK);
+        assert_eq!(heaviest(&[0.0, 0.5, 1.0, 1.0]), 2);
     }
 
     /// [`draw_restricted`] with everything sorted.
