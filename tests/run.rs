@@ -515,6 +515,15 @@ fn bad_input_ends_with_one_clear_error_and_no_half_written_output() {
         dir
     };
     score(&at("nowhere"), &data, "final", &["nowhere"]);
+    // A temperature whose reciprocal no logit survives.
+    for verb in [
+        &["score", text(&whole), "--data", text(&data), "--out", text(&at("out.jsonl"))][..],
+        &["generate", text(&whole), "--prompt", "hi"],
+    ] {
+        for t in ["1e-40", "inf", "nan", "-1"] {
+            fails(&[verb, &[&format!("--temperature={t}")]].concat(), &["--temperature", "expected", "at least 1e-20"]);
+        }
+    }
     score(&whole, &at("no.jsonl"), "final", &["no.jsonl"]);
     score(&whole, &data, "layer:40", &["40", "1..=3"]);
     score(&whole, &data, "layer:x", &["layer:N"]);

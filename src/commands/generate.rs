@@ -10,7 +10,7 @@ use crate::cli::GenerateArgs;
 use crate::model::Workspace;
 use crate::policy::InternalPolicy;
 use crate::rollout::engine::{Engine, Finish, Request, generate};
-use crate::rollout::sampler::Sampling;
+use crate::rollout::sampler::{Sampling, check_temperature_or_greedy};
 use crate::run::jsonl::write_jsonl;
 use crate::run::progress::{Progress, say};
 use crate::tasks::dataset::{Row, read_rows};
@@ -37,7 +37,7 @@ struct GenerateRow {
 }
 
 pub fn run(args: &GenerateArgs) -> Result<()> {
-    ensure!(args.temperature >= 0.0, "--temperature {}: expected 0 (greedy) or more", args.temperature);
+    check_temperature_or_greedy("--temperature", args.temperature)?;
     ensure!(args.top_p > 0.0 && args.top_p <= 1.0, "--top-p {}: expected above 0, up to 1", args.top_p);
     ensure!(args.n > 0, "-n 0: expected at least one sample");
     on_device!(device::open(args.numbers.device, args.numbers.compute)?, backend => run_on(args, backend))

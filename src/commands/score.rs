@@ -7,10 +7,11 @@ use crate::commands::run_folder::checkpoint;
 use crate::compute::Packing;
 use crate::model::{Model, Workspace};
 use crate::policy::{InternalPolicy, Targets};
+use crate::rollout::sampler::check_temperature;
 use crate::run::jsonl::write_jsonl;
 use crate::run::progress::{Progress, say};
 use crate::tasks::dataset::read_rows;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use serde::Serialize;
 
 /// Tokens of one packed forward.
@@ -27,11 +28,7 @@ struct ScoreRow {
 }
 
 pub fn run(args: &ScoreArgs) -> Result<()> {
-    ensure!(
-        args.temperature > 0.0 && args.temperature.is_finite(),
-        "--temperature {}: expected a positive number",
-        args.temperature
-    );
+    check_temperature("--temperature", args.temperature)?;
     let rows = read_rows(&args.data)?;
     let device = device::open(args.numbers.device, args.numbers.compute)?;
     let dir = checkpoint(&args.model)?;

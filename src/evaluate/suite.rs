@@ -2,6 +2,7 @@
 
 use super::scores::usual_ks;
 use crate::reward::RewardConfig;
+use crate::rollout::sampler::check_temperature_or_greedy;
 use crate::tasks::Problem;
 use crate::text::PromptTemplate;
 use anyhow::{Context, Result, ensure};
@@ -127,8 +128,7 @@ impl Suite {
                 self.n
             );
         }
-        let t = self.temperature;
-        ensure!(t >= 0.0 && t.is_finite(), "temperature = {t}: expected 0 (greedy) or a positive number");
+        check_temperature_or_greedy("temperature =", self.temperature)?;
         ensure!(self.top_p > 0.0 && self.top_p <= 1.0, "top_p = {}: expected above 0, up to 1", self.top_p);
         ensure!(self.max_new_tokens != Some(0), "max_new_tokens = 0: expected at least 1");
         if let Some(question) = &self.question {
@@ -178,6 +178,7 @@ mod tests {
             ("n = 0", "n = 0"),
             ("n = 4\nk = [8]", "k holds 8"),
             ("temperature = -1.0", "temperature"),
+            ("temperature = 1e-40", "temperature = 1e-40: expected 0 (greedy) or"),
             ("top_p = 0.0", "top_p"),
             ("question = \"no place\"", "{problem}"),
             ("kk = [1]", "kk"),

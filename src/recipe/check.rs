@@ -7,6 +7,7 @@ use crate::rl::Advantage;
 use crate::rl::groups::lr_scales;
 use crate::rl::schedule::check_lengths;
 use crate::rl::{PhaseConfig, Stop};
+use crate::rollout::sampler::{check_temperature, check_temperature_or_greedy};
 use crate::tasks::TaskConfig;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use std::collections::BTreeSet;
@@ -71,10 +72,10 @@ impl Recipe {
             ],
         )?;
         ensure!(
-            r.temperature > 0.0 && r.temperature.is_finite(),
-            "rollout.temperature = {}: expected a positive number (a greedy rollout has nothing to compare)",
-            r.temperature
+            r.temperature != 0.0,
+            "rollout.temperature = 0: expected more (a greedy rollout has nothing to compare)"
         );
+        check_temperature("rollout.temperature =", r.temperature)?;
         ensure!(r.top_p > 0.0 && r.top_p <= 1.0, "rollout.top_p = {}: expected above 0, up to 1", r.top_p);
         if let Some(dynamic) = &r.dynamic_sampling {
             dynamic.check().context("[rollout.dynamic_sampling]")?;
@@ -152,11 +153,7 @@ impl Recipe {
             for k in &e.k {
                 ensure!((1..=e.n).contains(k), "evaluate.k holds {k}: expected 1 to evaluate.n = {}", e.n);
             }
-            ensure!(
-                e.temperature >= 0.0 && e.temperature.is_finite(),
-                "evaluate.temperature = {}: expected 0 (greedy) or a positive number",
-                e.temperature
-            );
+            check_temperature_or_greedy("evaluate.temperature =", e.temperature)?;
             ensure!(e.top_p > 0.0 && e.top_p <= 1.0, "evaluate.top_p = {}: expected above 0, up to 1", e.top_p);
             self.check_sets(e)?;
         }

@@ -164,6 +164,8 @@ fn nonsense_is_refused_before_anything_starts() {
         ("threads=0", "threads = 0"),
         ("rl.lr=nan", "rl.lr"),
         ("rollout.temperature=inf", "rollout.temperature"),
+        ("rollout.temperature=1e-40", "rollout.temperature = 1e-40: expected a finite number"),
+        ("evaluate.temperature=1e-40", "evaluate.temperature = 1e-40: expected 0 (greedy) or"),
         ("analysis.threshold=-1.0", "analysis.threshold"),
         ("loss.dual_clip=1.0", "dual_clip"),
         ("rl.advantage=gae", "add a section [critic]"),

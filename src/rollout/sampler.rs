@@ -1,6 +1,7 @@
 //! One token from one row of logits.
 
 use crate::compute::cpu::simd::{LANES, exp, horizontal, max, vectorize};
+use anyhow::{Result, ensure};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
@@ -30,6 +31,24 @@ impl Sampling {
     pub fn head_temperature(&self) -> f32 {
         if self.temperature == 0.0 { 1.0 } else { self.temperature }
     }
+}
+
+/// The smallest temperature, 0 aside. Logits are multiplied by its reciprocal: where that makes one infinite, its distance from
+/// the largest is no number. What is left above is greedy in all but name.
+const SMALLEST_TEMPERATURE: f32 = 1e-20;
+
+/// Whether logits can be divided by a temperature; `name` is what stands before its number in a message.
+pub fn check_temperature(name: &str, t: f32) -> Result<()> {
+    let usable = t >= SMALLEST_TEMPERATURE && t.is_finite();
+    ensure!(usable, "{name} {t:?}: expected a finite number of at least {SMALLEST_TEMPERATURE:e}");
+    Ok(())
+}
+
+/// As [`check_temperature`], where 0 is greedy.
+pub fn check_temperature_or_greedy(name: &str, t: f32) -> Result<()> {
+    let usable = t == 0.0 || check_temperature(name, t).is_ok();
+    ensure!(usable, "{name} {t:?}: expected 0 (greedy) or a finite number of at least {SMALLEST_TEMPERATURE:e}");
+    Ok(())
 }
 
 /// A sample's own stream of randomness: its text depends on its seed, not on who else is being sampled.
@@ -240,6 +259,22 @@ mod tests {
         let draw = sample(&mut logits, &greedy, &mut SampleRng::new(0));
         let expected = 2.0 - (998.0 + 2.0 * 2f64.exp()).ln();
         assert!(draw.token == 700 && (draw.log_prob as f64 - expected).abs() < 1e-5);
+    }
+
+    #[test]
+    fn a_temperature_is_refused_where_logits_would_be_no_numbers() {
+        for t in [f32::NAN, f32::INFINITY, -1.0, f32::MIN_POSITIVE, 1e-39, f32::from_bits(1)] {
+            for error in [check_temperature("--temperature", t), check_temperature_or_greedy("--temperature", t)] {
+                let error = error.unwrap_err().to_string();
+                assert!(error.starts_with(&format!("--temperature {t:?}: expected")), "{error}");
+                assert!(error.contains("at least 1e-20"), "{error}");
+            }
+        }
+        assert!(check_temperature("t", 0.0).is_err() && check_temperature_or_greedy("t", 0.0).is_ok());
+        let inverse = 1.0 / SMALLEST_TEMPERATURE;
+        check_temperature("t", SMALLEST_TEMPERATURE).unwrap();
+        let draw = sample(&mut [90.0 * inverse, 100.0 * inverse, -100.0 * inverse], &ALL, &mut SampleRng::new(1));
+        assert!(draw.token == 1 && draw.log_prob == 0.0 && draw.entropy.abs() < 1e-6);
     }
 
     /// Rounding of a block's sum upwards leaves a gap that belongs to none of its weights. It went to the last token of all.
