@@ -31,7 +31,7 @@ pub struct Packing {
     ids: Vec<u32>,
     positions: Vec<u32>,
     segments: Vec<Segment>,
-    /// Segments that share rows: a prompt and its continuations. Their gradients meet, so one task owns a tree.
+    /// Segments that share rows: a prompt and its continuations. Their gradients meet in the prompt's rows.
     trees: Vec<Range<usize>>,
 }
 

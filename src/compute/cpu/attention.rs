@@ -1,17 +1,21 @@
 //! Causal attention over packed sequences with grouped query heads; probabilities are never stored.
 //!
-//! A task takes one key/value head of one segment (of one tree of segments in the backward), copies its keys and
-//! values together (prompt first), and goes through the queries in blocks: scores of a block against all keys it may
-//! see are one product, `[block * group, keys]`, the only place where they exist. The query heads that share the
-//! key/value head are stacked as rows, so that one product serves them all. The backward recomputes the
-//! probabilities from the saved log-sum-exp.
+//! A task takes one key/value head of one segment (of one tree of segments in the backward) or, where those are fewer than
+//! threads could take, of a part of its queries or keys ([`split`]). It copies its keys and values together (prompt first), and
+//! goes through the queries in blocks: scores of a block against all keys it may see are one product, `[block * group, keys]`,
+//! the only place where they exist. The query heads that share the key/value head are stacked as rows, so that one product
+//! serves them all. The backward recomputes the probabilities from the saved log-sum-exp.
+
+mod split;
 
 use super::gemm::{Compute, Mat, MatMut, Write, matmul_seq};
 use super::shared::SharedMut;
 use super::simd::{LANES, dot, exp, horizontal, max, vectorize};
 use crate::compute::packing::{Packing, Segment};
 use rayon::prelude::*;
+use split::{Part, Task};
 use std::cell::RefCell;
+use std::ops::Range;
 
 /// Stacked query rows a block aims at: enough for an efficient product, few enough that scores stay in the cache.
 const BLOCK_ROWS: usize = 128;
@@ -77,10 +81,18 @@ struct Scratch {
 /// out `[T, H hd]`; lse `[T, H]`, the log-sum-exp of each query's scaled scores.
 pub fn attention(shape: AttentionShape, packing: &Packing, qk: &[f32], qkv: &[f32], out: &mut [f32], lse: &mut [f32]) {
     let (out, lse) = (SharedMut::new(out), SharedMut::new(lse));
-    let tasks = packing.segments().len() * shape.kv_heads;
-    (0..tasks).into_par_iter().for_each(|task| {
-        let segment = &packing.segments()[task / shape.kv_heads];
-        SCRATCH.with_borrow_mut(|s| forward_task(shape, segment, task % shape.kv_heads, qk, qkv, out, lse, s));
+    let tasks = split::forward(packing, shape.kv_heads, shape.block_queries(), rayon::current_num_threads());
+    each_head(shape, &tasks, |segment, part, kv_head, s| {
+        let queries = if let Part::Queries(queries) = part { queries.clone() } else { 0..segment.len() };
+        forward_task(shape, segment, queries, kv_head, qk, qkv, out, lse, s);
+    });
+}
+
+/// Carries out every task for every key/value head, on all threads.
+fn each_head(shape: AttentionShape, tasks: &[Task<'_>], run: impl Fn(&Segment, &Part, usize, &mut Scratch) + Sync) {
+    (0..tasks.len() * shape.kv_heads).into_par_iter().with_max_len(1).for_each(|i| {
+        let task = &tasks[i / shape.kv_heads];
+        SCRATCH.with_borrow_mut(|s| task.segments.iter().for_each(|x| run(x, &task.part, i % shape.kv_heads, s)));
     });
 }
 
@@ -88,6 +100,7 @@ pub fn attention(shape: AttentionShape, packing: &Packing, qk: &[f32], qkv: &[f3
 fn forward_task(
     shape: AttentionShape,
     segment: &Segment,
+    queries: Range<usize>,
     kv_head: usize,
     qk: &[f32],
     qkv: &[f32],
@@ -96,9 +109,9 @@ fn forward_task(
     s: &mut Scratch,
 ) {
     let (hd, group, prefix) = (shape.head_dim, shape.group(), segment.prefix_len());
-    gather_keys_values(shape, segment, kv_head, qk, qkv, s);
-    for from in (0..segment.len()).step_by(shape.block_queries()) {
-        let to = (from + shape.block_queries()).min(segment.len());
+    gather_keys_values(shape, segment, 0..prefix + queries.end, kv_head, qk, qkv, s);
+    for from in queries.clone().step_by(shape.block_queries()) {
+        let to = (from + shape.block_queries()).min(queries.end);
         let (rows, visible) = ((to - from) * group, prefix + to);
         let first_row = segment.rows.start + from;
         scores(shape, kv_head, first_row, rows, visible, qk, s);
@@ -106,7 +119,7 @@ fn forward_task(
             let (token, head) = (first_row + row / group, kv_head * group + row % group);
             let sees = prefix + from + row / group + 1;
             let scores = &mut s.scores[row * visible..(row + 1) * visible];
-            // SAFETY: (token, head) belongs to this task alone: it owns these heads of the segment's tokens.
+            // SAFETY: (token, head) belongs to this task alone: it owns these heads of its queries.
             let lse = unsafe { lse.slice(token * shape.heads + head, 1) };
             lse[0] = softmax(scores, sees);
         }
@@ -127,10 +140,11 @@ fn forward_task(
     }
 }
 
-/// Copies the keys and values of a segment, its prefix first, into dense `[keys, hd]`.
+/// Copies some of the keys and values that a segment sees, its prefix's first, into dense `[keys, hd]`.
 fn gather_keys_values(
     shape: AttentionShape,
     segment: &Segment,
+    keys: Range<usize>,
     kv_head: usize,
     qk: &[f32],
     qkv: &[f32],
@@ -139,7 +153,7 @@ fn gather_keys_values(
     let hd = shape.head_dim;
     s.keys.clear();
     s.values.clear();
-    for token in key_rows(segment) {
+    for token in key_rows(segment, keys) {
         let key = token * shape.qk_dim() + shape.q_dim() + kv_head * hd;
         let value = token * shape.qkv_dim() + shape.qk_dim() + kv_head * hd;
         s.keys.extend_from_slice(&qk[key..key + hd]);
@@ -147,12 +161,12 @@ fn gather_keys_values(
     }
 }
 
-/// Rows whose keys a segment sees: its prefix, then its own.
-fn key_rows(segment: &Segment) -> impl Iterator<Item = usize> {
-    segment.prefix.clone().unwrap_or(0..0).chain(segment.rows.clone())
+/// Rows of some of the keys that a segment sees: its prefix, then its own.
+fn key_rows(segment: &Segment, keys: Range<usize>) -> impl Iterator<Item = usize> {
+    segment.prefix.clone().unwrap_or(0..0).chain(segment.rows.clone()).skip(keys.start).take(keys.len())
 }
 
-/// Scaled scores of a block of stacked query rows against the first `visible` keys, into `s.scores`.
+/// Scaled scores of a block of stacked query rows against the first `visible` keys that were gathered, into `s.scores`.
 fn scores(
     shape: AttentionShape,
     kv_head: usize,
@@ -236,19 +250,17 @@ pub fn attention_backward(
 ) {
     d_qkv.fill(0.0);
     let d_qkv = SharedMut::new(d_qkv);
-    let tasks = packing.trees().len() * shape.kv_heads;
-    (0..tasks).into_par_iter().for_each(|task| {
-        // One task owns a whole tree: its segments add to the same prompt rows, one after the other.
-        let tree = packing.trees()[task / shape.kv_heads].clone();
-        for segment in &packing.segments()[tree] {
-            SCRATCH.with_borrow_mut(|s| backward_task(shape, segment, task % shape.kv_heads, saved, d_out, d_qkv, s));
-        }
+    let tasks = split::backward(packing, shape.kv_heads, shape.block_queries(), rayon::current_num_threads());
+    each_head(shape, &tasks, |segment, part, kv_head, s| {
+        backward_task(shape, segment, part, kv_head, saved, d_out, d_qkv, s);
     });
 }
 
+#[allow(clippy::too_many_arguments)]
 fn backward_task(
     shape: AttentionShape,
     segment: &Segment,
+    part: &Part,
     kv_head: usize,
     saved: AttentionSaved<'_>,
     d_out: &[f32],
@@ -256,58 +268,105 @@ fn backward_task(
     s: &mut Scratch,
 ) {
     let (hd, group, prefix, scale) = (shape.head_dim, shape.group(), segment.prefix_len(), shape.scale());
-    gather_keys_values(shape, segment, kv_head, saved.qk, saved.qkv, s);
+    let block = shape.block_queries();
+    let (queries, keys) = match part {
+        Part::Whole => (0..segment.len(), 0..prefix + segment.len()),
+        Part::Queries(queries) => (queries.clone(), 0..prefix + queries.end),
+        // From the block on in which the first of the keys is seen.
+        Part::Keys(keys) => (keys.start.saturating_sub(prefix) / block * block..segment.len(), keys.clone()),
+    };
+    let (of_queries, of_keys) = (!matches!(part, Part::Keys(_)), !matches!(part, Part::Queries(_)));
+    gather_keys_values(shape, segment, keys.clone(), kv_head, saved.qk, saved.qkv, s);
     for d in [&mut s.d_keys, &mut s.d_values] {
         d.clear();
-        d.resize((prefix + segment.len()) * hd, 0.0);
+        d.resize(if of_keys { keys.len() * hd } else { 0 }, 0.0);
     }
-    for from in (0..segment.len()).step_by(shape.block_queries()) {
-        let to = (from + shape.block_queries()).min(segment.len());
-        let (rows, visible) = ((to - from) * group, prefix + to);
+    for from in queries.clone().step_by(block) {
+        let to = (from + block).min(queries.end);
+        let (rows, visible) = ((to - from) * group, (prefix + to).min(keys.end) - keys.start);
         let first_row = segment.rows.start + from;
-        scores(shape, kv_head, first_row, rows, visible, saved.qk, s);
-        s.d_out.clear();
-        for token in first_row..first_row + (to - from) {
-            let start = token * shape.q_dim() + kv_head * group * hd;
-            s.d_out.extend_from_slice(&d_out[start..start + group * hd]);
-        }
-        s.d_scores.resize(rows * visible, 0.0);
-        let values = Mat::new(&s.values, visible, hd).t();
-        let d_scores = MatMut::new(&mut s.d_scores, rows, visible);
-        matmul_seq(shape.compute, d_scores, Mat::new(&s.d_out, rows, hd), values, Write::Replace);
-        for row in 0..rows {
-            let (token, head) = (first_row + row / group, kv_head * group + row % group);
-            let sees = prefix + from + row / group + 1;
-            let start = token * shape.q_dim() + head * hd;
-            softmax_backward(
-                &mut s.scores[row * visible..(row + 1) * visible],
-                &mut s.d_scores[row * visible..(row + 1) * visible],
-                sees,
-                saved.lse[token * shape.heads + head],
-                &saved.out[start..start + hd],
-                &s.d_out[row * hd..(row + 1) * hd],
-            );
-        }
+        scores_backward(shape, segment, from..to, kv_head, keys.start, visible, saved, d_out, s);
         let (probs, d_scores) = (Mat::new(&s.scores, rows, visible), Mat::new(&s.d_scores, rows, visible));
-        let d_values = MatMut::new(&mut s.d_values[..visible * hd], visible, hd);
-        matmul_seq(shape.compute, d_values, probs.t(), Mat::new(&s.d_out, rows, hd), Write::Add);
-        let d_keys = MatMut::new(&mut s.d_keys[..visible * hd], visible, hd);
-        matmul_seq(shape.compute, d_keys, d_scores.t(), Mat::new(&s.queries, rows, hd), Write::Add);
+        if of_keys {
+            let d_values = MatMut::new(&mut s.d_values[..visible * hd], visible, hd);
+            matmul_seq(shape.compute, d_values, probs.t(), Mat::new(&s.d_out, rows, hd), Write::Add);
+            let d_keys = MatMut::new(&mut s.d_keys[..visible * hd], visible, hd);
+            matmul_seq(shape.compute, d_keys, d_scores.t(), Mat::new(&s.queries, rows, hd), Write::Add);
+        }
+        if !of_queries {
+            continue;
+        }
         s.out.resize(rows * hd, 0.0);
         let keys = Mat::new(&s.keys, visible, hd);
         matmul_seq(shape.compute, MatMut::new(&mut s.out, rows, hd), d_scores, keys, Write::Replace);
         for (i, d_query) in s.out.chunks_exact(group * hd).enumerate() {
-            // SAFETY: this task alone writes these heads of its tree's rows, and each query row once.
+            // SAFETY: this task alone writes these heads of its queries' rows, and each query row once.
             let d = unsafe { d_qkv.slice((first_row + i) * shape.qkv_dim() + kv_head * group * hd, group * hd) };
             for (d, x) in d.iter_mut().zip(d_query) {
                 *d = x * scale;
             }
         }
     }
-    for (i, token) in key_rows(segment).enumerate() {
+    if of_keys {
+        add_keys_values(shape, segment, keys, kv_head, d_qkv, s);
+    }
+}
+
+/// Probabilities of a block of queries for the first `visible` keys that were gathered, of which the first is the segment's
+/// `first_key`, into `s.scores`, and the gradients of their scores into `s.d_scores`.
+#[allow(clippy::too_many_arguments)]
+fn scores_backward(
+    shape: AttentionShape,
+    segment: &Segment,
+    queries: Range<usize>,
+    kv_head: usize,
+    first_key: usize,
+    visible: usize,
+    saved: AttentionSaved<'_>,
+    d_out: &[f32],
+    s: &mut Scratch,
+) {
+    let (hd, group) = (shape.head_dim, shape.group());
+    let (rows, first_row) = (queries.len() * group, segment.rows.start + queries.start);
+    scores(shape, kv_head, first_row, rows, visible, saved.qk, s);
+    s.d_out.clear();
+    for token in first_row..first_row + queries.len() {
+        let start = token * shape.q_dim() + kv_head * group * hd;
+        s.d_out.extend_from_slice(&d_out[start..start + group * hd]);
+    }
+    s.d_scores.resize(rows * visible, 0.0);
+    let values = Mat::new(&s.values, visible, hd).t();
+    let d_scores = MatMut::new(&mut s.d_scores, rows, visible);
+    matmul_seq(shape.compute, d_scores, Mat::new(&s.d_out, rows, hd), values, Write::Replace);
+    for row in 0..rows {
+        let (token, head) = (first_row + row / group, kv_head * group + row % group);
+        let sees = segment.prefix_len() + queries.start + row / group + 1;
+        let start = token * shape.q_dim() + head * hd;
+        softmax_backward(
+            &mut s.scores[row * visible..(row + 1) * visible],
+            &mut s.d_scores[row * visible..(row + 1) * visible],
+            sees.saturating_sub(first_key).min(visible),
+            saved.lse[token * shape.heads + head],
+            &saved.out[start..start + hd],
+            &s.d_out[row * hd..(row + 1) * hd],
+        );
+    }
+}
+
+/// Adds a segment's gradients of these keys and values to their rows.
+fn add_keys_values(
+    shape: AttentionShape,
+    segment: &Segment,
+    keys: Range<usize>,
+    kv_head: usize,
+    d_qkv: SharedMut<'_>,
+    s: &Scratch,
+) {
+    let hd = shape.head_dim;
+    for (i, token) in key_rows(segment, keys).enumerate() {
         let key = token * shape.qkv_dim() + shape.q_dim() + kv_head * hd;
         for (at, d) in [(key, &s.d_keys), (key + shape.kv_dim(), &s.d_values)] {
-            // SAFETY: this task alone writes this key/value head of its tree's rows.
+            // SAFETY: this task alone writes this key/value head of its keys' rows.
             let sum = unsafe { d_qkv.slice(at, hd) };
             for (sum, x) in sum.iter_mut().zip(&d[i * hd..(i + 1) * hd]) {
                 *sum += x;
@@ -334,3 +393,6 @@ fn softmax_backward(scores: &mut [f32], d: &mut [f32], sees: usize, lse: f32, ou
         },
     )
 }
+
+#[cfg(test)]
+mod tests;
