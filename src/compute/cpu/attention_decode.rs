@@ -78,10 +78,13 @@ pub fn attention_decode(
     spans: &[[KvSpan<'_>; 2]],
     out: &mut [f32],
 ) {
-    let q_dim = shape.heads * shape.head_dim;
-    let rows = out.par_chunks_mut(q_dim).zip(queries.par_chunks(query_stride)).zip(spans);
-    rows.with_min_len(4).for_each_init(Vec::new, |scores, ((out, query), spans)| {
-        let token = OneToken { shape, query: &query[..q_dim], spans, out, scores };
+    let (q_dim, cut) = (shape.heads * shape.head_dim, Cut::of(shape, spans, rayon::current_num_threads()));
+    let parts = shape.kv_heads / cut.kv_heads;
+    let tasks = out[..spans.len() * q_dim].par_chunks_mut(q_dim / parts).enumerate();
+    tasks.with_min_len(cut.fewest).for_each_init(Vec::new, |scores, (i, out)| {
+        let (row, part) = (i / parts, i % parts);
+        let query = &queries[row * query_stride + part * out.len()..][..out.len()];
+        let token = OneToken { shape, first_kv_head: part * cut.kv_heads, query, spans: &spans[row], out, scores };
         #[cfg(target_arch = "x86_64")]
         if shape.compute.here() == Compute::Bf16 {
             // SAFETY: the machine has the instructions, or `here` would have said f32.
@@ -91,13 +94,43 @@ pub fn attention_decode(
     });
 }
 
-/// The attention of one sequence's new token.
+/// Sequences that a thread takes at a time, where there are enough.
+const SEQUENCES: usize = 4;
+
+/// Units of keys, and as many of values, that are worth another thread: 256 KiB, about 20 us of one core.
+const FEWEST_UNITS: usize = 1 << 15;
+
+/// How the work of a step is cut. A head's sums are the same in any way.
+#[derive(Debug, PartialEq, Eq)]
+struct Cut {
+    /// Key/value heads of a sequence that one task takes.
+    kv_heads: usize,
+    /// Tasks that a thread takes at a time, at least.
+    fewest: usize,
+}
+
+impl Cut {
+    fn of(shape: AttentionShape, spans: &[[KvSpan<'_>; 2]], threads: usize) -> Cut {
+        if threads == 1 || spans.len() >= SEQUENCES * threads {
+            // A whole sequence's blocks are read in the order in which they lie.
+            return Cut { kv_heads: shape.kv_heads, fewest: SEQUENCES };
+        }
+        let tokens: usize = spans.iter().flatten().map(|span| span.tokens).sum();
+        let units = tokens * shape.head_dim / spans.len().max(1);
+        Cut { kv_heads: 1, fewest: FEWEST_UNITS.div_ceil(units.max(1)) }
+    }
+}
+
+/// The attention of one sequence's new token, or of some of its heads.
 struct OneToken<'a> {
     shape: AttentionShape,
+    /// The key/value head that the first of the query's heads reads.
+    first_kv_head: usize,
+    /// `[heads, hd]`, whole groups
     query: &'a [f32],
     spans: &'a [KvSpan<'a>; 2],
     out: &'a mut [f32],
-    /// `[H, row]`
+    /// `[heads, row]`
     scores: &'a mut Vec<f32>,
 }
 
@@ -107,7 +140,7 @@ impl OneToken<'_> {
     /// A span's scores begin where the one before has its last token, and overwrite what its last block had too many.
     fn room_for_scores(&mut self) -> (usize, usize) {
         let row = self.spans.iter().map(|s| s.tokens.next_multiple_of(KV_BLOCK)).sum();
-        self.scores.resize(self.shape.heads * row, 0.0);
+        self.scores.resize(self.query.len() / self.shape.head_dim * row, 0.0);
         (row, self.spans.iter().map(|s| s.tokens).sum())
     }
 }
@@ -118,7 +151,7 @@ impl WithSimd for OneToken<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
         let (row, tokens) = self.room_for_scores();
-        let OneToken { shape, query, spans, out, scores } = self;
+        let OneToken { shape, first_kv_head, query, spans, out, scores } = self;
         let (hd, group) = (shape.head_dim, shape.heads / shape.kv_heads);
         let (scale, block) = (1.0 / (hd as f32).sqrt(), hd * KV_BLOCK);
         let mut seen = 0;
@@ -127,7 +160,7 @@ impl WithSimd for OneToken<'_> {
             for (i, keys) in blocks.enumerate() {
                 let at = seen + i * KV_BLOCK;
                 for (head, query) in query.chunks_exact(hd).enumerate() {
-                    let keys = &keys[head / group * block..][..block];
+                    let keys = &keys[(first_kv_head + head / group) * block..][..block];
                     block_scores(simd, query, keys, scale, &mut scores[head * row + at..][..KV_BLOCK]);
                 }
             }
@@ -147,7 +180,7 @@ impl WithSimd for OneToken<'_> {
                 let (at, n) = (seen + i * KV_BLOCK, KV_BLOCK.min(span.tokens - i * KV_BLOCK));
                 for (head, out) in out.chunks_exact_mut(hd).enumerate() {
                     let weights = &scores[head * row + at..][..n];
-                    add_values(simd, weights, &values[head / group * block..][..block], out);
+                    add_values(simd, weights, &values[(first_kv_head + head / group) * block..][..block], out);
                 }
             }
             seen += span.tokens;

@@ -11,7 +11,7 @@ use std::arch::x86_64::*;
 #[target_feature(enable = "avx512f,avx512bf16,avx512bw,avx512vl")]
 pub(super) unsafe fn attend(mut token: OneToken<'_>) {
     let (row, tokens) = token.room_for_scores();
-    let OneToken { shape, query, spans, out, scores } = token;
+    let OneToken { shape, first_kv_head, query, spans, out, scores } = token;
     let (hd, group) = (shape.head_dim, shape.heads / shape.kv_heads);
     let (of_keys, of_values) = block_units(Compute::Bf16, hd);
     let scale = 1.0 / (hd as f32).sqrt();
@@ -23,7 +23,7 @@ pub(super) unsafe fn attend(mut token: OneToken<'_>) {
         for (i, keys) in span.keys.chunks_exact(shape.kv_heads * of_keys).enumerate() {
             let at = seen + i * KV_BLOCK;
             for (head, query) in queries.chunks_exact(hd.div_ceil(2)).enumerate() {
-                let keys = &keys[head / group * of_keys..][..of_keys];
+                let keys = &keys[(first_kv_head + head / group) * of_keys..][..of_keys];
                 block_scores(query, keys, &mut scores[head * row + at..][..KV_BLOCK]);
             }
         }
@@ -42,7 +42,7 @@ pub(super) unsafe fn attend(mut token: OneToken<'_>) {
             let (at, n) = (seen + i * KV_BLOCK, KV_BLOCK.min(span.tokens - i * KV_BLOCK));
             for (head, out) in out.chunks_exact_mut(hd).enumerate() {
                 let weights = &scores[head * row + at..][..n];
-                add_values(weights, &values[head / group * of_values..][..of_values], out);
+                add_values(weights, &values[(first_kv_head + head / group) * of_values..][..of_values], out);
             }
         }
         seen += span.tokens;

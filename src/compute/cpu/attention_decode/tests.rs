@@ -61,3 +61,37 @@ proptest! {
         }
     }
 }
+
+fn spans_of(shape: AttentionShape, tokens: usize) -> (Vec<u32>, Vec<u32>) {
+    let n = tokens * shape.kv_heads * shape.head_dim;
+    let fill = |seed: usize| -> Vec<f32> { (0..n).map(|i| number(i, seed)).collect() };
+    cached(shape.compute, &fill(1), &fill(2), shape.kv_heads * shape.head_dim, shape.head_dim)
+}
+
+/// One chat's answer is work for as many threads as it has key/value heads, to the same bits.
+#[test]
+fn few_sequences_are_cut_between_their_heads_and_no_bit_changes() {
+    for compute in [Compute::F32, Compute::Bf16] {
+        let shape = AttentionShape { heads: 9, kv_heads: 3, head_dim: 64, compute };
+        let (k0, v0) = spans_of(shape, 600);
+        let (k1, v1) = spans_of(shape, 45);
+        let spans = [KvSpan { tokens: 600, keys: &k0, values: &v0 }, KvSpan { tokens: 45, keys: &k1, values: &v1 }];
+        let (q_dim, stride) = (9 * 64, 12 * 64);
+        let decode = |threads: usize, sequences: usize| -> Vec<u32> {
+            let queries: Vec<f32> = (0..sequences * stride).map(|i| number(i, 5)).collect();
+            let mut out = vec![f32::NAN; sequences * q_dim];
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| attention_decode(shape, &queries, stride, &vec![spans; sequences], &mut out));
+            out.iter().map(|x| x.to_bits()).collect()
+        };
+        for sequences in 1..4 {
+            assert_eq!(Cut::of(shape, &vec![spans; sequences], 4), Cut { kv_heads: 1, fewest: 1 });
+            assert!(decode(1, sequences) == decode(4, sequences));
+        }
+    }
+    let shape = AttentionShape { heads: 8, kv_heads: 4, head_dim: 32, compute: Compute::F32 };
+    let of = |tokens: usize| [KvSpan { tokens, ..KvSpan::default() }, KvSpan::default()];
+    // Enough sequences are taken whole; a short one is not worth another thread.
+    assert_eq!(Cut::of(shape, &[of(4000); 8], 2), Cut { kv_heads: 4, fewest: 4 });
+    assert_eq!(Cut::of(shape, &[of(128)], 2), Cut { kv_heads: 1, fewest: 8 });
+}
