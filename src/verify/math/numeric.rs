@@ -1,10 +1,12 @@
 //! Values of expressions at points, in high precision: the last resort, where algebra does not decide.
 //!
-//! Constants are compared at 128 bits and, where these agree, at 512: two different numbers that people write as answers
-//! are not expected to agree to 150 digits. Expressions of variables are compared at 128 bits at six points, with variables drawn
-//! from 2^32 real values of both signs. A difference that is a polynomial of degree d in each variable vanishes at all six
-//! with probability at most (d n / 2^32)^6 for n variables: 2e-46 for d n = 100. Functions are principal branches, so
-//! `\sqrt{x^2}` is not `x`.
+//! Constants are compared at 128 bits and, where these agree, at so many that they agree to 256 bits behind the point: two
+//! different numbers that people write as answers are not expected to. Expressions of variables are compared at 128 bits at
+//! twelve points (48 if there are cases in them: a minimum, an absolute value, a floor), of which six at least must have
+//! values and all that have must agree. Variables are drawn from 2^32 values at each point, of both signs and of sizes from
+//! 1/32 to 70,000: `|x - 3|` is `3 - x` near zero. A difference that is a polynomial of degree d in each variable vanishes at
+//! six points with probability at most (d n / 2^32)^6 for n variables: 2e-46 for d n = 100. Functions are principal branches,
+//! so `\sqrt{x^2}` is not `x`.
 
 use super::expr::{Constant, Expr, Function};
 use super::number::{self, Limits};
@@ -13,9 +15,18 @@ use dashu_int::IBig;
 use dashu_ratio::RBig;
 use std::collections::BTreeSet;
 
-/// Points at which expressions of variables are compared, and how many may fall on singularities in finding them.
+/// Points at which both expressions must have values.
 const POINTS: usize = 6;
-const ATTEMPTS: usize = 14;
+/// The size of the variables, as a power of two, at each pair of points.
+const SCALES: [i32; 6] = [0, -3, 3, 6, 9, 14];
+/// Points that are tried in any case, and where functions have cases: an expression may differ from another in one of them
+/// only, which few points meet (`\max(a, b, c, d)` and `\max(a, b, c)`).
+const ROUND: usize = 2 * SCALES.len();
+const ROUND_OF_CASES: usize = 4 * ROUND;
+/// Points near zero that are tried after these, where too many of them had no values: `\arcsin x`, `e^{e^x}`.
+const SPARE: usize = 24;
+/// The largest constant, in bits, that is compared to 256 bits behind the point.
+const LARGEST_CONSTANT: f64 = 4096.0;
 /// The longest decimal that is taken for the rounding of another value.
 const MOST_PLACES: usize = 300;
 
@@ -29,48 +40,53 @@ pub enum Comparison {
 }
 
 pub fn compare(a: &Expr, b: &Expr, fuel: &mut usize) -> Comparison {
-    let mut variables = Variables::default();
-    variables.collect(a, false);
-    variables.collect(b, false);
+    let variables = Variables::of(a, b);
     if variables.all.is_empty() {
-        let first = at_point(a, b, &variables, 0, 128, fuel);
-        return match first {
-            Ok(Comparison::Different) => Comparison::Different,
-            Ok(_) => at_point(a, b, &variables, 0, 512, fuel).unwrap_or(Comparison::Unknown),
-            Err(_) => Comparison::Unknown,
-        };
+        return constants(a, b, &variables, fuel);
     }
     let mut agreed = 0;
-    for point in 0..ATTEMPTS {
+    for point in variables.points() {
+        if agreed >= POINTS && point >= variables.round {
+            break;
+        }
         match at_point(a, b, &variables, point, 128, fuel) {
             Ok(Comparison::Equal) => agreed += 1,
             Ok(Comparison::Different) => return Comparison::Different,
-            Ok(Comparison::Unknown) | Err(Trouble::Singular) => {}
-            Err(Trouble::TooLarge) => return Comparison::Unknown,
-        }
-        if agreed == POINTS {
-            return Comparison::Equal;
+            // No value here, or none that can be told from the other: e^{x^2} of large x.
+            Ok(Comparison::Unknown) | Err(Trouble::Singular | Trouble::TooLarge) => {}
         }
     }
-    Comparison::Unknown
+    if agreed >= POINTS { Comparison::Equal } else { Comparison::Unknown }
+}
+
+fn constants(a: &Expr, b: &Expr, variables: &Variables, fuel: &mut usize) -> Comparison {
+    match at_point(a, b, variables, 0, 128, fuel) {
+        Ok(Comparison::Different) => return Comparison::Different,
+        Ok(_) => {}
+        Err(_) => return Comparison::Unknown,
+    }
+    // Half of the digits are what an agreement is sure to have: 256 behind the point, and those before it.
+    let size = real(a, 128, fuel).map_or(0.0, |(value, _)| value.size().clamp(0.0, LARGEST_CONSTANT));
+    at_point(a, b, variables, 0, 512 + 2 * size as usize, fuel).unwrap_or(Comparison::Unknown)
 }
 
 /// Whether b is a constant multiple of a: the constant's sign if it is real, 0 otherwise; `None` if it is none.
 pub fn proportional(a: &Expr, b: &Expr, fuel: &mut usize) -> Option<i8> {
-    let mut variables = Variables::default();
-    variables.collect(a, false);
-    variables.collect(b, false);
+    let variables = Variables::of(a, b);
     let ratio = a.clone().over(b.clone());
     let mut first: Option<Ball> = None;
     let mut agreed = 0;
-    for point in 0..ATTEMPTS {
+    for point in variables.points() {
+        // One side of an equation without variables is a constant already.
+        if (agreed >= POINTS && point >= variables.round) || (variables.all.is_empty() && agreed == 1) {
+            break;
+        }
         let mut arithmetic = Arithmetic::new(128, *fuel);
         let value = Evaluator { arithmetic: &mut arithmetic, variables: &variables, point }.value(&ratio);
         *fuel = arithmetic.fuel;
         let value = match value {
             Ok(value) => value,
-            Err(Trouble::Singular) => continue,
-            Err(Trouble::TooLarge) => return None,
+            Err(Trouble::Singular | Trouble::TooLarge) => continue,
         };
         match &first {
             None => first = Some(value),
@@ -78,12 +94,8 @@ pub fn proportional(a: &Expr, b: &Expr, fuel: &mut usize) -> Option<i8> {
             Some(_) => {}
         }
         agreed += 1;
-        // One side of an equation without variables is a constant already.
-        if agreed == POINTS || (variables.all.is_empty() && agreed == 1) {
-            break;
-        }
     }
-    let first = first.filter(|f| !f.may_be_zero() && (agreed == POINTS || variables.all.is_empty()))?;
+    let first = first.filter(|f| !f.may_be_zero() && (agreed >= POINTS || variables.all.is_empty()))?;
     Some(if !first.is_real() {
         0
     } else if first.is_negative() {
@@ -151,14 +163,63 @@ fn judge(a: &Ball, b: &Ball, arithmetic: &mut Arithmetic) -> Computed<Comparison
     Ok(if sharp { Comparison::Equal } else { Comparison::Unknown })
 }
 
-/// The names that take values, and those among them that count something.
+/// The names that take values, those among them that count something, and those that are complex.
 #[derive(Default)]
 struct Variables {
     all: BTreeSet<String>,
     integers: BTreeSet<String>,
+    complex: BTreeSet<String>,
+    /// Points that are tried in any case.
+    round: usize,
 }
 
 impl Variables {
+    fn of(a: &Expr, b: &Expr) -> Variables {
+        let mut variables = Variables { round: ROUND, ..Variables::default() };
+        for e in [a, b] {
+            variables.collect(e, false);
+            let cases = [Function::Abs, Function::Floor, Function::Ceil, Function::Min, Function::Max];
+            if e.any(&mut |e| matches!(e, Expr::Call(function, _) if cases.contains(function))) {
+                variables.round = ROUND_OF_CASES;
+            }
+        }
+        variables.find_complex(a, b);
+        variables
+    }
+
+    fn points(&self) -> std::ops::Range<usize> {
+        0..self.round + SPARE
+    }
+
+    /// z and w where there are complex numbers, and what Re, Im and a conjugate are taken of, unless it is written out in
+    /// real ones (`\Re(x + iy)`). |z| alone is of a complex number too, but not beside x and y.
+    fn find_complex(&mut self, a: &Expr, b: &Expr) {
+        let coordinates = self.all.contains("x") || self.all.contains("y");
+        let mut found = false;
+        for side in [a, b] {
+            side.any(&mut |e| {
+                found |= match e {
+                    Expr::Constant(Constant::I) => true,
+                    Expr::Call(Function::Abs, _) => !coordinates,
+                    Expr::Call(Function::Re | Function::Im | Function::Conjugate, arguments) => {
+                        let mut of = Variables::default();
+                        arguments.iter().for_each(|argument| of.collect(argument, false));
+                        if !arguments.iter().any(imaginary) {
+                            self.complex.extend(of.all);
+                        }
+                        true
+                    }
+                    _ => false,
+                };
+                false
+            });
+        }
+        if found {
+            let named = |name: &&String| ["z", "w", "zeta"].contains(&name.split(['_', '\'']).next().unwrap_or(name));
+            self.complex.extend(self.all.iter().filter(named).cloned());
+        }
+    }
+
     fn collect(&mut self, e: &Expr, integer: bool) {
         if let Expr::Symbol(name) = e {
             self.all.insert(name.clone());
@@ -175,6 +236,10 @@ impl Variables {
             self.collect(child, integer || counts);
         }
     }
+}
+
+fn imaginary(e: &Expr) -> bool {
+    e.any(&mut |e| *e == Expr::Constant(Constant::I))
 }
 
 struct Evaluator<'a> {
@@ -228,19 +293,41 @@ impl Evaluator<'_> {
     }
 
     fn variable(&mut self, name: &str) -> Computed<Ball> {
-        let seed = name.bytes().fold(mix(self.point as u64 + 1), |h, b| mix(h ^ u64::from(b)));
+        let seed = self.seed(name);
         if self.variables.integers.contains(name) {
-            return Ok(Ball::integer(&IBig::from(3 + seed % 40)));
+            // Factorials are written out, so that these stay smaller.
+            return Ok(Ball::integer(&IBig::from(3 + seed % if self.scale() > 3 { 400 } else { 40 })));
         }
-        // 2^32 values in (1/4, 4 1/4), all positive at the first point, all negative at the second.
-        let magnitude = IBig::from((1u64 << 30) + (seed >> 32));
-        let negative = match self.point {
-            0 => false,
-            1 => true,
-            _ => seed & 1 == 1,
-        };
-        let value = RBig::from_parts(if negative { -magnitude } else { magnitude }, (1u64 << 32).into());
-        self.arithmetic.rational(&value)
+        // All positive at the first point, all negative at the second; at every other pair of points a name's sign is
+        // drawn for the first and turned for the second, so that each size is met with both.
+        let pair = mix(name.bytes().fold(self.point as u64 / 2, |h, b| mix(h ^ u64::from(b))));
+        let turned = self.point % 2 == 1;
+        let negative = if self.point < 2 { turned } else { (pair & 1 == 1) != turned };
+        let real = self.drawn(seed, negative)?;
+        if self.point / 2 % 2 == 0 || !self.variables.complex.contains(name) {
+            return Ok(real);
+        }
+        let seed = mix(seed ^ 1);
+        let imaginary = self.drawn(seed, seed & 1 == 1)?;
+        let imaginary = self.arithmetic.mul(&imaginary, &Arithmetic::imaginary_unit())?;
+        self.arithmetic.add(&real, &imaginary)
+    }
+
+    fn seed(&self, name: &str) -> u64 {
+        name.bytes().fold(mix(self.point as u64 + 1), |h, b| mix(h ^ u64::from(b)))
+    }
+
+    fn scale(&self) -> i32 {
+        let near_zero = if self.point < self.variables.round { SCALES.len() } else { 2 };
+        SCALES[self.point / 2 % near_zero]
+    }
+
+    /// One of 2^32 values in (1/4, 4 1/4), times the point's scale.
+    fn drawn(&mut self, seed: u64, negative: bool) -> Computed<Ball> {
+        let magnitude = RBig::from_parts(IBig::from((1u64 << 28) + (seed >> 32)), (1u64 << 30).into());
+        let power = RBig::from(1u64 << self.scale().unsigned_abs());
+        let value = if self.scale() < 0 { magnitude / power } else { magnitude * power };
+        self.arithmetic.rational(&if negative { -value } else { value })
     }
 
     fn unknown(&mut self, name: &str, arguments: &[Expr]) -> Computed<Ball> {
@@ -260,7 +347,9 @@ impl Evaluator<'_> {
             };
             seed = mix(mix(seed ^ rounded(&value.re)) ^ rounded(&value.im));
         }
-        self.arithmetic.rational(&RBig::from_parts(IBig::from((1u64 << 30) + (seed >> 32)), (1u64 << 32).into()))
+        // All positive at the first point, all negative at the second: f(x) is not |f(x)|.
+        let negative = if self.point < 2 { self.point == 1 } else { seed & 1 == 1 };
+        self.drawn(seed, negative)
     }
 
     fn power(&mut self, base: &Expr, exponent: &Expr) -> Computed<Ball> {

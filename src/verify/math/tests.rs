@@ -226,6 +226,43 @@ fn expressions_of_variables() {
 }
 
 #[test]
+fn cases_are_told_apart_wherever_they_differ() {
+    different(&[
+        ("\\left\\lfloor \\frac{n^2}{4} \\right\\rfloor", "0"),
+        ("\\left\\lceil \\frac{3n}{2} \\right\\rceil", "\\lceil n \\rceil"),
+        ("\\lfloor n/2 \\rfloor", "\\lfloor n/1000 \\rfloor"),
+        ("|x-3|", "3-x"),
+        ("|x+5|", "x+5"),
+        ("|6-2n|", "6-2n"),
+        ("|x-10|+|x+10|", "20"),
+        ("\\sqrt{(x-2)^2}", "2-x"),
+        ("\\ln|x-3|", "\\ln(3-x)"),
+        ("\\max\\{2, n\\}", "2"),
+        ("\\min(n, 5)", "n"),
+        ("\\max(n, 2026)", "2026"),
+        ("\\max(a, b, c, d)", "\\max(a, b, c)"),
+        ("\\arcsin(\\sin x)", "x"),
+        ("\\arctan(\\tan x)", "x"),
+        ("f(x)", "|f(x)|"),
+        ("e^{-n}", "e^{-n} + 10^{-45}"),
+        ("e^{1000}", "e^{1000}+1"),
+    ]);
+    // Where large points have no values, those near zero decide.
+    equal(&[
+        ("|x-3|", "|3-x|"),
+        ("\\max(a, b)", "\\frac{a+b+|a-b|}{2}"),
+        ("e^{e^x}", "e^{e^{2x}e^{-x}}"),
+        ("e^{-x^2}\\cos x", "\\frac{\\cos x}{e^{x^2}}"),
+        ("\\sin(\\arcsin x)", "x"),
+        ("\\arccos(x+y)", "\\arccos(y+x)"),
+        ("2^{2^n}", "2^{4^{n/2}}"),
+        ("n^n", "n \\cdot n^{n-1}"),
+        ("\\frac{(2n)!}{n!}", "n!\\binom{2n}{n}"),
+        ("\\lfloor \\ln x^2 \\rfloor", "\\lfloor 2\\ln|x| \\rfloor"),
+    ]);
+}
+
+#[test]
 fn complex_numbers() {
     equal(&[
         ("6 - 5i", "-5i+6"),
@@ -235,8 +272,23 @@ fn complex_numbers() {
         ("|3+4i|", "5"),
         ("\\sqrt{-4}", "2i"),
         ("i^{2026}", "-1"),
+        ("|z-i| < \\sqrt2", "|i-z| < \\sqrt2"),
+        ("\\Re(z) + i\\Im(z)", "z"),
+        ("\\Re(x+iy)", "x"),
+        ("|a+bi|", "\\sqrt{a^2+b^2}"),
+        ("|x|+|y|+|z|", "\\sqrt{z^2} + |x| + |y|"),
     ]);
-    different(&[("2+3i", "3+2i"), ("i", "-i"), ("2i", "2")]);
+    different(&[
+        ("2+3i", "3+2i"),
+        ("i", "-i"),
+        ("2i", "2"),
+        ("|z-i| < \\sqrt2", "|z+i| < \\sqrt2"),
+        ("|z-i| = 1", "|z+i| = 1"),
+        ("\\Im(z)", "0"),
+        ("\\Re(\\lambda)", "\\lambda"),
+        ("|z|^2", "z^2"),
+        ("|z|^2 = 1", "z^2 = 1"),
+    ]);
 }
 
 #[test]
