@@ -28,7 +28,7 @@ mod properties;
 mod tests;
 
 pub use compare::Decision;
-pub use extract::Place;
+pub use extract::{Place, last_complete_box};
 
 use super::Status;
 use compare::{Outcome, Work};
