@@ -108,8 +108,8 @@ fn compare(gold: &str, answer: &str, settings: &Settings) -> Outcome {
     if gold.len().max(answer.len()) > settings.longest {
         return Outcome::no(Decision::TooLong);
     }
-    if let Some(letter) = text::choice(gold)
-        && let Some(chosen) = text::choice(answer).or_else(|| text::choice_with_text(answer))
+    if let Some(letter) = text::choice_letter(gold)
+        && let Some(chosen) = text::choice_letter(answer).or_else(|| text::choice_with_text(answer))
     {
         return Outcome { equal: letter == chosen, by: Decision::Choice };
     }

@@ -436,6 +436,9 @@ fn words_letters_and_modular_answers() {
         ("2^3 3^2", "72"),
     ]);
     check(&[("C", "\\textbf{(C)}\\ 12")], Status::Correct);
+    for answer in ["(A), (B), (C), (D)", "(A) or (B)", "A. B. C. D.", "(A)^2", "\\text{(A)}=0"] {
+        assert_ne!(judge("A", answer).status, Status::Correct, "{answer}");
+    }
     different(&[
         ("\\text{tea}", "\\text{eat}"),
         ("Yes", "No"),

@@ -1,6 +1,7 @@
 //! Answers as text: what is compared where there is no expression, or before one is made.
 
 use super::lex::{Token, group, tokens};
+use crate::verify::choice;
 
 /// A text as its tokens, spelled one way: no looks, no spaces, no braces around a single token. Two answers with the same
 /// spelling are the same formula. Tokens keep apart what braces kept apart: `\frac{1}{23}` is not `\frac{12}{3}`.
@@ -94,7 +95,7 @@ pub fn is_words(text: &str) -> bool {
 }
 
 /// A multiple choice letter standing alone: `C`, `(C)`, `\text{C}`, `\textbf{(C)}`, `C.`
-pub fn choice(text: &str) -> Option<char> {
+pub fn choice_letter(text: &str) -> Option<char> {
     let (letter, rest) = choice_start(text)?;
     rest.trim_matches(|c: char| c.is_whitespace() || ")}.:\\".contains(c)).is_empty().then_some(letter)
 }
@@ -102,7 +103,7 @@ pub fn choice(text: &str) -> Option<char> {
 /// A choice letter with its text behind it: `(C) 12`, `\textbf{(C)}\ 12`, `C. twelve`.
 pub fn choice_with_text(text: &str) -> Option<char> {
     let (letter, rest) = choice_start(text)?;
-    rest.starts_with([')', '.', ':']).then_some(letter)
+    (rest.starts_with([')', '.', ':']) && !choice::goes_on(rest)).then_some(letter)
 }
 
 fn choice_start(text: &str) -> Option<(char, &str)> {
@@ -145,12 +146,15 @@ mod tests {
         assert!(same_words("\\text{HHT}", "HHT") && same_words("Yes", "yes") && !same_words("AB", "ab"));
         assert!(is_words("\\text{even}") && is_words("yes") && !is_words("x+1") && !is_words("C"));
         for text in ["C", "(C)", "\\text{C}", "\\textbf{(C)}", "C.", "\\text{(C)}", "$C$", "\\mathrm{(C)}"] {
-            assert_eq!(choice(text), Some('C'), "{text}");
+            assert_eq!(choice_letter(text), Some('C'), "{text}");
         }
         for text in ["c", "CD", "C+1", "12", "", "Cat"] {
-            assert_eq!(choice(text), None, "{text}");
+            assert_eq!(choice_letter(text), None, "{text}");
         }
         assert_eq!(choice_with_text("\\textbf{(C)}\\ 12"), Some('C'));
-        assert_eq!(choice_with_text("C(12)"), None);
+        assert_eq!(choice_with_text("\\textbf{(C)} -12"), Some('C'));
+        for text in ["C(12)", "(C), (D)", "(C) or (D)", "C. D. E.", "(C)^2", "\\text{(C)}=0", "(C)\\cdot 2", "(C)-1"] {
+            assert_eq!(choice_with_text(text), None, "{text}");
+        }
     }
 }
