@@ -18,7 +18,7 @@ mod precise;
 mod residue;
 mod scalar;
 mod text;
-mod words;
+pub(super) mod words;
 
 #[cfg(test)]
 mod golds;

@@ -98,6 +98,7 @@ fn numbers() {
         ("5\\text{ cm}", "5\\text{ m}"),
         ("15\\mbox{ cm}^2", "15\\text{ cm}"),
         ("-1", "1"),
+        ("5\\text{ p.m.}", "5\\text{ a.m.}"),
     ]);
 }
 
@@ -464,6 +465,11 @@ fn words_that_change_a_value_are_no_unit() {
         "5 \\text{ million}",
         "5 \\text{ or more}",
         "5 \\text{ base } 8",
+        "5 \\text{ tenths}",
+        "5 \\text{ millions}",
+        "5 \\text{ pi}",
+        "5\\text{i}",
+        "5\\text{ but it could be 6}",
         "5 \\text{ if } n > 2",
         "5 million",
         "5 or more",
