@@ -4,6 +4,7 @@ use super::expr::{Constant, Digits, Expr, Function, Interval};
 use super::functions::{is_function, is_operator};
 use super::lex::Token;
 use super::parse::{Failure, Parsed, Parser};
+use super::words;
 use dashu_int::{IBig, UBig};
 use dashu_ratio::RBig;
 
@@ -161,7 +162,9 @@ impl Parser {
                 // A whole answer in words; in the middle of a formula words are not understood.
                 let alone = self.at == 1 || matches!(self.tokens.get(self.at - 2), Some(Token::Char(',' | '(' | '=')));
                 let ends = matches!(self.peek(), None | Some(Token::Char(',' | ')')));
-                if alone && ends { Ok(Expr::Text(text)) } else { Err(Failure::Syntax) }
+                // \text{Area} = 12
+                let names = self.at == 1 && self.is_char('=') && !words::changes_value(&text.to_lowercase());
+                if (alone && ends) || names { Ok(Expr::Text(text)) } else { Err(Failure::Syntax) }
             }
             Token::Char('(') => self.bracketed('('),
             Token::Char('[') => self.bracketed('['),
@@ -233,12 +236,20 @@ impl Parser {
             let x = self.deeper(Parser::atom)?;
             return Ok(Expr::Call(Function::Factorial, vec![x.minus(Expr::integer(1))]));
         }
-        if self.is_char('(') && (function || derived || self.has_comma()) {
+        if self.is_char('(') && (function || derived || self.has_comma() || self.value_stated()) {
             self.at += 1;
             let arguments = self.elements()?;
             return if self.eat_char(')') { Ok(Expr::Apply(name, arguments)) } else { Err(Failure::Syntax) };
         }
         Ok(Expr::Symbol(name))
+    }
+
+    /// Whether the bracket here is the `(3)` of an answer `S(3) = 10`: no product.
+    fn value_stated(&self) -> bool {
+        self.at == 1
+            && matches!(self.peek_at(1), Some(Token::Number(..)))
+            && self.peek_at(2) == Some(&Token::Char(')'))
+            && self.peek_at(3) == Some(&Token::Char('='))
     }
 
     /// Whether the bracket here holds a comma at its own level: then a name before it is a function of several arguments.

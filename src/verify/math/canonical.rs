@@ -245,10 +245,51 @@ pub fn assignment(e: &Expr) -> Option<(Expr, Expr)> {
     (is_name(last) && sides.len() == 2).then(|| (last.clone(), first.clone()))
 }
 
+/// `m + n = 73`, `\tan\theta = \frac34`, `x \approx 3.14`: the value of what an answer describes by an expression. For a
+/// gold answer that is a bare value only: beside one with variables, `x + y = 5` is an equation.
+pub fn described(answer: &Expr, gold: &Expr, work: &mut Work) -> Option<Expr> {
+    let Expr::Chain(sides, relations) = answer else { return None };
+    let approximate = [Relation::Other("approx")];
+    let fits = relations.iter().all(|r| *r == Relation::Equal) || *relations == approximate;
+    let (first, values) = sides.split_first()?;
+    if !fits || !describes(first) || !bare(gold) || !values.iter().all(bare) {
+        return None;
+    }
+    let last = values.last()?;
+    values.iter().all(|value| value == last || scalar::equal(value, last, work).equal).then(|| last.clone())
+}
+
+/// A value without variables, which may have a unit.
+fn bare(e: &Expr) -> bool {
+    let value = if let Expr::Quantity(value, _) = e { value } else { e };
+    value.is_scalar() && !value.any(&mut |e| matches!(e, Expr::Symbol(_) | Expr::Apply(..)))
+}
+
+/// Whether an expression may be what is asked for: variables, their sums, products, quotients, integer powers and
+/// functions. `2x + 1` holds numbers, so that `2x + 1 = 5` is an equation to be solved.
+fn describes(e: &Expr) -> bool {
+    let minus_one = |e: &Expr| *e == Expr::integer(-1);
+    match e {
+        Expr::Sum(parts) | Expr::Call(_, parts) => !parts.is_empty() && parts.iter().all(describes),
+        // e and i are letters of a word: `Area = 12`.
+        Expr::Product(parts) => {
+            let letter = |e: &Expr| parts.len() > 2 && matches!(e, Expr::Constant(Constant::E | Constant::I));
+            let letters = parts.iter().filter(|p| !minus_one(p));
+            letters.clone().count() > 0 && letters.clone().all(|p| describes(p) || letter(p))
+        }
+        Expr::Power(base, exponent) => {
+            let whole = |e: &Expr| matches!(e, Expr::Number(q, None) if q.is_int());
+            let root = matches!(&**exponent, Expr::Power(degree, minus) if whole(degree) && minus_one(minus));
+            describes(base) && (whole(exponent) || root)
+        }
+        other => is_name(other),
+    }
+}
+
 /// Whether an expression only names something: a symbol, a product of symbols (a segment `AB`), a function of symbols.
 fn is_name(e: &Expr) -> bool {
     match e {
-        Expr::Symbol(_) => true,
+        Expr::Symbol(_) | Expr::Text(_) => true,
         Expr::Constant(Constant::I | Constant::E) => false,
         Expr::Product(parts) | Expr::Tuple(parts) => parts.iter().all(is_name),
         Expr::Apply(name, parts) => {

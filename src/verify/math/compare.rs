@@ -286,6 +286,9 @@ fn chain_and_value(gold: &Expr, answer: &Expr, work: &mut Work) -> Outcome {
     if let Some(value) = canonical::calculation(answer, work) {
         return equal(gold, &value, work);
     }
+    if let Some(value) = canonical::described(answer, gold, work) {
+        return equal(gold, &value, work);
+    }
     match interval_of(answer) {
         Some((_, set)) => equal(gold, &set, work),
         None => different,

@@ -322,6 +322,44 @@ fn equations() {
 }
 
 #[test]
+fn what_an_answer_describes_is_its_value() {
+    for (gold, answer) in [
+        ("73", "m+n = 73"),
+        ("7", "a+b+c=7"),
+        ("73", "m + n = 70 + 3 = 73"),
+        ("10", "x-y = 10"),
+        ("5", "|z| = 5"),
+        ("7", "x^2+y^2 = 7"),
+        ("\\frac34", "\\tan\\theta = \\frac34"),
+        ("\\frac12", "\\frac{AB}{CD} = 0.5"),
+        ("5", "\\sqrt{ab} = 5"),
+        ("10", "S(3) = 10"),
+        ("12", "\\text{Area} = 12 \\text{ cm}^2"),
+        ("12", "Area = 12"),
+        ("3.14", "x \\approx 3.14"),
+    ] {
+        assert_eq!(judge(gold, answer).status, Status::Correct, "{gold} {answer}");
+    }
+    assert_eq!(judge("\\text{Area} = 12", "12").status, Status::Correct);
+    for (gold, answer) in [
+        ("5", "2x+1 = 5"),
+        ("5", "x+1 = 5"),
+        ("5", "m+n = 6 = 5"),
+        ("5", "m+n > 5"),
+        ("5", "m+n \\ne 5"),
+        ("m", "m+n = m"),
+        ("5", "x+y = 6"),
+        ("\\pi", "x \\approx 3.14"),
+        // A circle is not its right side.
+        ("x^2+y^2=7", "7"),
+        ("5", "\\text{not} = 5"),
+        ("2", "e^x = 2"),
+    ] {
+        assert_ne!(judge(gold, answer).status, Status::Correct, "{gold} {answer}");
+    }
+}
+
+#[test]
 fn intervals_and_inequalities() {
     equal(&[
         ("(3,4]", "3 < x \\le 4"),
