@@ -142,7 +142,8 @@ impl Rule {
     /// The answer of a response, where this rule looks for it.
     pub fn extract(self, response: &str) -> Option<&str> {
         match self {
-            Rule::Boxed | Rule::Exact | Rule::Countdown | Rule::List => boxed::last_boxed(response),
+            Rule::Boxed => boxed::reference_box(response),
+            Rule::Exact | Rule::Countdown | Rule::List => boxed::last_boxed(response),
             Rule::Math => math::last_complete_box(response),
             Rule::Numeric => numeric::extract(response),
             Rule::Choice => choice::extract(response),

@@ -1,10 +1,21 @@
 //! The released reference's text comparison: the last `\boxed{}`, normalised as the MATH benchmark's `strip_string`
-//! does, against the gold answer normalised likewise. Kept as it is for comparability, its quirks included.
+//! does, against the gold answer normalised likewise. Kept as it is for comparability, its quirks included: where its
+//! functions raise an error, the texts are compared as they stand. And the box that the other rules look for.
 
 use super::Status;
 
 /// Answers longer than this are compared without rewriting: nothing a person would write is.
 const LONGEST: usize = 10_000;
+
+/// The reference's box: what follows the last `\boxed ` up to the next `$`, if there is one anywhere; else the content of the
+/// last `\boxed{...}`, which must be complete. It finds `\fbox{}` too, but then fails on it.
+pub fn reference_box(text: &str) -> Option<&str> {
+    if let Some((_, bare)) = text.rsplit_once("\\boxed ") {
+        return bare.split('$').next();
+    }
+    let (_, rest) = text.rsplit_once("\\boxed")?;
+    balanced(rest.strip_prefix('{')?)
+}
 
 /// Content of the last complete `\boxed{...}` or `\fbox{...}` (braces balanced), or what follows a last `\boxed ` up to
 /// the next `$` or the end.
@@ -14,7 +25,11 @@ pub fn last_boxed(text: &str) -> Option<&str> {
     if let Some(bare) = rest.strip_prefix(' ') {
         return Some(bare.split('$').next().unwrap_or(bare));
     }
-    let inner = rest.strip_prefix('{')?;
+    balanced(rest.strip_prefix('{')?)
+}
+
+/// Up to the brace that closes one before the text.
+fn balanced(inner: &str) -> Option<&str> {
     let mut depth = 1usize;
     for (i, b) in inner.bytes().enumerate() {
         match b {
@@ -29,18 +44,21 @@ pub fn last_boxed(text: &str) -> Option<&str> {
     None
 }
 
-/// Correct if both texts are the same after [`normalize`].
+/// Correct if both texts are the same after [`normalize`], or as they stand if it fails on one of them.
 pub fn compare(answer: &str, gold: &str) -> Status {
     let same = if answer.len() > LONGEST || gold.len() > LONGEST {
         answer.trim() == gold.trim()
     } else {
-        normalize(answer) == normalize(gold)
+        match (normalize(answer), normalize(gold)) {
+            (Some(a), Some(b)) => a == b,
+            _ => answer == gold,
+        }
     };
     if same { Status::Correct } else { Status::Wrong }
 }
 
-/// The MATH benchmark's `strip_string`.
-pub fn normalize(text: &str) -> String {
+/// The MATH benchmark's `strip_string`; `None` where that raises an error.
+pub fn normalize(text: &str) -> Option<String> {
     let mut s = text.replace('\n', "").replace("\\!", "").replace("\\\\", "\\");
     for (from, to) in [
         ("tfrac", "frac"),
@@ -53,61 +71,66 @@ pub fn normalize(text: &str) -> String {
     ] {
         s = s.replace(from, to);
     }
-    s = remove_right_units(&s);
-    s = s.replace("\\%", "").replace('%', "").replace(" .", " 0.").replace("{.", "{0.");
+    s = remove_right_units(&s)?;
+    s = s.replace("\\%", "").replace(" .", " 0.").replace("{.", "{0.");
     if s.is_empty() {
-        return s;
+        return Some(s);
     }
     if s.starts_with('.') {
         s.insert(0, '0');
     }
     // "x = 5", "k=3": a short left side is not part of the answer.
     if let Some((left, right)) = s.split_once('=')
-        && left.trim_end().chars().count() <= 2
+        && left.chars().count() <= 2
         && !right.contains('=')
     {
         s = right.to_string();
     }
-    s = fix_sqrt(&s).replace(' ', "");
-    s = fix_fracs(&s);
+    s = fix_sqrt(&s)?.replace(' ', "");
+    s = fix_fracs(&s)?;
     if s == "0.5" {
         s = "\\frac{1}{2}".to_string();
     }
-    fix_slash(&s)
+    fix_slash(s)
 }
 
-/// Drops a unit written as text at the end: `5\text{ cm}` is 5.
-fn remove_right_units(s: &str) -> String {
-    s.split_once("\\text{ ").map_or(s, |(number, _)| number).to_string()
+/// Drops a unit written as text at the end: `5\text{ cm}` is 5. Two of them are an error.
+fn remove_right_units(s: &str) -> Option<String> {
+    let mut parts = s.split("\\text{ ");
+    let number = parts.next()?;
+    (parts.count() < 2).then(|| number.to_string())
 }
 
-/// `\sqrt3` is `\sqrt{3}`.
-fn fix_sqrt(s: &str) -> String {
+/// `\sqrt3` is `\sqrt{3}`. An error at the end of the text.
+fn fix_sqrt(s: &str) -> Option<String> {
     let mut parts = s.split("\\sqrt");
-    let mut out = parts.next().unwrap_or("").to_string();
+    let mut out = parts.next()?.to_string();
     for part in parts {
         out.push_str("\\sqrt");
         let mut chars = part.chars();
-        match chars.next() {
-            Some(c) if c != '{' => {
+        match chars.next()? {
+            '{' => out.push_str(part),
+            c => {
                 out.extend(['{', c, '}']);
                 out.push_str(chars.as_str());
             }
-            _ => out.push_str(part),
         }
     }
-    out
+    Some(out)
 }
 
-/// `\frac12` is `\frac{1}{2}`, `\frac1{72}` is `\frac{1}{72}`.
-fn fix_fracs(s: &str) -> String {
+/// `\frac12` is `\frac{1}{2}`, `\frac1{72}` is `\frac{1}{72}`. With one argument only nothing is rewritten, and none is an
+/// error.
+fn fix_fracs(s: &str) -> Option<String> {
     let mut parts = s.split("\\frac");
-    let mut out = parts.next().unwrap_or("").to_string();
+    let mut out = parts.next()?.to_string();
     for part in parts {
         out.push_str("\\frac");
         let mut chars = part.chars();
-        match (chars.next(), chars.next()) {
-            (Some(a), Some(b)) if a != '{' => {
+        match (chars.next()?, chars.next()) {
+            ('{', _) => out.push_str(part),
+            (_, None) => return Some(s.to_string()),
+            (a, Some(b)) => {
                 out.extend(['{', a, '}']);
                 if b == '{' {
                     out.push(b);
@@ -116,17 +139,26 @@ fn fix_fracs(s: &str) -> String {
                 }
                 out.push_str(chars.as_str());
             }
-            _ => out.push_str(part),
         }
     }
-    out
+    Some(out)
 }
 
-/// `a/b` of two plain integers is `\frac{a}{b}`.
-fn fix_slash(s: &str) -> String {
-    let Some((a, b)) = s.split_once('/') else { return s.to_string() };
-    let integer = |t: &str| t.parse::<i64>().is_ok_and(|n| n.to_string() == t);
-    if integer(a) && integer(b) { format!("\\frac{{{a}}}{{{b}}}") } else { s.to_string() }
+/// `a/b` of two plain integers is `\frac{a}{b}`. Anything but integers around a single slash is an error.
+fn fix_slash(s: String) -> Option<String> {
+    let Some((a, b)) = s.split_once('/').filter(|(_, b)| !b.contains('/')) else { return Some(s) };
+    // Python's int() reads signs, spaces, leading zeros and underscores, but then the text is not the number's own.
+    let digits = |t: &str| t.trim().trim_start_matches(['+', '-']).replace('_', "");
+    let integer = |t: &str| !digits(t).is_empty() && digits(t).bytes().all(|b| b.is_ascii_digit());
+    let plain = |t: &str| {
+        let positive = t.strip_prefix('-').unwrap_or(t);
+        positive.bytes().all(|b| b.is_ascii_digit()) && (t == "0" || !positive.starts_with('0'))
+    };
+    if !integer(a) || !integer(b) {
+        return None;
+    }
+    let fraction = (plain(a) && plain(b)).then(|| format!("\\frac{{{a}}}{{{b}}}"));
+    Some(fraction.unwrap_or(s))
 }
 
 #[cfg(test)]
@@ -150,6 +182,21 @@ mod tests {
     }
 
     #[test]
+    fn the_references_box_is_the_references() {
+        for (text, expected) in [
+            ("\\boxed{1} then \\boxed{\\frac{1}{2}}", Some("\\frac{1}{2}")),
+            ("\\boxed{1} then \\fbox{2}", Some("1")),
+            ("\\fbox{2}", None),
+            ("\\boxed 7$ then \\boxed{5}", Some("7")),
+            ("\\boxed{5} then \\boxed{6", None),
+            ("\\boxed5 {6}", None),
+            ("\\boxed {5}", Some("{5}")),
+        ] {
+            assert_eq!(reference_box(text), expected, "{text}");
+        }
+    }
+
+    #[test]
     fn what_the_benchmark_takes_for_equal() {
         for (a, b) in [
             ("\\dfrac{1}{2}", "\\frac12"),
@@ -165,9 +212,21 @@ mod tests {
             (".25", "0.25"),
             ("\\frac1{72}", "\\frac{1}{72}"),
         ] {
-            assert_eq!(compare(a, b), Status::Correct, "{a} {b}: {} {}", normalize(a), normalize(b));
+            assert_eq!(compare(a, b), Status::Correct, "{a} {b}: {:?} {:?}", normalize(a), normalize(b));
         }
-        for (a, b) in [("1", "2"), ("0.50", "0.5"), ("2/4", "1/2"), ("x+y=5", "5"), ("1,000", "1000")] {
+        for (a, b) in [
+            ("1", "2"),
+            ("0.50", "0.5"),
+            ("2/4", "1/2"),
+            ("x+y=5", "5"),
+            ("1,000", "1000"),
+            ("50%", "50"),
+            ("x  = 5", "5"),
+            // On these it raises errors.
+            ("5\\text{ a}\\text{ b}", "5"),
+            ("\\dfrac{x}{2}/y", "\\frac{x}{2}/y"),
+            ("\\left(\\sqrt", "(\\sqrt"),
+        ] {
             assert_eq!(compare(a, b), Status::Wrong, "{a} {b}");
         }
     }
