@@ -18,6 +18,7 @@ mod precise;
 mod residue;
 mod scalar;
 mod text;
+mod union;
 pub(super) mod words;
 
 #[cfg(test)]

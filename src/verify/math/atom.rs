@@ -39,7 +39,12 @@ impl Parser {
     pub(super) fn postfix(&mut self) -> Parsed<Expr> {
         let capital = matches!(self.peek(), Some(Token::Letter(c)) if c.is_ascii_uppercase())
             || matches!(self.peek(), Some(Token::Char(')')));
-        let mut value = self.deeper(Parser::atom)?;
+        let value = self.deeper(Parser::atom)?;
+        self.attached(value, capital)
+    }
+
+    /// What is attached behind a value; `capital`: the value may be a matrix.
+    pub(super) fn attached(&mut self, mut value: Expr, capital: bool) -> Parsed<Expr> {
         // Each of them nests the value one level deeper: 5%%%%%%%%.
         for _ in 0..MOST_ATTACHED {
             value = match self.peek() {
@@ -131,8 +136,20 @@ impl Parser {
         }
         let bars = std::mem::take(&mut self.bars);
         let value = self.sum()?;
+        let value = self.over(value)?;
         self.bars = bars;
         if self.eat_char('}') { Ok(value) } else { Err(Failure::Syntax) }
+    }
+
+    /// `3 \over 4` and `5 \choose 2` divide all that stands in their braces.
+    pub(super) fn over(&mut self, top: Expr) -> Parsed<Expr> {
+        if self.eat_command("over") {
+            return Ok(top.over(self.sum()?));
+        }
+        if self.eat_command("choose") {
+            return Ok(Expr::Call(Function::Binomial, vec![top, self.sum()?]));
+        }
+        Ok(top)
     }
 
     /// A command's argument: a group, or one digit, letter or command.
@@ -144,9 +161,12 @@ impl Parser {
             && digits.len() > 1
             && digits.bytes().all(|b| b.is_ascii_digit())
         {
-            // \frac12: TeX takes one digit.
-            let first = digits.remove(0);
-            return number(&first.to_string(), "");
+            // \frac12: TeX takes one digit. The token is split, so that it is read the same when this is tried twice.
+            let first = digits.remove(0).to_string();
+            let value = number(&first, "");
+            self.tokens.insert(self.at, Token::Number(first, String::new()));
+            self.at += 1;
+            return value;
         }
         self.deeper(Parser::atom)
     }
@@ -169,7 +189,12 @@ impl Parser {
             Token::Char('(') => self.bracketed('('),
             Token::Char('[') => self.bracketed('['),
             Token::Char('{') => {
-                let parts = self.elements()?;
+                let mut parts = self.elements()?;
+                if parts.len() == 1
+                    && let Some(top) = parts.pop()
+                {
+                    parts.push(self.over(top)?);
+                }
                 if !self.eat_char('}') {
                     return Err(Failure::Syntax);
                 }

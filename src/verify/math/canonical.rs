@@ -85,7 +85,7 @@ fn both_signs(e: Expr) -> Vec<Expr> {
     values.into()
 }
 
-fn infinite(e: &Expr) -> bool {
+pub fn infinite(e: &Expr) -> bool {
     *e == Expr::Constant(Constant::Infinity) || *e == Expr::Constant(Constant::Infinity).negated()
 }
 
@@ -123,9 +123,7 @@ fn complement(a: Expr, b: Expr) -> Expr {
     let Expr::Set(points) = &b else { return Expr::Difference(Box::new(a), Box::new(b)) };
     let mut known: Vec<(f64, Expr)> = Vec::new();
     for point in points {
-        let mut fuel = 2000;
-        let value = super::numeric::real(point, 128, &mut fuel).map(|(ball, _)| to_f64(&ball.re));
-        match value {
+        match real(point) {
             Some(value) if value.is_finite() => known.push((value, point.clone())),
             _ => return Expr::Difference(Box::new(a), Box::new(b)),
         }
@@ -144,8 +142,11 @@ fn complement(a: Expr, b: Expr) -> Expr {
     Expr::Union(parts)
 }
 
-fn to_f64(x: &dashu_float::Repr<2>) -> f64 {
-    super::precise::float(x).with_precision(53).value().to_f64().value()
+/// A constant's real value, to sort by.
+pub fn real(point: &Expr) -> Option<f64> {
+    let mut fuel = 2000;
+    let (ball, _) = super::numeric::real(point, 128, &mut fuel)?;
+    Some(super::precise::float(&ball.re).with_precision(53).value().to_f64().value())
 }
 
 fn open(low: Expr, high: Expr) -> Expr {

@@ -2,7 +2,7 @@
 
 use super::canonical::{self, interval_of};
 use super::expr::{Constant, Expr, Interval, Relation};
-use super::{numeric, residue, scalar, text};
+use super::{numeric, residue, scalar, text, union};
 use serde::{Deserialize, Serialize};
 
 /// The rule that decided.
@@ -254,7 +254,14 @@ fn intervals(a: &Interval, b: &Interval, work: &mut Work) -> Outcome {
 /// Sets of numbers as unions of intervals and points, compared part by part.
 fn united(gold: &Expr, answer: &Expr, work: &mut Work) -> Option<Outcome> {
     let (a, b) = (canonical::union_parts(gold)?, canonical::union_parts(answer)?);
-    Some(unordered(&a, &b, true, work))
+    let outcome = unordered(&a, &b, true, work);
+    if outcome.equal {
+        return Some(outcome);
+    }
+    match (union::merged(&a, work), union::merged(&b, work)) {
+        (Some(a), Some(b)) => Some(unordered(&a, &b, true, work)),
+        _ => Some(outcome),
+    }
 }
 
 fn congruent(a: &Expr, b: &Expr, modulus: &Expr, work: &mut Work) -> Outcome {

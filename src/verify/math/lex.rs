@@ -43,7 +43,6 @@ const LOOKS: &[&str] = &[
     "nolimits",
     "quad",
     "qquad",
-    "hspace",
     "mathstrut",
     "strut",
     "rm",
@@ -52,7 +51,6 @@ const LOOKS: &[&str] = &[
     "boldmath",
     "mleft",
     "mright",
-    "phantom",
     "hfill",
     "smallskip",
     "medskip",
@@ -64,6 +62,9 @@ const LOOKS: &[&str] = &[
     "nobreak",
     "allowbreak",
 ];
+/// Commands whose first argument is a length, a color or what is not shown.
+const UNSEEN: &[&str] =
+    &["hspace", "vspace", "phantom", "hphantom", "vphantom", "color", "textcolor", "colorbox", "mspace"];
 /// Commands whose argument is words.
 const WORDS: &[&str] =
     &["text", "mbox", "textbf", "textit", "textrm", "texttt", "textsf", "textnormal", "hbox", "textup", "emph"];
@@ -190,8 +191,7 @@ impl Lexer<'_> {
         let after = self.rest.strip_prefix('.');
         if let Some(after) = after
             && (after.starts_with(|c: char| c.is_ascii_digit())
-                || after.starts_with("\\overline")
-                || after.starts_with("\\dot"))
+                || ["\\overline", "\\bar", "\\dot"].iter().any(|repeats| after.starts_with(repeats)))
         {
             self.rest = after;
             text.push('.');
@@ -286,7 +286,10 @@ impl Lexer<'_> {
         let n = after.bytes().take_while(u8::is_ascii_alphabetic).count();
         let (name, rest) = after.split_at(n);
         self.rest = rest;
-        if name == "begin" || name == "end" {
+        if UNSEEN.contains(&name) {
+            let rest = rest.strip_prefix('*').unwrap_or(rest);
+            self.rest = group(rest).map_or(rest, |(_, rest)| rest);
+        } else if name == "begin" || name == "end" {
             let (environment, rest) = group(rest)?;
             self.rest = rest;
             if name == "begin" && environment == "array" {

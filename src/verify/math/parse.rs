@@ -40,6 +40,7 @@ pub fn parse(tokens: Vec<Token>, deepest: usize) -> Parsed<Expr> {
         parser.at += 1;
     }
     let expr = parser.list()?;
+    let expr = if expr.is_scalar() { parser.over(expr)? } else { expr };
     if parser.at < parser.tokens.len() { Err(Failure::Syntax) } else { Ok(expr) }
 }
 
@@ -387,22 +388,36 @@ impl Parser {
                 && integer(self.peek_at(3))
                 && !matches!(self.peek_at(4), Some(Token::Number(..)));
             if slash {
+                let start = self.at;
                 let whole = self.postfix()?;
                 let top = self.postfix()?;
                 self.at += 1;
-                return Ok(Expr::Sum(vec![whole, top.over(self.postfix()?)]));
+                let fraction = top.over(self.deeper(Parser::atom)?);
+                if let Some(mixed) = self.mixed_of(whole, fraction)? {
+                    return Ok(mixed);
+                }
+                self.at = start;
             }
             if matches!(self.peek_at(1), Some(Token::Command(name)) if name == "frac") {
                 let start = self.at;
                 let whole = self.postfix()?;
-                let fraction = self.postfix()?;
-                if plain_fraction(&fraction) {
-                    return Ok(Expr::Sum(vec![whole, fraction]));
+                let fraction = self.deeper(Parser::atom)?;
+                if let Some(mixed) = self.mixed_of(whole, fraction)? {
+                    return Ok(mixed);
                 }
                 self.at = start;
             }
         }
         self.postfix()
+    }
+
+    /// A mixed number, which may be one of percent or degrees: `33\frac13\%`. A power of it is a power of its fraction.
+    fn mixed_of(&mut self, whole: Expr, fraction: Expr) -> Parsed<Option<Expr>> {
+        if !plain_fraction(&fraction) {
+            return Ok(None);
+        }
+        let value = self.attached(Expr::Sum(vec![whole, fraction]), false)?;
+        Ok(matches!(value, Expr::Sum(_) | Expr::Percent(_) | Expr::Degrees(_)).then_some(value))
     }
 }
 

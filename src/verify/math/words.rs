@@ -343,7 +343,7 @@ pub fn changes_value(text: &str) -> bool {
 pub fn synonym(name: &str) -> &str {
     match name {
         "dfrac" | "tfrac" | "cfrac" | "nicefrac" | "sfrac" | "Frac" => "frac",
-        "dbinom" | "tbinom" | "choose" => "binom",
+        "dbinom" | "tbinom" => "binom",
         "leq" | "leqslant" | "leqq" => "le",
         "geq" | "geqslant" | "geqq" => "ge",
         "neq" => "ne",
