@@ -4,7 +4,7 @@
 use super::compare::Work;
 use super::expr::{Constant, Expr, Function, Interval, Relation};
 use super::number::{self, Limits};
-use super::{scalar, words};
+use super::{numeric, scalar, words};
 
 /// Most answers that signs of plus-minus are written out to.
 const MOST_SIGNS: usize = 2;
@@ -258,6 +258,35 @@ pub fn described(answer: &Expr, gold: &Expr, work: &mut Work) -> Option<Expr> {
     }
     let last = values.last()?;
     values.iter().all(|value| value == last || scalar::equal(value, last, work).equal).then(|| last.clone())
+}
+
+/// `x = 5 = 6`: several values without variables that are neither equal nor roundings of one another.
+pub fn contradicts(answer: &Expr, work: &mut Work) -> bool {
+    let Expr::Chain(sides, relations) = answer else { return false };
+    let Some((last, others)) = sides.get(1..).and_then(<[Expr]>::split_last) else { return false };
+    if relations.iter().any(|r| *r != Relation::Equal) || !bare(last) || !others.iter().all(bare) {
+        return false;
+    }
+    others.iter().any(|side| {
+        let rounded = match last {
+            Expr::Number(value, Some(digits)) => numeric::rounds_to(side, value, digits.places, &mut work.fuel),
+            _ => false,
+        };
+        !rounded && !scalar::equal(side, last, work).equal
+    })
+}
+
+/// `x = 1, y = 2` as the values in the order of their letters; `None` if these are no different letters: x_1 and x_2 are
+/// two solutions.
+pub fn coordinates(parts: &[Expr]) -> Option<Vec<Expr>> {
+    let letter = |part: &Expr| match assignment(part)? {
+        (Expr::Symbol(name), value) if name.chars().count() == 1 => Some((name, value)),
+        _ => None,
+    };
+    let mut named = parts.iter().map(letter).collect::<Option<Vec<_>>>()?;
+    named.sort_by(|a, b| a.0.cmp(&b.0));
+    let different = named.len() > 1 && named.windows(2).all(|pair| pair[0].0 != pair[1].0);
+    different.then(|| named.into_iter().map(|(_, value)| value).collect())
 }
 
 /// A value without variables, which may have a unit.

@@ -141,9 +141,14 @@ pub fn equal(gold: &Expr, answer: &Expr, work: &mut Work) -> Outcome {
             }
             if matches!(gold, Expr::Matrix(..)) { ordered(a, b, work) } else { ordered(b, a, work) }
         }
-        (Expr::Tuple(a), Expr::Tuple(b) | Expr::List(b)) | (Expr::List(a), Expr::Tuple(b)) => ordered(a, b, work),
+        (Expr::Tuple(a), Expr::Tuple(b)) => ordered(a, b, work),
+        (Expr::Tuple(a), Expr::List(b)) => ordered(a, &canonical::coordinates(b).unwrap_or_else(|| b.clone()), work),
+        (Expr::List(a), Expr::Tuple(b)) => ordered(&canonical::coordinates(a).unwrap_or_else(|| a.clone()), b, work),
         (Expr::List(a) | Expr::Set(a), Expr::List(b) | Expr::Set(b)) => {
             let sets = matches!(gold, Expr::Set(_)) || matches!(answer, Expr::Set(_));
+            if !sets && let Some((a, b)) = coordinated(a, b) {
+                return ordered(&a, &b, work);
+            }
             let outcome = unordered(a, b, sets, work);
             if outcome.equal { outcome } else { outcome.or_else(|| united(gold, answer, work).unwrap_or(outcome)) }
         }
@@ -162,6 +167,16 @@ pub fn equal(gold: &Expr, answer: &Expr, work: &mut Work) -> Outcome {
         (a, b) if a.is_scalar() && b.is_scalar() => scalars(a, b, work),
         (Expr::Apply(f, a), Expr::Apply(g, b)) if f == g => ordered(a, b, work),
         _ => different,
+    }
+}
+
+/// Coordinates by name beside values without names, which are in order then: `x = 1, y = 2` is `1, 2` and not `2, 1`.
+fn coordinated(a: &[Expr], b: &[Expr]) -> Option<(Vec<Expr>, Vec<Expr>)> {
+    let values = |parts: &[Expr]| parts.iter().all(|e| !matches!(e, Expr::Chain(..))).then(|| parts.to_vec());
+    match (canonical::coordinates(a), canonical::coordinates(b)) {
+        (Some(a), None) => Some((a, values(b)?)),
+        (None, Some(b)) => Some((values(a)?, b)),
+        _ => None,
     }
 }
 
@@ -286,6 +301,9 @@ fn chain_and_value(gold: &Expr, answer: &Expr, work: &mut Work) -> Outcome {
             Some((_, set)) => equal(&set, answer, work),
             None => different,
         };
+    }
+    if canonical::contradicts(answer, work) {
+        return different;
     }
     if let Some((_, value)) = canonical::assignment(answer) {
         return equal(gold, &value, work);

@@ -2,9 +2,9 @@
 //!
 //! Constants are compared at 128 bits and, where these agree, at so many that they agree to 256 bits behind the point: two
 //! different numbers that people write as answers are not expected to. Expressions of variables are compared at 128 bits at
-//! twelve points (48 if there are cases in them: a minimum, an absolute value, a floor), of which six at least must have
+//! fourteen points (56 if there are cases in them: a minimum, an absolute value, a floor), of which six at least must have
 //! values and all that have must agree. Variables are drawn from 2^32 values at each point, of both signs and of sizes from
-//! 1/32 to 70,000: `|x - 3|` is `3 - x` near zero. A difference that is a polynomial of degree d in each variable vanishes at
+//! 1/4096 to 70,000: `|x - 3|` is `3 - x` near zero. A difference that is a polynomial of degree d in each variable vanishes at
 //! six points with probability at most (d n / 2^32)^6 for n variables: 2e-46 for d n = 100. Functions are principal branches,
 //! so `\sqrt{x^2}` is not `x`.
 
@@ -18,7 +18,7 @@ use std::collections::BTreeSet;
 /// Points at which both expressions must have values.
 const POINTS: usize = 6;
 /// The size of the variables, as a power of two, at each pair of points.
-const SCALES: [i32; 6] = [0, -3, 3, 6, 9, 14];
+const SCALES: [i32; 7] = [0, -3, 3, 6, 9, 14, -10];
 /// Points that are tried in any case, and where functions have cases: an expression may differ from another in one of them
 /// only, which few points meet (`\max(a, b, c, d)` and `\max(a, b, c)`).
 const ROUND: usize = 2 * SCALES.len();

@@ -254,6 +254,7 @@ fn cases_are_told_apart_wherever_they_differ() {
         ("\\arctan(\\tan x)", "x"),
         ("f(x)", "|f(x)|"),
         ("e^{-n}", "e^{-n} + 10^{-45}"),
+        ("\\tanh(1000x)", "\\tanh(2000x)"),
         ("e^{1000}", "e^{1000}+1"),
     ]);
     // Where large points have no values, those near zero decide.
@@ -353,6 +354,7 @@ fn what_an_answer_describes_is_its_value() {
         ("5", "2x+1 = 5"),
         ("5", "x+1 = 5"),
         ("5", "m+n = 6 = 5"),
+        ("6", "x = 5 = 6"),
         ("5", "m+n > 5"),
         ("5", "m+n \\ne 5"),
         ("m", "m+n = m"),
@@ -429,6 +431,9 @@ fn several_values() {
         ("(6,31,-1)", "\\langle 6, 31, -1\\rangle"),
         ("(x,y) = (1,2)", "(1,2)"),
         ("(1,2)", "x=1, y=2"),
+        ("(1,2)", "y=2, x=1"),
+        ("x=1, y=2", "1, 2"),
+        ("x_1=1, x_2=2", "2, 1"),
         (
             "\\begin{pmatrix} -1/3 \\\\ 2/3 \\\\ 5/3 \\end{pmatrix}",
             "\\begin{bmatrix} -\\frac13 \\\\ \\frac23 \\\\ \\frac53 \\end{bmatrix}",
@@ -445,6 +450,8 @@ fn several_values() {
     ]);
     different(&[
         ("(1,2)", "(2,1)"),
+        ("(1,2)", "y=1, x=2"),
+        ("x=1, y=2", "2, 1"),
         ("\\{1,2\\}", "(1,2)"),
         ("1, 2", "1, 2, 3"),
         ("1, 2", "1"),
@@ -521,6 +528,7 @@ fn words_that_change_a_value_are_no_unit() {
         "5 \\text{ or more}",
         "5 \\text{ base } 8",
         "5 \\text{ tenths}",
+        "5 \\text{ 6 7}",
         "5 \\text{ millions}",
         "5 \\text{ pi}",
         "5\\text{i}",

@@ -272,7 +272,7 @@ pub fn unit(text: &str) -> Option<&'static str> {
     UNITS.iter().find(|(name, _)| *name == word).map(|(_, unit)| *unit)
 }
 
-/// Whether words behind a value say more than its unit: `5 million`, `5 or more`, `5 if n is even`.
+/// Whether words behind a value say more than its unit: `5 million`, `5 or more`, `5 if n is even`, `5 6 7`.
 pub fn changes_value(text: &str) -> bool {
     const WORDS: &[&str] = &[
         "hundred",
@@ -336,7 +336,11 @@ pub fn changes_value(text: &str) -> bool {
         "are",
         "root",
     ];
-    text.split(|c: char| !c.is_alphanumeric()).any(|word| WORDS.contains(&word))
+    // The 2 of m/s^2 is a power.
+    text.split(|c: char| !c.is_alphanumeric() && c != '^').any(|word| {
+        let name = word.split('^').next().unwrap_or(word);
+        WORDS.contains(&name) || name.starts_with(|c: char| c.is_ascii_digit())
+    })
 }
 
 /// Commands with several names.
