@@ -28,7 +28,7 @@ static ENDS: LazyLock<Option<Regex>> =
 /// Another letter in the same breath: "A or B", "(A), (B)", "A. B. C."
 static SEVERAL: LazyLock<Option<Regex>> = LazyLock::new(|| {
     Regex::new(
-        r"(?i)^\s*(?:[,;/&|.)]|or\b|and\b)+\s*(?:(?:or|and)\b)?[\s$*]*(?:\\text(?:bf)?\{)?\(?[A-Z]\b(?:[),.;/}$*]|\s*$|\s+(?:or|and)\b)",
+        r"(?i)^\s*(?:(?:[,;/&|)]|or\b|and\b)+\s*(?:(?:or|and)\b)?[\s$*]*(?:\\text(?:bf)?\{)?\(?[A-Z]\b(?:[),.;/}$*]|\s*$|\s+(?:or|and)\b)|\.\s*\(?[A-Z](?:[.)]|\s*$))",
     )
     .ok()
 });
@@ -168,6 +168,8 @@ mod tests {
             ("The answer is A or B.", Some("A or B.")),
             ("The answer is (A), (B) or (C)", Some("(A), (B) or (C)")),
             ("Answer: $B$", Some("B")),
+            ("The answer is B. A, C and D are wrong.", Some("B")),
+            ("The answer is A. B. C. D.", Some("A. B. C. D.")),
             ("Answer: \\text{B}", Some("B")),
             ("Answer: \\(\\textbf{(B)}\\)", Some("(B)")),
             ("the correct option is B", Some("B")),
