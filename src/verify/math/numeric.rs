@@ -304,7 +304,7 @@ impl Evaluator<'_> {
         let turned = self.point % 2 == 1;
         let negative = if self.point < 2 { turned } else { (pair & 1 == 1) != turned };
         let real = self.drawn(seed, negative)?;
-        if self.point / 2 % 2 == 0 || !self.variables.complex.contains(name) {
+        if (self.point / 2).is_multiple_of(2) || !self.variables.complex.contains(name) {
             return Ok(real);
         }
         let seed = mix(seed ^ 1);
