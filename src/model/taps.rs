@@ -67,6 +67,9 @@ impl fmt::Display for LayerIndex {
     }
 }
 
+/// A kind of state, given the layer.
+type OfLayer = fn(LayerIndex) -> Tap;
+
 /// A hidden state `[T, d]` of the decoder (names as in TransformerLens where it has them).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Tap {
@@ -108,7 +111,7 @@ impl Tap {
     }
 
     /// Kinds of states that a forward shows of every layer, bottom up.
-    const KINDS: [(&'static str, fn(LayerIndex) -> Tap); 7] = [
+    const KINDS: [(&'static str, OfLayer); 7] = [
         ("resid_pre", Tap::ResidPre),
         ("attn_in", Tap::AttnIn),
         ("attn", Tap::Attn),

@@ -53,7 +53,7 @@ fn listed(place: &Place, dir: &Path, kind: Kind) -> Option<Value> {
         let manifest = place.json(&dir.join("manifest.json")).unwrap_or(Value::Null);
         line["finished"] = manifest["finished"].clone();
         line["started"] = manifest["started"].clone();
-        line["running"] = json!(is_running(&place, dir));
+        line["running"] = json!(is_running(place, dir));
         line["age"] = json!(age(place, &dir.join("metrics.jsonl")));
     }
     Some(line)

@@ -91,7 +91,7 @@ pub unsafe fn product(isa: Isa, (m, n, k): (usize, usize, usize), a: View, b: Vi
                 unsafe {
                     pack_columns(isa, b, columns, depth, panels.as_mut_ptr());
                     let a = View { data: a.at(0, k0), ..a };
-                    let c = c.from_column(n0).after(k0);
+                    let c = c.at_column(n0).after(k0);
                     if columns.width() <= isa.few_columns() {
                         as_it_lies(isa, (m, depth), a, (columns, panels.as_ptr()), c);
                     } else {
@@ -117,7 +117,7 @@ impl Out {
     ///
     /// # Safety
     /// The column lies in C.
-    unsafe fn from_column(self, column: usize) -> Out {
+    unsafe fn at_column(self, column: usize) -> Out {
         // SAFETY: by the caller's promise.
         Out { c: unsafe { self.c.add(column) }, ..self }
     }
@@ -380,7 +380,7 @@ impl PackedColumns {
                 let a = View { data: a.at(0, *k0), ..a };
                 // SAFETY: by the caller's promise; the first column is C's, since the part has some.
                 unsafe {
-                    let c = c.from_column(columns.first()).after(*k0);
+                    let c = c.at_column(columns.first()).after(*k0);
                     against_panels(self.isa, (m, *depth), a, (columns, b), packed_a, c);
                 }
             }
