@@ -132,7 +132,8 @@ fn gib(bytes: usize) -> f64 {
     bytes as f64 / f64::from(1 << 30)
 }
 
-/// Says what a run will take of the device's memory, where that is not the host's. Errors: more than there is.
+/// Says what a run will take of the device's memory, where that is not the host's. Errors: more than there is, or work that the device
+/// cannot do.
 pub fn check<B: Device>(
     device: &B,
     recipe: &Recipe,
@@ -377,5 +378,17 @@ mod tests {
         assert!(check(&device, &recipe, &settings, &model.config, || bail!("no prompt")).is_err());
         let (device, ..) = open(&[], 1 << 28);
         check(&device, &recipe, &settings, &model.config, || Ok(20)).unwrap();
+    }
+
+    #[test]
+    fn a_run_whose_blocks_no_device_of_its_kind_can_hold_is_refused_before_it_begins() {
+        let (_, recipe, settings, Start { model, .. }) = open(&[], 1 << 20);
+        // Enough for prompts and their first tokens, not for decoding and updates.
+        let runtime = Emulator::new(Order::Forward, 1 << 28).with_shared(30_000);
+        let device = Cuda::new(Arc::new(runtime), 1 << 28, Real::F32).unwrap();
+        let error = check(&device, &recipe, &settings, &model.config, || Ok(20)).unwrap_err().to_string();
+        for part in ["attention_decode", "head_dim of 32 in f32", "30000 bytes at most", "compute = \"bf16\""] {
+            assert!(error.contains(part), "{error}");
+        }
     }
 }

@@ -66,6 +66,7 @@ mod tests {
             name: "GPU".to_string(),
             capability: Capability { major, minor: 5 },
             memory_bytes: 3 << 30,
+            shared_bytes: 99 << 10,
         };
         assert_eq!(device(Ok(gpu(9))), json!({"index": 0, "name": "GPU", "capability": "9.5", "memory_mib": 3072}));
         let reason = device(Ok(gpu(7)))["unusable"].to_string();

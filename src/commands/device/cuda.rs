@@ -48,6 +48,7 @@ pub fn counting(compute: Compute) -> Result<Cuda> {
         name: "a GPU".to_string(),
         capability: Capability { major: 9, minor: 0 },
         memory_bytes: BOUNDLESS,
+        shared_bytes: BOUNDLESS,
     };
     Ok(Cuda::new(Arc::new(Rehearsal::new(info)), BOUNDLESS, real(compute))?)
 }

@@ -96,6 +96,8 @@ pub(super) type ParameterInfo = unsafe extern "C" fn(Handle, usize, *mut usize, 
 
 /// CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
 pub(super) const CAPABILITY: [c_int; 2] = [75, 76];
+/// CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
+pub(super) const SHARED_PER_BLOCK: c_int = 97;
 /// CUDA_ERROR_NO_DEVICE
 pub(super) const NO_DEVICE: c_int = 100;
 /// CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES

@@ -2,13 +2,12 @@
 // keys, softmax as it goes, so that scores exist only in registers.
 #include "attention.cuh"
 
-// Keys a step. In f32 half as many, so that two stages fit.
-static const int KEYS = REAL_IS_BF16 ? 64 : 32;
-
 template <int HD>
 __device__ __forceinline__ void forward(const real* qk, const real* qkv, const Segment* segments, const QueryTile* tiles,
                                         real* out, float* lse, int heads, int kv_heads) {
     DYNAMIC_SHARED(shared);
+    // Keys a step. Half as many in f32 and for large heads, so that two stages fit.
+    const int KEYS = REAL_IS_BF16 && HD <= 128 ? 64 : 32;
     const int width = padded(HD);
     real* queries = (real*)shared;             // [ROWS]
     real* keys = queries + ROWS * width;       // [2][KEYS]
@@ -84,7 +83,8 @@ __device__ __forceinline__ void forward(const real* qk, const real* qkv, const S
 // qk REAL [T, (H + KV) hd] rotated queries and keys, qkv REAL [T, (H + 2 KV) hd] for the values; segments: Segment (4 u32
 // each); tiles: QueryTile (2 u32 each), those of every segment at first = 0, 64, 128, ... below count * H / KV, in any order
 // (long ones first end together). out REAL [T, H hd]; lse f32 [T, H], of the scores scaled by 1 / sqrt(hd).
-// Grid (tiles, KV); block 128; dynamic shared memory: (64 + 4 KEYS) (hd sizeof(REAL) + 16) bytes, KEYS 64 in bf16, 32 in f32.
+// Grid (tiles, KV); block 128; dynamic shared memory: (64 + 4 KEYS) (hd sizeof(REAL) + 16) bytes, KEYS 64 in bf16 up to head
+// dimension 128, else 32.
 #define ATTENTION(HD)                                                                                                     \
     extern "C" __global__ void __launch_bounds__(THREADS)                                                                 \
         attention_##HD(const real* qk, const real* qkv, const Segment* segments, const QueryTile* tiles, real* out,       \

@@ -29,11 +29,12 @@ struct Saved {
     int heads, kv_heads;
 };
 
-static const int KEYS = REAL_IS_BF16 ? 64 : 32;
-
 template <int HD>
 __device__ __forceinline__ void queries_backward(const Saved& x, const QueryTile* tiles, real* d_qkv) {
     DYNAMIC_SHARED(shared);
+    // Keys a step. Half as many in f32 and for heads of more than 64: two stages fit in the 99 KiB of a GPU that is no
+    // server's, for heads of 128 in bf16.
+    const int KEYS = REAL_IS_BF16 && HD <= 64 ? 64 : 32;
     const int width = padded(HD);
     real* queries = (real*)shared;           // [ROWS]
     real* d_rows = queries + ROWS * width;   // [ROWS]
@@ -207,7 +208,7 @@ __device__ __forceinline__ void keys_values_backward(const Saved& x, const KeyTi
 // [T, (H + 2 KV) hd]: the gradient of the rotated queries and keys, and of the values; nothing need be cleared before.
 //
 // attention_backward_queries_<hd>: tiles as in attention. Grid (tiles, KV); block 128; dynamic shared memory: (128 + 4 KEYS)
-// (hd sizeof(REAL) + 16) bytes, KEYS 64 in bf16, 32 in f32.
+// (hd sizeof(REAL) + 16) bytes, KEYS 64 in bf16 up to head dimension 64, else 32.
 // attention_backward_keys_<hd>: tiles: KeyTile (3 u32 each), those of every segment at first = 0, 64, ... below count; prompts,
 // which are read longest, first. Grid (tiles, KV); block 128; dynamic shared memory: (128 + 4 QUERIES) (hd sizeof(REAL) + 16) +
 // 16 QUERIES bytes, QUERIES 64 in bf16 up to head dimension 64, else 32.

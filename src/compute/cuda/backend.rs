@@ -15,6 +15,7 @@ mod inspect;
 mod launch;
 mod linear;
 mod rows;
+mod shared;
 
 pub use arrays::{Array, Params, Part, View};
 pub use attention::Rope;

@@ -1,6 +1,6 @@
 //! Which device computes: what was asked for, what is there, and what can be used.
 
-use super::api::{CAPABILITY, Cuda, DriverVersion, NO_DEVICE, Object};
+use super::api::{CAPABILITY, Cuda, DriverVersion, NO_DEVICE, Object, SHARED_PER_BLOCK};
 use super::libraries::{CudaLibrary, MissingLibrary, NEWEST_MAJOR, Search, open, symbol};
 use super::{Capability, Version};
 pub use crate::compute::choice::DeviceChoice;
@@ -47,6 +47,8 @@ pub struct DeviceInfo {
     pub capability: Capability,
     /// All of it, whoever uses it.
     pub memory_bytes: usize,
+    /// Shared memory that a block can have at most.
+    pub shared_bytes: usize,
 }
 
 impl fmt::Display for DeviceInfo {
@@ -111,13 +113,15 @@ impl Driver {
             Ok(u32::try_from(value).unwrap_or(0))
         };
         let [major, minor] = CAPABILITY.map(attribute);
+        let shared_bytes = attribute(SHARED_PER_BLOCK)? as usize;
         let (mut name, mut memory_bytes) = ([0u8; 256], 0);
         // SAFETY: there is room for as many bytes as is said, the end included.
         checked(unsafe { (cuda.device_name)(name.as_mut_ptr().cast(), name.len() as c_int, device) })?;
         // SAFETY: as above.
         checked(unsafe { (cuda.device_memory)(&mut memory_bytes, device) })?;
         let name = CStr::from_bytes_until_nul(&name).unwrap_or_default().to_string_lossy().into_owned();
-        Ok(DeviceInfo { index, name, capability: Capability { major: major?, minor: minor? }, memory_bytes })
+        let capability = Capability { major: major?, minor: minor? };
+        Ok(DeviceInfo { index, name, capability, memory_bytes, shared_bytes })
     }
 
     /// Opens a GPU by its number. Its primary context is made if the process has none yet, which takes up to seconds.
@@ -264,6 +268,7 @@ mod tests {
             name: name.to_string(),
             capability: Capability { major, minor },
             memory_bytes: 16 << 30,
+            shared_bytes: 99 << 10,
         };
         for good in [gpu("A100", 8, 0), gpu("RTX 3090", 8, 6), gpu("H100", 9, 0), gpu("RTX 5090", 12, 0)] {
             assert_eq!(usable(good.clone()), Ok(good));

@@ -12,6 +12,7 @@ mod operations;
 mod products;
 mod rows;
 mod sampling;
+mod shared;
 mod update;
 
 use super::device::{Chosen, DeviceChoice};

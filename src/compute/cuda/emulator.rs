@@ -37,6 +37,9 @@ impl Order {
     pub const ALL: [Order; 3] = [Order::Forward, Order::Backward, Order::Shuffled];
 }
 
+/// Shared memory of an A100's block at most, as the capability that the emulator has.
+const SHARED_BYTES: usize = 163 << 10;
+
 /// The emulator's files, with their names.
 const SOURCES: [(&str, &str); 5] = [
     ("emulator.cpp", include_str!("emulator/emulator.cpp")),
@@ -153,8 +156,18 @@ impl Emulator {
             name: "emulator".to_string(),
             capability: Capability { major: 8, minor: 0 },
             memory_bytes: memory,
+            shared_bytes: SHARED_BYTES,
         };
+        Emulator::of(info, order)
+    }
+
+    fn of(info: DeviceInfo, order: Order) -> Emulator {
         Emulator(Arc::new(Shared { info, order, sticky: Sticky::default(), state: Mutex::default() }))
+    }
+
+    /// A new device like this one whose blocks can have so many bytes of shared memory.
+    pub fn with_shared(&self, bytes: usize) -> Emulator {
+        Emulator::of(DeviceInfo { shared_bytes: bytes, ..self.0.info.clone() }, self.0.order)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -209,6 +222,11 @@ impl Emulator {
         [threads, shared]: [usize; 2],
         args: &[Arg],
     ) -> Result<(), CudaError> {
+        if shared > self.0.info.shared_bytes {
+            let reason =
+                format!("a block can have {} of its {shared} bytes of shared memory", self.0.info.shared_bytes);
+            return Err(self.failed(kernel, reason));
+        }
         let kinds: String = args
             .iter()
             .map(|arg| match arg {
@@ -244,12 +262,16 @@ impl Emulator {
         }
         // SAFETY: a message ends in NUL and lives until the next launch, and the lock is held.
         let reason = unsafe { CStr::from_ptr(message) }.to_string_lossy().into_owned();
-        Err(CudaError::Failed {
+        Err(self.failed(kernel, reason))
+    }
+
+    fn failed(&self, kernel: &str, reason: String) -> CudaError {
+        CudaError::Failed {
             device: self.0.info.to_string(),
             what: format!("run {kernel}"),
             reason,
             next: "mend the kernel, or what it was given".to_string(),
-        })
+        }
     }
 
     /// Frees an allocation that was just forgotten.

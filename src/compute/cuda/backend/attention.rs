@@ -2,6 +2,7 @@
 
 use super::launch::{at, chunk_rows, int};
 use super::rows::{Batch, Tokens};
+use super::shared::Tiled;
 use super::{Array, Cuda, Part, View};
 use crate::compute::backend::{AttentionForward, Heads, QkNorms};
 use crate::compute::cpu::rope::RopeTable;
@@ -11,8 +12,7 @@ use crate::compute::cuda::kernels::Real;
 use crate::compute::cuda::runtime::{Address, Arg};
 use std::sync::Arc;
 
-/// Stacked rows of a block (`attention.cuh`: ROWS, THREADS).
-const ROWS: usize = 64;
+/// Threads of a block (`attention.cuh`: THREADS).
 const THREADS: usize = 128;
 
 /// Heads that a block of head norms and rotations takes side by side (`rope.cu`: WARPS).
@@ -145,9 +145,7 @@ impl Cuda {
         lse: &mut Array,
     ) {
         let hd = heads.head_dim;
-        if !self.takes_head_dim("attention", hd) {
-            return;
-        }
+        let Some(shared) = self.tiles(Tiled::Forward, hd) else { return };
         let args = [
             qk.arg(),
             qkv.arg(),
@@ -159,7 +157,6 @@ impl Cuda {
             int(heads.kv_heads),
         ];
         let grid = [batch.query_tile_count, heads.kv_heads, 1];
-        let shared = (ROWS + 4 * self.keys_a_step()) * self.tile_stride(hd);
         self.launch(&format!("attention_{hd}"), grid, THREADS, shared, &args);
     }
 
@@ -172,20 +169,16 @@ impl Cuda {
         d_qkv: &mut Array,
     ) {
         let hd = heads.head_dim;
-        if !self.takes_head_dim("attention_backward", hd) {
-            return;
-        }
+        let tiles = [Tiled::BackwardQueries, Tiled::BackwardKeys].map(|kernel| self.tiles(kernel, hd));
+        let [Some(of_queries), Some(of_keys)] = tiles else { return };
         let AttentionForward { qk, qkv, out, lse } = forward;
         let rows = lse.len();
         let pull = self.scratch(rows, Real::F32);
         let args = [out.arg(), d_out.arg(), pull.arg(), int(rows), int(hd)];
         self.launch("attention_pull", [rows.div_ceil(8), 1, 1], 256, 0, &args);
-        let step = self.keys_a_step();
-        let queries = if hd > 64 { 32 } else { step };
-        let stride = self.tile_stride(hd);
         for (kernel, tiles, count, shared) in [
-            ("queries", batch.query_tiles, batch.query_tile_count, (2 * ROWS + 4 * step) * stride),
-            ("keys", batch.key_tiles, batch.key_tile_count, (2 * ROWS + 4 * queries) * stride + 16 * queries),
+            (Tiled::BackwardQueries, batch.query_tiles, batch.query_tile_count, of_queries),
+            (Tiled::BackwardKeys, batch.key_tiles, batch.key_tile_count, of_keys),
         ] {
             let args = [
                 qk.arg(),
@@ -199,23 +192,12 @@ impl Cuda {
                 int(heads.heads),
                 int(heads.kv_heads),
             ];
-            let kernel = format!("attention_backward_{kernel}_{hd}");
-            self.launch(&kernel, [count, heads.kv_heads, 1], THREADS, shared, &args);
+            self.launch(&format!("{kernel}_{hd}"), [count, heads.kv_heads, 1], THREADS, shared, &args);
         }
     }
 
-    /// `attention.cu`: KEYS.
-    fn keys_a_step(&self) -> usize {
-        self.real.pick(32, 64)
-    }
-
-    /// Bytes of a row of a tile in shared memory (`mma.cuh`: padded).
-    fn tile_stride(&self, head_dim: usize) -> usize {
-        head_dim * self.real.bytes() + 16
-    }
-
     /// Whether there are kernels for a head dimension; else the device's work has failed.
-    fn takes_head_dim(&self, what: &str, head_dim: usize) -> bool {
+    pub(super) fn takes_head_dim(&self, what: &str, head_dim: usize) -> bool {
         let takes = head_dim.is_multiple_of(16) && (16..=256).contains(&head_dim);
         if !takes {
             self.refuse(what, format!("a head_dim of {head_dim}"), "a multiple of 16, up to 256");

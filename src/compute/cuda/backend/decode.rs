@@ -7,6 +7,7 @@
 
 use super::launch::{at, int, long};
 use super::rows::Tokens;
+use super::shared::Tiled;
 use super::{Array, Cuda};
 use crate::compute::backend::{Heads, Unembedding};
 use crate::compute::cuda::arena::Piece;
@@ -384,6 +385,7 @@ impl Cuda {
         let Heads { heads, kv_heads, head_dim } = cache.heads;
         assert!(splits <= splits_of(room.shape.pages), "{splits} splits");
         room.check(rows, 0);
+        let Some(shared) = self.tiles(Tiled::Decode, head_dim) else { return };
         let [keys, values] = cache.layer(layer);
         let told = |words: usize| room.address(room.layout.told + 4 * words);
         self.kv_write(cache, layer, qk, qkv, told(rows), rows);
@@ -403,7 +405,6 @@ impl Cuda {
             int(kv_heads),
             per_split,
         ];
-        let shared = (272 * (head_dim * cache.real.bytes() + 16)).max(256 * (head_dim + 2));
         let grid = [splits, kv_heads * (heads / kv_heads).div_ceil(16), rows];
         self.launch(&format!("attention_decode_{head_dim}"), grid, 128, shared, &args);
         let args = [parts, part_sums, sequences, out.arg(), int(head_dim), int(splits), per_split];

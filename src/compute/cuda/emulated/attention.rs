@@ -40,7 +40,7 @@ fn check(real: Real, (heads, kv_heads, hd): (usize, usize, usize), packing: &Pac
     let (query_tiles, key_tiles) = (lists.query_tiles.len() / 2, lists.key_tiles.len() / 3);
     let stride = hd * real.bytes() + 16;
     let step = real.pick(32, 64);
-    let readers = if hd > 64 { 32 } else { step };
+    let backward_step = if hd > 64 { 32 } else { step };
     let (qk, qkv, d_out) = (Memory::real(real, &qk), Memory::real(real, &qkv), Memory::real(real, &d_out));
     let (mut m_out, mut m_lse) = (Memory::real_room(real, t * q_dim), Memory::room(t * heads));
     gpu.launch(
@@ -70,7 +70,8 @@ fn check(real: Real, (heads, kv_heads, hd): (usize, usize, usize), packing: &Pac
         0,
         &mut [Arg::In(&m_out), Arg::In(&d_out), Arg::Out(&mut pull), Arg::Int(t * heads), Arg::Int(hd)],
     );
-    let sizes = [(128 + 4 * step) * stride, (128 + 4 * readers) * stride + 16 * readers];
+    let tiles = (128 + 4 * backward_step) * stride;
+    let sizes = [tiles, tiles + 16 * backward_step];
     for (kernel, tiles, count, shared) in
         [("queries", &queries, query_tiles, sizes[0]), ("keys", &keys, key_tiles, sizes[1])]
     {
