@@ -72,9 +72,12 @@ __device__ __forceinline__ void decode(const real* queries, int query_stride, co
         const real* from = queries + (size_t)blockIdx.z * query_stride + first_head * HD;
         copy16_async(query + head * width + at, head < live ? from + head * HD + at : from, head < live);
     }
+    // Both stages are under way before anything is waited for: a warp has few pages, so the first is a good part of all waiting.
     if (begin + warp < end) load(begin + warp, 0);
     copies_commit();
-    copies_wait<0>();
+    if (begin + warp + DECODE_WARPS < end) load(begin + warp + DECODE_WARPS, 1);
+    copies_commit();
+    copies_wait<1>();
     __syncthreads();  // the queries are everyone's
 
     const float scale = LOG2_E / sqrtf((float)HD);
@@ -83,8 +86,6 @@ __device__ __forceinline__ void decode(const real* queries, int query_stride, co
     clear(result);
     int stage = 0;
     for (unsigned page = begin + warp; page < end; page += DECODE_WARPS, stage ^= 1) {
-        if (page + DECODE_WARPS < end) load(page + DECODE_WARPS, stage ^ 1);
-        copies_commit();
         copies_wait<1>();
         __syncwarp();
         unsigned tokens = tokens_in(page);
@@ -97,6 +98,8 @@ __device__ __forceinline__ void decode(const real* queries, int query_stride, co
         weigh<HD>(scores, maximum, sum, result);
         multiply_weights<HD>(result, scores, cached + (2 + stage) * page_size);
         __syncwarp();
+        if (page + 2 * DECODE_WARPS < end) load(page + 2 * DECODE_WARPS, stage);
+        copies_commit();
     }
 
     // The warps' parts meet in shared memory, where their pages were.
