@@ -183,12 +183,16 @@ impl Runtime for Gpu {
         unsafe { ptr::write_bytes(memory.cast::<u8>(), 0, bytes) };
         // SAFETY: as above, and the place lives through the call.
         let mapped = unsafe { (cuda.device_pointer)(&mut at, memory, 0) };
-        self.stream.checked(mapped, || "see the host's memory".to_string())?;
-        if at != memory as u64 {
+        let what = || "see the host's memory".to_string();
+        let elsewhere = "it has another address for it than the host, which no 64-bit system does".to_string();
+        let seen = match mapped {
+            0 if at != memory as u64 => Err(self.stream.failed(what(), elsewhere, "do without offload")),
+            answer => self.stream.checked(answer, what),
+        };
+        if let Err(error) = seen {
             // SAFETY: just allocated, freed once.
             unsafe { (cuda.free_host)(memory) };
-            let reason = "it has another address for it than the host, which no 64-bit system does".to_string();
-            return Err(self.stream.failed("see the host's memory".to_string(), reason, "do without offload"));
+            return Err(error);
         }
         self.of_host.lock().unwrap_or_else(PoisonError::into_inner).insert(at, bytes);
         Ok(Address(at))
