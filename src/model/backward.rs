@@ -109,7 +109,7 @@ impl<B: Backend> Model<B> {
     fn recompute(&self, ws: &mut Workspace<B>, batch: &B::Batch<'_>, rows: Rows<B::Tokens<'_>>, layer: LayerIndex) {
         let x = std::mem::take(&mut ws.streams[layer.index()]);
         let mut watch = Watch { until: Tap::Final, observe: &mut |_, _| () };
-        self.forward_to_act(ws, layer, &x, rows, &mut Packed(batch), &mut watch);
+        self.forward_to_act(ws, layer, &x, false, rows, &mut Packed(batch), &mut watch);
         ws.streams[layer.index()] = x;
     }
 

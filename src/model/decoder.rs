@@ -76,8 +76,26 @@ impl<B: Backend> Watch<'_, B> {
     }
 }
 
-/// How queries meet keys and values. `qk` `[T, (H + KV) hd]` is rotated, `qkv` `[T, (H + 2 KV) hd]` holds the values.
+/// How queries and keys are made ready, and meet each other and the values. `qk` `[T, (H + KV) hd]` is rotated, `qkv` `[T, (H + 2 KV) hd]`
+/// holds the values.
 pub trait Attend<B: Backend> {
+    /// [`Backend::qk_rope`]; here also what is kept of keys and values may go to its place.
+    #[allow(clippy::too_many_arguments)]
+    fn rotate(
+        &mut self,
+        backend: &B,
+        _layer: usize,
+        heads: Heads,
+        norms: Option<QkNorms<B::View<'_>>>,
+        eps: f32,
+        rope: &B::Rope,
+        tokens: B::Tokens<'_>,
+        qkv: &B::Array,
+        qk: &mut B::Array,
+    ) {
+        backend.qk_rope(heads, norms, eps, rope, tokens, qkv, qk);
+    }
+
     /// Writes out `[T, H hd]`, and lse `[T, H]` where a backward may follow.
     #[allow(clippy::too_many_arguments)]
     fn attend(
@@ -365,22 +383,10 @@ impl<B: Backend> Model<B> {
                 return;
             }
             if until == Tap::Normed(layer) {
-                self.norm_stream(ws, output, t);
                 return (watch.observe)(until, &ws.state);
             }
         }
-        let last = ws.stream_slot(layers);
-        self.norm_stream(ws, last, t);
         (watch.observe)(Tap::Final, &ws.state);
-    }
-
-    /// The final norm of a stream, as the workspace's state.
-    fn norm_stream(&self, ws: &mut Workspace<B>, slot: usize, t: usize) {
-        self.backend.resize(&mut ws.state, t * self.config.hidden_size, Kind::Factor);
-        self.backend.resize(&mut ws.inv_rms_final, t, Kind::F32);
-        let w = self.param(&self.layout.final_norm);
-        let (state, inv_rms) = (&mut ws.state, &mut ws.inv_rms_final);
-        self.backend.rms_norm(&ws.streams[slot], w, self.config.rms_norm_eps, state, inv_rms);
     }
 
     /// One layer: `x = H^{l-1}` to `post = H^l`. True if the watch ends in this layer, with its state saved.
@@ -395,29 +401,52 @@ impl<B: Backend> Model<B> {
         attend: &mut dyn Attend<B>,
         watch: &mut Watch<'_, B>,
     ) -> bool {
-        if self.forward_to_act(ws, layer, x, rows, attend, watch) {
+        let is_normed = layer.index() > 0;
+        if self.forward_to_act(ws, layer, x, is_normed, rows, attend, watch) {
             return true;
         }
-        let (backend, len) = (&self.backend, rows.count * self.config.hidden_size);
-        let slot = ws.acts_slot(layer.index());
-        let Workspace { layers, branch, act, low_rank, state, packed, .. } = ws;
+        let Workspace { branch, act, low_rank, state, packed, .. } = &mut *ws;
         let packed = packed.as_ref().map(|p| &p.layers[layer.index()].down);
         self.linears(layer).down.forward(packed, act, None, branch, rows.count, low_rank);
-        if watch.reached(backend, Tap::Ffn(layer), branch, state) {
+        if watch.reached(&self.backend, Tap::Ffn(layer), branch, state) {
             return true;
         }
+        self.add_ffn(ws, layer, post, rows.count, watch.until);
+        watch.reached(&self.backend, Tap::ResidPost(layer), post, &mut ws.state)
+    }
+
+    /// `post = M^l + F^l`, and in the same pass the norm through which it is read next, if any: that of the layer above, or the final
+    /// one, whose output is the workspace's state.
+    fn add_ffn(&self, ws: &mut Workspace<B>, layer: LayerIndex, post: &mut B::Array, t: usize, until: Tap) {
+        let (backend, len) = (&self.backend, t * self.config.hidden_size);
+        let [slot, slot_above] = [layer.index(), layer.index() + 1].map(|layer| ws.acts_slot(layer));
+        let above = self.layout.layers.get(layer.index() + 1).filter(|_| until != Tap::Normed(layer));
+        let Workspace { layers, branch, normed, state, inv_rms_final, .. } = ws;
         backend.resize(post, len, Kind::F32);
-        backend.add(&layers[slot].mid, branch, post);
-        watch.reached(backend, Tap::ResidPost(layer), post, state)
+        if until == Tap::ResidPost(layer) {
+            return backend.add(&layers[slot].mid, branch, post);
+        }
+        // Taken out: where activations are not kept, both layers have one slot.
+        let mid = std::mem::take(&mut layers[slot].mid);
+        let (w, y, inv_rms) = match above {
+            Some(above) => (&above.attn_norm, normed, &mut layers[slot_above].inv_rms_attn),
+            None => (&self.layout.final_norm, state, inv_rms_final),
+        };
+        backend.resize(y, len, Kind::Factor);
+        backend.resize(inv_rms, t, Kind::F32);
+        backend.add_rms_norm(&mid, branch, self.param(w), self.config.rms_norm_eps, post, y, inv_rms);
+        layers[slot].mid = mid;
     }
 
     /// A layer up to the last of what its backward reads, the activation `[T, f]` that the product down takes: what is done again
-    /// where activations were not kept. True if the watch ends before it.
+    /// where activations were not kept. `is_normed`: the layer below left the norm of x. True if the watch ends before it.
+    #[allow(clippy::too_many_arguments)]
     pub(super) fn forward_to_act(
         &self,
         ws: &mut Workspace<B>,
         layer: LayerIndex,
         x: &B::Array,
+        is_normed: bool,
         rows: Rows<B::Tokens<'_>>,
         attend: &mut dyn Attend<B>,
         watch: &mut Watch<'_, B>,
@@ -446,13 +475,16 @@ impl<B: Backend> Model<B> {
             backend.resize(buffer, len, kind);
         }
 
-        backend.rms_norm(x, self.param(&p.attn_norm), c.rms_norm_eps, normed, &mut a.inv_rms_attn);
+        if !is_normed {
+            backend.rms_norm(x, self.param(&p.attn_norm), c.rms_norm_eps, normed, &mut a.inv_rms_attn);
+        }
         if watch.reached(backend, Tap::AttnIn(layer), normed, state) {
             return true;
         }
         let bias = p.qkv_bias.as_ref().map(|range| self.param(range));
         linears.qkv.forward(packed.map(|p| &p.qkv), normed, bias, &mut a.qkv, t, low_rank);
-        backend.qk_rope(heads, self.qk_norms(p), c.rms_norm_eps, rope, rows.tokens, &a.qkv, qk);
+        let norms = self.qk_norms(p);
+        attend.rotate(backend, layer.index(), heads, norms, c.rms_norm_eps, rope, rows.tokens, &a.qkv, qk);
         attend.attend(backend, layer.index(), heads, qk, &a.qkv, &mut a.attn, &mut a.lse);
         linears.o.forward(packed.map(|p| &p.o), &a.attn, None, branch, t, low_rank);
         if watch.reached(backend, Tap::Attn(layer), branch, state) {

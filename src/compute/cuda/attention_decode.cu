@@ -7,8 +7,6 @@
 // are merged in order.
 #include "attention.cuh"
 
-// Tokens of a page: the columns of two fragments.
-static const int PAGE = 16;
 static const int DECODE_WARPS = 4;
 // Query heads a warp product holds; a larger group takes several blocks.
 static const int HEADS = 16;
@@ -21,17 +19,17 @@ struct Sequence {
 __device__ __forceinline__ unsigned pages_of(unsigned tokens) { return (tokens + PAGE - 1) / PAGE; }
 
 // Writes keys and values of new tokens to their places (cpu/attention_decode.rs `write_key_value`). qk REAL [T, (H + KV) hd],
-// qkv REAL [T, (H + 2 KV) hd]; slots u32 [T], page * 16 + place in the page, or 0xffffffff for rows that are not kept. Grid T;
+// qkv REAL [T, (H + 2 KV) hd]; slots u32 [T], NOWHERE for rows that are not kept. Grid T;
 // block: any.
 extern "C" __global__ void kv_write(const real* qk, const real* qkv, const unsigned* slots, real* keys, real* values, int heads,
                                     int kv_heads, int hd) {
     size_t row = blockIdx.x;
     unsigned slot = slots[row];
-    if (slot == 0xffffffffu) return;
+    if (slot == NOWHERE) return;
     const real* key = qk + (row * (heads + kv_heads) + heads) * hd;
     const real* value = qkv + (row * (heads + 2 * kv_heads) + heads + kv_heads) * hd;
     for (int i = threadIdx.x * CHUNK; i < kv_heads * hd; i += blockDim.x * CHUNK) {
-        size_t to = (((size_t)(slot / PAGE) * kv_heads + i / hd) * PAGE + slot % PAGE) * hd + i % hd;
+        size_t to = in_pages(slot, i / hd, kv_heads, hd) + i % hd;
         *(uint4*)(keys + to) = *(const uint4*)(key + i);
         *(uint4*)(values + to) = *(const uint4*)(value + i);
     }

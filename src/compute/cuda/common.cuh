@@ -41,6 +41,18 @@ static const float LN_2 = 0.69314718055994531f;
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 #endif
 
+// ---- the cache's pages ----
+
+// Tokens of a page: the columns of two fragments.
+static const int PAGE = 16;
+// The slot of a token that is not kept; others are page * PAGE + place in the page.
+static const unsigned NOWHERE = 0xffffffffu;
+
+// Where a head of a slot begins in a layer's keys or values, pages [KV, PAGE, hd] each.
+__device__ __forceinline__ size_t in_pages(unsigned slot, int kv_head, int kv_heads, int hd) {
+    return (((size_t)(slot / PAGE) * kv_heads + kv_head) * PAGE + slot % PAGE) * hd;
+}
+
 // ---- number formats ----
 
 // Two floats to bf16, round to nearest even; the first in the lower half.

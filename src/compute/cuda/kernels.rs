@@ -77,7 +77,7 @@ const FUNCTIONS: &[(&str, &[&str])] = &[
             "widen_to_f32",
         ],
     ),
-    ("rope.cu", &["qk_rope", "qk_rope_backward"]),
+    ("rope.cu", &["qk_rope", "qk_rope_to_pages", "qk_rope_backward"]),
     ("sample.cu", &["sample"]),
     ("swiglu.cu", &["swiglu", "swiglu_backward"]),
     ("value.cu", &["values", "values_backward", "values_backward_weight"]),

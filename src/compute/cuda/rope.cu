@@ -57,6 +57,20 @@ __device__ __forceinline__ void rotate(HeadRow& x, const float* cos, const float
     }
 }
 
+// A head's norm, if it has weights, and its turn.
+__device__ __forceinline__ void make_ready(HeadRow& x, const float* w, float eps, const float* cos, const float* sin, int half,
+                                           int lane) {
+    if (w) {
+        float inv = head_inverse_rms(x, half, eps);
+        HeadRow scale = load_head(w, half, lane);
+        for (int j = 0; j < 2 * PAIRS; j++) {
+            x.first[j] = x.first[j] * inv * scale.first[j];
+            x.second[j] = x.second[j] * inv * scale.second[j];
+        }
+    }
+    rotate(x, cos, sin, 1.0f, half, lane);
+}
+
 // cpu/rope.rs `QkRope::forward`. qkv REAL [T, (H + 2 KV) hd] to qk REAL [T, (H + KV) hd]; q_norm, k_norm f32 [hd] or null; cos,
 // sin f32 [positions, hd / 2]; positions u32 [T]. hd: a multiple of 4, 256 at most.
 // Grid ceil(T (H + KV) / 8); block 256: a warp a head.
@@ -68,18 +82,31 @@ extern "C" __global__ void __launch_bounds__(256)
     int head = item % rotated;
     if (token >= t) return;
     HeadRow x = load_head(qkv + (token * (rotated + kv_heads) + head) * hd, half, lane);
-    const float* w = head < heads ? q_norm : k_norm;
-    if (w) {
-        float inv = head_inverse_rms(x, half, eps);
-        HeadRow scale = load_head(w, half, lane);
-        for (int j = 0; j < 2 * PAIRS; j++) {
-            x.first[j] = x.first[j] * inv * scale.first[j];
-            x.second[j] = x.second[j] * inv * scale.second[j];
-        }
-    }
     size_t at = (size_t)positions[token] * half;
-    rotate(x, cos + at, sin + at, 1.0f, half, lane);
+    make_ready(x, head < heads ? q_norm : k_norm, eps, cos + at, sin + at, half, lane);
     store_head(qk + item * hd, x, half, lane);
+}
+
+// qk_rope for new tokens whose keys are read from the cache alone: queries go to qk as there, whose keys are left as they are; keys,
+// and the values beside them, go to their places in a layer's pages, as by attention_decode.cu `kv_write`. slots u32 [T].
+// Grid ceil(T (H + 2 KV) / 8); block 256: a warp a head.
+extern "C" __global__ void __launch_bounds__(256)
+    qk_rope_to_pages(const real* qkv, real* qk, const float* q_norm, const float* k_norm, float eps, const float* cos,
+                     const float* sin, const unsigned* positions, const unsigned* slots, real* keys, real* values, int t, int heads,
+                     int kv_heads, int hd) {
+    int lane = threadIdx.x % 32, half = hd / 2, all = heads + 2 * kv_heads;
+    size_t item = (size_t)blockIdx.x * WARPS + threadIdx.x / 32, token = item / all;
+    int head = item % all;
+    if (token >= t) return;
+    bool query = head < heads, rotated = head < heads + kv_heads;
+    unsigned slot = slots[token];
+    if (!query && slot == NOWHERE) return;
+    HeadRow x = load_head(qkv + item * hd, half, lane);
+    size_t at = (size_t)positions[token] * half;
+    if (rotated) make_ready(x, query ? q_norm : k_norm, eps, cos + at, sin + at, half, lane);
+    real* to = query ? qk + (token * (heads + kv_heads) + head) * hd
+                     : (rotated ? keys : values) + in_pages(slot, (head - heads) % kv_heads, kv_heads, hd);
+    store_head(to, x, half, lane);
 }
 
 // cpu/rope.rs `QkRope::backward`. In place on d_qkv REAL [T, (H + 2 KV) hd]: the gradient of the rotated q and k becomes that

@@ -1,7 +1,7 @@
 //! How queries on a device meet keys and values in pages.
 
 use crate::compute::Backend;
-use crate::compute::backend::Heads;
+use crate::compute::backend::{Heads, QkNorms};
 use crate::compute::cuda::backend::Cuda;
 use crate::compute::cuda::backend::decode::{DecodeRoom, KvPages, Places};
 use crate::model::decoder::Attend;
@@ -41,7 +41,22 @@ pub(super) struct Decode<'a> {
 }
 
 impl Attend<Cuda> for Decode<'_> {
-    fn attend(&mut self, cuda: &Cuda, layer: usize, _: Heads, qk: &Array, qkv: &Array, out: &mut Array, _: &mut Array) {
-        cuda.decode_attention(self.room, self.cache, layer, [self.rows, self.splits], qk, qkv, out);
+    fn rotate(
+        &mut self,
+        cuda: &Cuda,
+        layer: usize,
+        _: Heads,
+        norms: Option<QkNorms<<Cuda as Backend>::View<'_>>>,
+        eps: f32,
+        rope: &<Cuda as Backend>::Rope,
+        _: <Cuda as Backend>::Tokens<'_>,
+        qkv: &Array,
+        qk: &mut Array,
+    ) {
+        cuda.rotate_to_pages(self.room, self.cache, layer, norms, eps, rope, self.rows, qkv, qk);
+    }
+
+    fn attend(&mut self, cuda: &Cuda, layer: usize, _: Heads, qk: &Array, _: &Array, out: &mut Array, _: &mut Array) {
+        cuda.decode_attention(self.room, self.cache, layer, [self.rows, self.splits], qk, out);
     }
 }

@@ -3,6 +3,7 @@
 use super::*;
 use crate::compute::cuda::emulated::device;
 use crate::compute::cuda::kernels::Real;
+use crate::compute::cuda::profile::Profiler;
 use crate::compute::cuda::runtime::Runtime;
 use crate::model::LoraConfig;
 use crate::model::config::Family;
@@ -11,6 +12,7 @@ use crate::model::params::ParamLayout;
 use crate::policy::InternalPolicy;
 use crate::rollout::engine::{Completion, generate, run};
 use crate::rollout::sampler::Sampling;
+use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 const VOCAB: usize = 37;
@@ -116,6 +118,45 @@ fn a_device_draws_the_cpus_tokens() {
     check(&model(Family::Qwen3, true), InternalPolicy::Final, &[PLAIN, greedy], &[1, 16, 33]);
     check(&model(Family::Qwen2, false), InternalPolicy::Final, &[PLAIN, restricted[0]], &[17, 5]);
     check(&model(Family::Llama, true), InternalPolicy::Final, &restricted[1..], &[2, 40]);
+}
+
+/// How often each kernel is launched, and the products of a layer's weights, for completions of so many tokens.
+fn launches(model: &Model, runtime: &Arc<dyn Runtime>, tokens: usize) -> BTreeMap<String, usize> {
+    let profiler: Arc<dyn Runtime> = Arc::new(Profiler::new(Arc::clone(runtime)));
+    let on = model.clone().on(cuda(&profiler, Real::F32));
+    let sampling = Sampling { max_new_tokens: tokens, ..PLAIN };
+    let engine = Engine { eos_ids: &[], ..engine(InternalPolicy::Final, sampling, 4) };
+    on_device(&on, &engine, &requests(&[5], 2), BLOCKS);
+    let mut calls = BTreeMap::new();
+    for entry in profiler.profile().unwrap().entries {
+        let name = if entry.name.starts_with("product") { "product" } else { &entry.name };
+        *calls.entry(name.to_string()).or_default() += entry.calls;
+    }
+    calls
+}
+
+#[test]
+fn a_step_takes_ten_launches_a_layer() {
+    let (runtime, model) = (runtime(), model(Family::Qwen3, true));
+    let [first, both] = [1, 2].map(|tokens| launches(&model, &runtime, tokens));
+    let of_step: BTreeMap<&str, usize> = both
+        .iter()
+        .map(|(name, calls)| (name.as_str(), calls - first.get(name).unwrap_or(&0)))
+        .filter(|(name, calls)| *calls > 0 && !["copy", "upload", "download"].contains(name))
+        .collect();
+    let of_layers = [
+        ("product", 4),
+        ("qk_rope_to_pages", 1),
+        ("attention_decode_32", 1),
+        ("attention_decode_merge", 1),
+        ("add_rms_norm", 2),
+        ("swiglu", 1),
+    ];
+    let mut expected: BTreeMap<&str, usize> = of_layers.map(|(name, calls)| (name, 2 * calls)).into();
+    // The embedding with its norm, the head and the draw.
+    *expected.get_mut("product").unwrap() += 1;
+    expected.extend([("embed", 1), ("rms_norm", 1), ("sample", 1)]);
+    assert_eq!(of_step, expected);
 }
 
 #[test]

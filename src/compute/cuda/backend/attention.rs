@@ -16,7 +16,7 @@ use std::sync::Arc;
 const THREADS: usize = 128;
 
 /// Heads that a block of head norms and rotations takes side by side (`rope.cu`: WARPS).
-const WARPS: usize = 8;
+pub(super) const WARPS: usize = 8;
 
 /// The table of cosines and sines on the host, and its copy on the device.
 #[derive(Debug)]
@@ -46,13 +46,13 @@ impl Rope {
     }
 
     /// Cosines and sines; nowhere before [`Rope::reserve`].
-    fn args(&self) -> [Arg; 2] {
+    pub(super) fn args(&self) -> [Arg; 2] {
         self.device.as_ref().map_or([Arg::At(Address::default()); 2], |device| device.each_ref().map(DeviceArray::arg))
     }
 }
 
 /// Norm weights as arguments.
-fn norm_args(norms: Option<&QkNorms<View<'_>>>) -> [Arg; 2] {
+pub(super) fn norm_args(norms: Option<&QkNorms<View<'_>>>) -> [Arg; 2] {
     norms.map_or([Arg::Null; 2], |norms| [norms.q.arg(), norms.k.arg()])
 }
 

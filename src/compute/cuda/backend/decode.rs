@@ -5,11 +5,12 @@
 //! places ([`DecodeRoom`]), so that it can be captured: a copy brings what it is told, a copy keeps what it drew, and the tokens that
 //! it drew are where the next step reads its ids.
 
+use super::attention::{WARPS, norm_args};
 use super::launch::{at, int, long};
 use super::rows::Tokens;
 use super::shared::Tiled;
-use super::{Array, Cuda};
-use crate::compute::backend::{Heads, Unembedding};
+use super::{Array, Cuda, Rope, View};
+use crate::compute::backend::{Heads, QkNorms, Unembedding};
 use crate::compute::cuda::arena::Piece;
 use crate::compute::cuda::array::DeviceArray;
 use crate::compute::cuda::kernels::Real;
@@ -311,10 +312,7 @@ impl Cuda {
 
     /// Keys and values of rows, qk `[T, (H + KV) hd]` and qkv `[T, (H + 2 KV) hd]`, to their places `[T]` in a layer of the cache.
     pub fn write_keys_and_values(&self, cache: &KvPages, layer: usize, qk: &Array, qkv: &Array, places: &Places) {
-        self.kv_write(cache, layer, qk, qkv, places.0.address(), places.0.len());
-    }
-
-    fn kv_write(&self, cache: &KvPages, layer: usize, qk: &Array, qkv: &Array, places: Address, rows: usize) {
+        let (places, rows) = (places.0.address(), places.0.len());
         let Heads { heads, kv_heads, head_dim } = cache.heads;
         let [keys, values] = cache.layer(layer);
         let chunk = 16 / cache.real.bytes();
@@ -370,8 +368,36 @@ impl Cuda {
         Tokens::at(room.address(room.layout.drawn), room.address(room.layout.told), rows)
     }
 
-    /// A step's keys and values to their places, and its queries against each sequence's pages: out `[rows, H hd]`.
+    /// Norms and rotates a step's queries, to qk `[rows, (H + KV) hd]`, and its keys, which go to their places with the values.
     #[allow(clippy::too_many_arguments)]
+    pub fn rotate_to_pages(
+        &self,
+        room: &DecodeRoom,
+        cache: &KvPages,
+        layer: usize,
+        norms: Option<QkNorms<View<'_>>>,
+        eps: f32,
+        rope: &Rope,
+        rows: usize,
+        qkv: &Array,
+        qk: &mut Array,
+    ) {
+        let Heads { heads, kv_heads, head_dim } = cache.heads;
+        if !self.takes_head_dim("qk_rope_to_pages", head_dim) {
+            return;
+        }
+        room.check(rows, 0);
+        let told = |words: usize| at(room.address(room.layout.told + 4 * words));
+        let ([q_norm, k_norm], [cos, sin]) = (norm_args(norms.as_ref()), rope.args());
+        let [keys, values] = cache.layer(layer).map(at);
+        let arrays = [qkv.arg(), qk.arg(), q_norm, k_norm, Arg::Float(eps), cos, sin];
+        let places = [told(0), told(rows), keys, values];
+        let args = [&arrays[..], &places, &[rows, heads, kv_heads, head_dim].map(int)].concat();
+        let grid = [(rows * (heads + 2 * kv_heads)).div_ceil(WARPS), 1, 1];
+        self.launch("qk_rope_to_pages", grid, 32 * WARPS, 0, &args);
+    }
+
+    /// A step's queries against each sequence's pages: out `[rows, H hd]`.
     pub fn decode_attention(
         &self,
         room: &DecodeRoom,
@@ -379,7 +405,6 @@ impl Cuda {
         layer: usize,
         [rows, splits]: [usize; 2],
         qk: &Array,
-        qkv: &Array,
         out: &mut Array,
     ) {
         let Heads { heads, kv_heads, head_dim } = cache.heads;
@@ -387,9 +412,7 @@ impl Cuda {
         room.check(rows, 0);
         let Some(shared) = self.tiles(Tiled::Decode, head_dim) else { return };
         let [keys, values] = cache.layer(layer);
-        let told = |words: usize| room.address(room.layout.told + 4 * words);
-        self.kv_write(cache, layer, qk, qkv, told(rows), rows);
-        let sequences = at(told(2 * rows));
+        let sequences = at(room.address(room.layout.told + 4 * 2 * rows));
         let (parts, part_sums) = (at(room.address(room.layout.parts)), at(room.address(room.layout.part_sums)));
         let per_split = int(PAGES_PER_SPLIT);
         let args = [
@@ -412,14 +435,7 @@ impl Cuda {
     }
 
     /// Draws a token for each row of hidden `[rows, d]`, a factor, with the step's uniform numbers.
-    pub fn draw(
-        &self,
-        room: &DecodeRoom,
-        rows: usize,
-        head: &Unembedding<super::View<'_>>,
-        hidden: &Array,
-        drawing: Drawing,
-    ) {
+    pub fn draw(&self, room: &DecodeRoom, rows: usize, head: &Unembedding<View<'_>>, hidden: &Array, drawing: Drawing) {
         let (v, d) = (head.vocab, head.hidden_size);
         if hidden.real() != self.real() || hidden.len() < rows * d {
             let got = format!("{} states in {:?}", hidden.len() / d, hidden.real());

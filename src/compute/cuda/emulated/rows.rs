@@ -182,6 +182,53 @@ fn head_norms_and_rope_equal_the_cpus() {
             );
             close("qk_rope", &mqk.floats(), &qk, bound(real));
 
+            // Two pages; the last token is not kept.
+            let mut slots: Vec<u32> = (0..t as u32).map(|token| 30 - 3 * token).collect();
+            slots[t - 1] = if t > 1 { u32::MAX } else { slots[0] };
+            let mut to_qk = Memory::real_room(real, t * rotated);
+            let [mut keys, mut values] = [(); 2].map(|()| Memory::real_room(real, 2 * 16 * kv_heads * hd));
+            gpu.launch(
+                "qk_rope_to_pages",
+                [(t * (heads + 2 * kv_heads)).div_ceil(8), 1, 1],
+                256,
+                0,
+                &mut [
+                    Arg::In(&mqkv),
+                    Arg::Out(&mut to_qk),
+                    norm(&mq),
+                    norm(&mk),
+                    Arg::Float(EPS),
+                    Arg::In(&mcos),
+                    Arg::In(&msin),
+                    Arg::In(&mpos),
+                    Arg::In(&Memory::u32(&slots)),
+                    Arg::Out(&mut keys),
+                    Arg::Out(&mut values),
+                    Arg::Int(t),
+                    Arg::Int(heads),
+                    Arg::Int(kv_heads),
+                    Arg::Int(hd),
+                ],
+            );
+            let (rotated_rows, keys, values) = (mqk.floats(), keys.floats(), values.floats());
+            let kept = slots.iter().filter(|slot| **slot != u32::MAX).count();
+            for pages in [&keys, &values] {
+                assert_eq!(
+                    pages.iter().filter(|x| !x.is_nan()).count(),
+                    kept * kv_heads * hd,
+                    "other places are left alone"
+                );
+            }
+            for (token, row) in rotated_rows.chunks_exact(rotated).enumerate() {
+                assert_eq!(to_qk.floats()[token * rotated..][..heads * hd], row[..heads * hd]);
+                let Some(slot) = Some(slots[token] as usize).filter(|_| slots[token] != u32::MAX) else { continue };
+                for head in 0..kv_heads {
+                    let place = ((slot / 16 * kv_heads + head) * 16 + slot % 16) * hd;
+                    assert_eq!(keys[place..][..hd], row[(heads + head) * hd..][..hd], "the bits of qk_rope");
+                    assert_eq!(values[place..][..hd], qkv[token * all + rotated + head * hd..][..hd]);
+                }
+            }
+
             let mut d_qkv = real.stored(&numbers(t * all, 4));
             let mut md = Memory::real(real, &d_qkv);
             let (mut d_q, mut d_k) = (vec![0f32; hd], vec![0f32; hd]);

@@ -87,6 +87,7 @@ static const Kernel KERNELS[] = {
     KERNEL(norm, rms_norm_backward)
     KERNEL(norm, rms_norm_backward_f32)
     KERNEL(rope, qk_rope)
+    KERNEL(rope, qk_rope_to_pages)
     KERNEL(rope, qk_rope_backward)
     KERNEL(swiglu_, swiglu)
     KERNEL(swiglu_, swiglu_backward)
