@@ -104,6 +104,12 @@ __device__ __forceinline__ float2 load2(const bf16* from) {
 __device__ __forceinline__ void store2(float* to, float a, float b) { *(float2*)to = make_float2(a, b); }
 __device__ __forceinline__ void store2(bf16* to, float a, float b) { *(unsigned*)to = pack_bf16(a, b); }
 
+// Four neighbours; the address must be a multiple of four elements.
+__device__ __forceinline__ void store4(float* to, float a, float b, float c, float d) { *(float4*)to = make_float4(a, b, c, d); }
+__device__ __forceinline__ void store4(bf16* to, float a, float b, float c, float d) {
+    *(uint2*)to = make_uint2(pack_bf16(a, b), pack_bf16(c, d));
+}
+
 // ---- arithmetic ----
 
 // e^x to about 2 ulp, saturating at the ends of the normal range: the polynomial of cpu/simd.rs, step for step, so that the

@@ -28,22 +28,29 @@ struct Shape {
 }
 
 impl Shape {
-    fn of(head: &Unembedding<View<'_>>, most_rows: usize) -> Shape {
+    fn of(head: &Unembedding<View<'_>>, rows: usize, most_rows: usize) -> Shape {
         let stride = head.vocab.next_multiple_of(8);
-        // Whole tiles of a product, and lists of rows that begin at multiples of 16 bytes.
-        let most = (LOGIT_BYTES / (4 * stride).max(1) / 64 * 64).clamp(64, most_rows);
+        let most = rows_of_a_block(stride, rows, most_rows);
         let inv_temperature = 1.0 / head.temperature;
         Shape { vocab: head.vocab, d: head.hidden_size, inv_temperature, most, stride }
     }
 
     fn blocks(self, rows: usize) -> impl Iterator<Item = Range<usize>> {
-        (0..rows).step_by(self.most).map(move |from| from..(from + self.most).min(rows))
+        (0..rows).step_by(self.most.max(1)).map(move |from| from..(from + self.most).min(rows))
     }
 
     /// A thread for four of so many logits.
     fn threads(width: usize) -> usize {
         width.div_ceil(4).next_multiple_of(32).min(1024)
     }
+}
+
+/// Into what so many rows are cut: as few blocks as [`LOGIT_BYTES`] and the most rows allow, all nearly as long, as a short one would
+/// leave most of a GPU idle. Whole tiles of a product.
+fn rows_of_a_block(stride: usize, rows: usize, most_rows: usize) -> usize {
+    let most = (LOGIT_BYTES / (4 * stride).max(1) / 64 * 64).clamp(64, most_rows);
+    let blocks = rows.div_ceil(most).max(1);
+    rows.div_ceil(blocks).next_multiple_of(64)
 }
 
 /// Sums of a block's rows on the way to their statistics (head.cu).
@@ -158,7 +165,7 @@ impl Cuda {
             return HeadStats::default();
         }
         let most = rows.min(self.head_rows);
-        let columns = self.tile_columns(most, TILE_UNIT).min(vocab.next_multiple_of(8));
+        let columns = self.tile_columns(most, TILE_UNIT, vocab);
         self.resize_to(room, most * columns, Real::F32);
         let stats = Stats::new(self, rows);
         let ([list], _memory) = self.lists([targets.unwrap_or_default()]);
@@ -186,7 +193,8 @@ impl Cuda {
         room: &mut Array,
         mut loss: impl FnMut(Range<usize>, &HeadStats) -> Result<RowGradients, E>,
     ) -> Result<HeadStats, E> {
-        let (shape, rows) = (Shape::of(&head, self.head_rows), targets.len());
+        let rows = targets.len();
+        let shape = Shape::of(&head, rows, self.head_rows);
         let mut all = HeadStats::with_capacity(rows);
         // Logits, and behind them their gradient in REAL.
         let elements = shape.most.min(rows) * shape.stride;
@@ -266,5 +274,21 @@ impl Cuda {
 
     fn zero_row(&self, array: &mut Array, row: usize, d: usize) {
         self.runtime().zero(array.at(row * d), d * array.real().bytes());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::HEAD_ROWS;
+    use super::*;
+
+    #[test]
+    fn targets_are_cut_evenly() {
+        let rows = |vocab, rows| rows_of_a_block(vocab, rows, HEAD_ROWS);
+        // Of 1,728 rows at most: four blocks and one of 1,536, in place of one of 1,280.
+        assert_eq!(rows(151_936, 8192), 1664);
+        assert_eq!((rows(151_936, 1728), rows(151_936, 1729)), (1728, 896));
+        assert_eq!((rows(1000, 4096), rows(1000, 4097)), (4096, 2112));
+        assert_eq!((rows(1000, 1), rows(1000, 0)), (64, 0));
     }
 }
