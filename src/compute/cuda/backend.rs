@@ -84,9 +84,10 @@ impl Cuda {
         Cuda { head_tile: logits, ..self }
     }
 
-    /// Columns of a tile of logits of so many rows: a multiple of `unit`.
-    fn tile_columns(&self, rows: usize, unit: usize) -> usize {
-        (self.head_tile / rows.max(1) / unit * unit).max(unit)
+    /// Columns of a tile of logits of so many rows: a multiple of `unit`, or all of the vocabulary.
+    fn tile_columns(&self, rows: usize, unit: usize, vocab: usize) -> usize {
+        // Rows of logits begin at multiples of 32 bytes.
+        (self.head_tile / rows.max(1) / unit * unit).max(unit).min(vocab.next_multiple_of(8))
     }
 
     /// The same on a device that only counts, with so many bytes of memory.

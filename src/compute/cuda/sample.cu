@@ -12,17 +12,22 @@ static const int BLOCK = 256;
 static const int LANES = 16;
 
 
-// Weights e^(z - m) in place of the logits, their sums by block, and of w (z - m): half a warp takes a block, lane i its
-// elements i, i + 16, ...
-__device__ __forceinline__ void weigh(float* z, int v, float inv_temperature, float m, double* sums, double* weighted_sums) {
+// A logit relative to the largest.
+__device__ __forceinline__ float relative(float z, float inv_temperature, float m) {
+    return __fadd_rn(inv_temperature == 1.0f ? z : __fmul_rn(z, inv_temperature), -m);
+}
+
+// Sums of the weights e^(z - m) by block, and of w (z - m): half a warp takes a block, lane i its elements i, i + 16, ... If `keep`,
+// the weights take the logits' places: restricted draws go through them many times, a plain one through a block of them.
+__device__ __forceinline__ void weigh(float* z, int v, float inv_temperature, float m, bool keep, double* sums,
+                                      double* weighted_sums) {
     int blocks = (v + BLOCK - 1) / BLOCK, halves = blockDim.x / LANES, lane = threadIdx.x % LANES;
     // Both halves of a warp go on for as long as the first has a block: they meet in the shuffles.
     for (int block = threadIdx.x / LANES; block - block % 2 < blocks; block += halves) {
         float sum = 0.0f, weighted = 0.0f;
         for (int i = block * BLOCK + lane; i < min((block + 1) * BLOCK, v); i += LANES) {
-            float x = __fadd_rn(inv_temperature == 1.0f ? z[i] : __fmul_rn(z[i], inv_temperature), -m);
-            float w = exp_cpu(x);
-            z[i] = w;
+            float x = relative(z[i], inv_temperature, m), w = exp_cpu(x);
+            if (keep) z[i] = w;
             sum = __fadd_rn(sum, w);
             weighted = fmaf(w, x, weighted);
         }
@@ -34,8 +39,9 @@ __device__ __forceinline__ void weigh(float* z, int v, float inv_temperature, fl
     }
 }
 
-// sampler.rs `draw`: the inverse of the cumulative distribution at u.
-__device__ __forceinline__ unsigned draw(const float* w, int v, const double* sums, double total, double u) {
+// sampler.rs `draw`: the inverse of the cumulative distribution at u. weight(i): that of token i.
+template <class Weight>
+__device__ __forceinline__ unsigned draw(Weight weight, int v, const double* sums, double total, double u) {
     __shared__ float weights[BLOCK];
     __shared__ double left;
     __shared__ int block, found;
@@ -48,7 +54,7 @@ __device__ __forceinline__ unsigned draw(const float* w, int v, const double* su
         __syncthreads();
         if (block >= blocks) break;
         int count = min(BLOCK, v - block * BLOCK);
-        for (int i = threadIdx.x; i < count; i += blockDim.x) weights[i] = w[block * BLOCK + i];
+        for (int i = threadIdx.x; i < count; i += blockDim.x) weights[i] = weight(block * BLOCK + i);
         __syncthreads();
         if (threadIdx.x == 0) {
             for (int i = 0; i < count && found < 0; i++) {
@@ -62,7 +68,7 @@ __device__ __forceinline__ unsigned draw(const float* w, int v, const double* su
     }
     // Rounding used up the last weight: the last token that can be drawn at all.
     int last = v - 1;
-    while (last > 0 && !(w[last] > 0.0f)) last--;
+    while (last > 0 && !(weight(last) > 0.0f)) last--;
     return last;
 }
 
@@ -175,11 +181,13 @@ __device__ __forceinline__ unsigned draw_restricted(const float* w, int v, int t
     return nth_equal(w, v, bits, (unsigned)place);
 }
 
-// rollout/sampler.rs `sample`. logits f32 [R, V], rows `stride` apart, not divided by the temperature yet; overwritten.
+// rollout/sampler.rs `sample`. logits f32 [R, V], rows `stride` apart, not divided by the temperature yet; overwritten where a draw is
+// restricted.
 // uniforms f64 [R], in [0, 1): the sample's generator's next, or anything where greedy. top_k 0 and top_p 1 restrict nothing.
 // token u32, log_prob, entropy f32 [R]: of the whole distribution, before top_k and top_p. min-p is not part of the sampler.
 // Grid R; block: whole warps, 1024 is best; dynamic shared memory: 16 ceil(V / 256) bytes.
-extern "C" __global__ void __launch_bounds__(1024)
+// One block a multiprocessor: so that two could be there, the compiler would keep less in registers than it needs.
+extern "C" __global__ void __launch_bounds__(1024, 1)
     sample(float* logits, unsigned long long stride, int v, float inv_temperature, int greedy, int top_k, float top_p,
            const double* uniforms, unsigned* token, float* log_prob, float* entropy) {
     DYNAMIC_SHARED(shared);
@@ -203,7 +211,9 @@ extern "C" __global__ void __launch_bounds__(1024)
         chosen = block_min(chosen);
         __syncthreads();
     }
-    weigh(z, v, inv_temperature, m, sums, weighted_sums);
+    bool restricted = !greedy && ((top_k > 0 && top_k < v) || top_p < 1.0f);
+    auto weight = [&](int i) { return exp_cpu(relative(z[i], inv_temperature, m)); };
+    weigh(z, v, inv_temperature, m, restricted, sums, weighted_sums);
     __syncthreads();
     if (threadIdx.x == 0) {
         double sum = 0.0, product = 0.0;
@@ -212,12 +222,12 @@ extern "C" __global__ void __launch_bounds__(1024)
     }
     __syncthreads();
     if (chosen == 0xffffffffu) {
-        bool restricted = (top_k > 0 && top_k < v) || top_p < 1.0f;
-        chosen = restricted ? draw_restricted(z, v, top_k, top_p, total, uniforms[row]) : draw(z, v, sums, total, uniforms[row]);
+        chosen = restricted ? draw_restricted(z, v, top_k, top_p, total, uniforms[row])
+                            : draw(weight, v, sums, total, uniforms[row]);
     }
     if (threadIdx.x != 0) return;
     double log_total = log(total);
     token[row] = chosen;
-    log_prob[row] = (float)(log((double)z[chosen]) - log_total);
+    log_prob[row] = (float)(log((double)(restricted ? z[chosen] : weight(chosen))) - log_total);
     entropy[row] = (float)(log_total - weighted / total);
 }

@@ -248,7 +248,7 @@ impl Cuda {
         // Fours: a block's targets begin where 16 bytes do.
         let tokens = (ROWS / places / 4 * 4).max(4);
         let rows = tokens.min(all) * places;
-        let columns = self.tile_columns(rows, SEGMENT).min(head.vocab.next_multiple_of(8));
+        let columns = self.tile_columns(rows, SEGMENT, head.vocab);
         self.resize_to(room, rows * columns, Real::F32);
         Walk { all, vocab: head.vocab, tokens, columns }
     }

@@ -22,7 +22,8 @@ fn draws(logits: &[f32], v: usize, sampling: &Sampling) -> [(Vec<u32>, Vec<f32>,
         uniforms.push((ChaCha8Rng::seed_from_u64(seed as u64).next_u64() >> 11) as f64 / (1u64 << 53) as f64);
     }
     let mut token = Memory::u32(&vec![0; rows]);
-    let (mut log_prob, mut entropy, mut logits) = (Memory::room(rows), Memory::room(rows), Memory::f32(logits));
+    let before = Memory::f32(logits);
+    let (mut log_prob, mut entropy, mut logits) = (Memory::room(rows), Memory::room(rows), before.clone());
     kernels(Real::F32).launch(
         "sample",
         [rows, 1, 1],
@@ -42,6 +43,8 @@ fn draws(logits: &[f32], v: usize, sampling: &Sampling) -> [(Vec<u32>, Vec<f32>,
             Arg::Out(&mut entropy),
         ],
     );
+    let restricted = sampling.temperature > 0.0 && ((sampling.top_k > 0 && sampling.top_k < v) || sampling.top_p < 1.0);
+    assert!(restricted || logits == before, "logits of a plain draw are only read");
     [cpu, (token.u32s(), log_prob.floats(), entropy.floats())]
 }
 
