@@ -80,4 +80,20 @@ mod tests {
         assert_eq!(of(Real::F32, 64), [52_224, 69_632, 70_144, 73_984]);
         assert_eq!(of(Real::F32, 128), [101_376, 135_168, 135_680, 143_616]);
     }
+
+    #[test]
+    fn the_largest_heads_of_a_gpu_are_those_of_the_documentation() {
+        use Tiled::{BackwardKeys, BackwardQueries, Decode, Forward};
+        let largest = |kernels: &[Tiled], real, most: usize| {
+            let fits = |head_dim: &usize| kernels.iter().all(|kernel| kernel.bytes(real, *head_dim) <= most);
+            (16..=256).step_by(16).filter(fits).max()
+        };
+        let all = [Forward, BackwardQueries, BackwardKeys, Decode];
+        for (kib, bf16, f32, forward) in [(99, 176, 80, 128), (163, 256, 144, 208), (227, 256, 208, 256)] {
+            let most = kib << 10;
+            assert_eq!(largest(&all, Real::Bf16, most), Some(bf16));
+            assert_eq!(largest(&all, Real::F32, most), Some(f32));
+            assert_eq!(largest(&[Forward], Real::F32, most), Some(forward));
+        }
+    }
 }
