@@ -257,7 +257,8 @@ pub trait Backend: Clone + Debug + Send + Sync + 'static {
     );
     /// [`Backend::rms_norm`] with the roots that it left.
     fn rms_norm_again(&self, x: &Self::Array, w: Self::View<'_>, inv_rms: &Self::Array, y: &mut Self::Array);
-    /// dy of either kind; dx f32: added to if `accumulate`, else written. dw `[d]` is added to, where it is wanted.
+    /// dy of either kind; dx f32: added to if `accumulate`, else written; `rounded`: room for it as products read it, for
+    /// [`Backend::left_factor`]. dw `[d]` is added to, where it is wanted.
     #[allow(clippy::too_many_arguments)]
     fn rms_norm_backward(
         &self,
@@ -266,6 +267,7 @@ pub trait Backend: Clone + Debug + Send + Sync + 'static {
         inv_rms: &Self::Array,
         dy: &Self::Array,
         dx: &mut Self::Array,
+        rounded: &mut Self::Array,
         dw: Option<Self::Part<'_>>,
         accumulate: bool,
     );
@@ -275,6 +277,8 @@ pub trait Backend: Clone + Debug + Send + Sync + 'static {
     fn accumulate(&self, x: &Self::Array, sum: &mut Self::Array);
     /// x as products read it: itself, or rounded into `room`.
     fn factor<'a>(&self, x: &'a Self::Array, room: &'a mut Self::Array) -> &'a Self::Array;
+    /// [`Backend::factor`] of a dx that [`Backend::rms_norm_backward`] has rounded already.
+    fn left_factor<'a>(&self, dx: &'a Self::Array, rounded: &'a Self::Array) -> &'a Self::Array;
 
     // ---- linear layers ----
 

@@ -77,13 +77,25 @@ impl<B: Backend> Model<B> {
         let mut entry = tap.entry();
         let from = self.layout.trainable().start;
         let mut grads = Grads { flat: grads, from, trained };
+        // Whether the gradient's last norm left it as products read it, too.
+        let mut is_rounded = false;
         if matches!(tap, Tap::Final | Tap::Normed(_)) {
             let mut d_stream = std::mem::take(&mut ws.branch);
             self.backend.resize(&mut d_stream, B::len(d_state), Kind::F32);
             let range = &self.layout.final_norm;
             let stream = &ws.streams[top.map_or(0, LayerIndex::one_based)];
             let (w, dw) = (self.param(range), grads.of(range));
-            self.backend.rms_norm_backward(stream, w, &ws.inv_rms_final, d_state, &mut d_stream, dw, false);
+            self.backend.rms_norm_backward(
+                stream,
+                w,
+                &ws.inv_rms_final,
+                d_state,
+                &mut d_stream,
+                &mut ws.d_factor,
+                dw,
+                false,
+            );
+            is_rounded = true;
             ws.branch = std::mem::replace(d_state, d_stream);
         }
         let Some((top, floor)) = top.zip(trained.floor(&self.layout)) else { return };
@@ -92,13 +104,14 @@ impl<B: Backend> Model<B> {
         for layer in LayerIndex::all(top.one_based()).rev().take_while(|layer| *layer >= floor) {
             if let Some((_, d_beside)) = beside.filter(|(at, _)| *at == layer) {
                 self.backend.accumulate(d_beside, d_state);
+                is_rounded = false;
             }
             // The topmost layer was the last that the forward did.
             if ws.keep == Keep::LayerInputs && ws.latest != Some(layer.index()) {
                 self.recompute(ws, batch, rows, layer);
             }
-            self.backward_layer(ws, batch, rows, layer, entry, d_state, &mut grads);
-            entry = Entry::Layer;
+            self.backward_layer(ws, batch, rows, layer, entry, d_state, is_rounded, &mut grads);
+            (entry, is_rounded) = (Entry::Layer, true);
         }
         if let Some(d_embed) = grads.of(&self.layout.embed) {
             self.backend.embed_backward(d_state, batch, d_embed, self.config.hidden_size);
@@ -113,7 +126,8 @@ impl<B: Backend> Model<B> {
         ws.streams[layer.index()] = x;
     }
 
-    /// One layer: dh is the gradient of the entry's state and becomes that of `H^{l-1}`.
+    /// One layer: dh is the gradient of the entry's state and becomes that of `H^{l-1}`, in [`Workspace::d_factor`] as products read it,
+    /// where it is already if `is_rounded`.
     #[allow(clippy::too_many_arguments)]
     fn backward_layer(
         &self,
@@ -123,6 +137,7 @@ impl<B: Backend> Model<B> {
         layer: LayerIndex,
         entry: Entry,
         dh: &mut B::Array,
+        mut is_rounded: bool,
         grads: &mut Grads<'_, B>,
     ) {
         let (c, p, backend) = (&self.config, &self.layout.layers[layer.index()], &self.backend);
@@ -146,7 +161,7 @@ impl<B: Backend> Model<B> {
 
         if entry != Entry::Attention {
             // F = down(swiglu(gate_up(norm(M)))); dh is dF and, in a whole layer, also flows around it.
-            let d_branch = backend.factor(dh, d_factor);
+            let d_branch = if is_rounded { backend.left_factor(dh, d_factor) } else { backend.factor(dh, d_factor) };
             if !latest {
                 backend.swiglu(&a.gate_up, act, f);
             }
@@ -161,11 +176,12 @@ impl<B: Backend> Model<B> {
             }
             linears.gate_up.backward_input(&a.gate_up, branch, t, low_rank);
             let (w, dw) = (self.param(&p.ffn_norm), grads.of(&p.ffn_norm));
-            backend.rms_norm_backward(&a.mid, w, &a.inv_rms_ffn, branch, dh, dw, entry == Entry::Layer);
+            backend.rms_norm_backward(&a.mid, w, &a.inv_rms_ffn, branch, dh, d_factor, dw, entry == Entry::Layer);
+            is_rounded = true;
         }
 
         // A = o(attention(rope(qkv(norm(x))))); dh is dA and, unless A alone is read, also flows around it.
-        let d_branch = backend.factor(dh, d_factor);
+        let d_branch = if is_rounded { backend.left_factor(dh, d_factor) } else { backend.factor(dh, d_factor) };
         linears.o.backward_weight(&a.attn, d_branch, t, grads, low_rank);
         linears.o.backward_input(d_branch, d_inner, t, low_rank);
         let norms = self.qk_norms(p);
@@ -191,6 +207,6 @@ impl<B: Backend> Model<B> {
         }
         linears.qkv.backward_input(d_wide, branch, t, low_rank);
         let (w, dw) = (self.param(&p.attn_norm), grads.of(&p.attn_norm));
-        backend.rms_norm_backward(x, w, &a.inv_rms_attn, branch, dh, dw, entry != Entry::Attention);
+        backend.rms_norm_backward(x, w, &a.inv_rms_attn, branch, dh, d_factor, dw, entry != Entry::Attention);
     }
 }

@@ -193,6 +193,7 @@ impl Backend for Cpu {
         inv_rms: &Vec<f32>,
         dy: &Vec<f32>,
         dx: &mut Vec<f32>,
+        _: &mut Vec<f32>,
         dw: Option<&mut [f32]>,
         accumulate: bool,
     ) {
@@ -217,6 +218,10 @@ impl Backend for Cpu {
 
     fn factor<'a>(&self, x: &'a Vec<f32>, _: &'a mut Vec<f32>) -> &'a Vec<f32> {
         x
+    }
+
+    fn left_factor<'a>(&self, dx: &'a Vec<f32>, _: &'a Vec<f32>) -> &'a Vec<f32> {
+        dx
     }
 
     fn linear(

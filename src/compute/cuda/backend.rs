@@ -296,12 +296,17 @@ impl Backend for Cuda {
         inv_rms: &Array,
         dy: &Array,
         dx: &mut Array,
+        rounded: &mut Array,
         dw: Option<Part<'_>>,
         accumulate: bool,
     ) {
         let (t, d) = (inv_rms.len(), w.len);
         if !self.in_eights("rms_norm_backward", d) {
             return;
+        }
+        let rounds = dx.real() != self.real;
+        if rounds {
+            self.resize_to(rounded, dx.len(), self.real);
         }
         let kernel = match dy.real() {
             Real::F32 => "rms_norm_backward_f32",
@@ -316,6 +321,7 @@ impl Backend for Cuda {
             inv_rms.arg(),
             dy.arg(),
             dx.arg(),
+            if rounds { rounded.arg() } else { Arg::Null },
             partial.as_ref().map_or(Arg::Null, Array::arg),
             int(t),
             int(d),
@@ -347,6 +353,10 @@ impl Backend for Cuda {
         self.resize_to(room, x.len(), self.real);
         self.launch_over("round_to_real", x.len(), &[x.arg(), room.arg(), long(x.len())]);
         room
+    }
+
+    fn left_factor<'a>(&self, dx: &'a Array, rounded: &'a Array) -> &'a Array {
+        if dx.real() == self.real { dx } else { rounded }
     }
 
     fn linear(

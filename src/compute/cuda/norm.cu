@@ -105,10 +105,11 @@ extern "C" __global__ void __launch_bounds__(1024)
     read_row(state + row * d, w, eps, out + blockIdx.x * out_stride, d);
 }
 
-// dx = r (w dy) - x r^3 / d sum(w dy x) of `rows` rows a block, and the block's sum of dy x r into dw_partial [blocks, d].
+// dx = r (w dy) - x r^3 / d sum(w dy x) of `rows` rows a block, the same rounded where that is wanted, and the block's sum of dy x r
+// into dw_partial [blocks, d].
 template <class Y>
 __device__ __forceinline__ void backward_rows(const float* x, const float* w, const float* inv_rms, const Y* dy, float* dx,
-                                              float* dw_partial, int t, int d, int rows, int accumulate) {
+                                              real* rounded, float* dw_partial, int t, int d, int rows, int accumulate) {
     DYNAMIC_SHARED(shared);
     float* dw = (float*)shared;  // [d]; every thread has columns of its own, so no barrier guards it
     for (int c = threadIdx.x * 8; c < d && dw_partial; c += blockDim.x * 8) {
@@ -135,6 +136,7 @@ __device__ __forceinline__ void backward_rows(const float* x, const float* w, co
             if (accumulate) load8(dx + at + c, out);
             for (int i = 0; i < 8; i++) out[i] = (accumulate ? out[i] : 0.0f) + fmaf(inv * s[i], g[i], -(pull * v[i]));
             store8(dx + at + c, out);
+            if (rounded) store8(rounded + at + c, out);
         }
     }
     if (!dw_partial) return;
@@ -146,18 +148,19 @@ __device__ __forceinline__ void backward_rows(const float* x, const float* w, co
 }
 
 // cpu/norm.rs `rms_norm_backward`. x f32 [T, d], w f32 [d], inv_rms f32 [T], dy REAL [T, d], dx f32 [T, d]: added to if
-// accumulate, else written. dw_partial f32 [blocks, d], or null where the norm is frozen; add_column_sums adds it up to dw.
+// accumulate, else written. rounded REAL [T, d]: dx as products read it, or null. dw_partial f32 [blocks, d], or null where the norm
+// is frozen; add_column_sums adds it up to dw.
 // Grid ceil(T / rows), where rows may depend on T alone (that keeps the sums' order); block: whole warps; dynamic shared
 // memory: 4 d bytes.
 extern "C" __global__ void __launch_bounds__(1024)
-    rms_norm_backward(const float* x, const float* w, const float* inv_rms, const real* dy, float* dx, float* dw_partial, int t,
-                      int d, int rows, int accumulate) {
-    backward_rows(x, w, inv_rms, dy, dx, dw_partial, t, d, rows, accumulate);
+    rms_norm_backward(const float* x, const float* w, const float* inv_rms, const real* dy, float* dx, real* rounded,
+                      float* dw_partial, int t, int d, int rows, int accumulate) {
+    backward_rows(x, w, inv_rms, dy, dx, rounded, dw_partial, t, d, rows, accumulate);
 }
 
 // As rms_norm_backward, for a gradient that is f32: that of the final norm's output, gathered from many targets.
 extern "C" __global__ void __launch_bounds__(1024)
-    rms_norm_backward_f32(const float* x, const float* w, const float* inv_rms, const float* dy, float* dx, float* dw_partial,
-                          int t, int d, int rows, int accumulate) {
-    backward_rows(x, w, inv_rms, dy, dx, dw_partial, t, d, rows, accumulate);
+    rms_norm_backward_f32(const float* x, const float* w, const float* inv_rms, const float* dy, float* dx, real* rounded,
+                          float* dw_partial, int t, int d, int rows, int accumulate) {
+    backward_rows(x, w, inv_rms, dy, dx, rounded, dw_partial, t, d, rows, accumulate);
 }

@@ -174,7 +174,10 @@ fn norms<B: Backend>(b: &B, real: Real) -> Outputs {
     {
         let (mut dx, mut grads) = (array(b, &numbers(t * d, 5)), array(b, &numbers(8 + d, 6)));
         let dw = with_dw.then(|| B::part(&mut grads, 8..8 + d));
-        b.rms_norm_backward(&x, w, &inv_rms, &dy, &mut dx, dw, accumulate);
+        let (mut rounded, mut again) = Default::default();
+        b.rms_norm_backward(&x, w, &inv_rms, &dy, &mut dx, &mut rounded, dw, accumulate);
+        let left = on_host(b, b.left_factor(&dx, &rounded));
+        assert_eq!(left, on_host(b, b.factor(&dx, &mut again)), "rounded as it is by itself");
         outputs.extend([("norm dx", on_host(b, &dx)), ("norm dw", on_host(b, &grads))]);
     }
     outputs

@@ -88,7 +88,7 @@ fn norms_backward_equals_the_cpus() {
                 let rows = 16;
                 let blocks = t.div_ceil(rows);
                 let (mut mdx, mut mdw) = (Memory::f32(&dx), Memory::f32(&dw));
-                let mut partial = Memory::room(blocks * d);
+                let (mut partial, mut rounded) = (Memory::room(blocks * d), Memory::real_room(real, t * d));
                 rms_norm_backward(&x, &w, &inv, &dy, &mut dx, &mut dw, accumulate);
                 gpu.launch(
                     kernel,
@@ -101,6 +101,7 @@ fn norms_backward_equals_the_cpus() {
                         Arg::In(&Memory::f32(&inv)),
                         Arg::In(&Memory::real(stored, &dy)),
                         Arg::Out(&mut mdx),
+                        if accumulate { Arg::Out(&mut rounded) } else { Arg::Null },
                         Arg::Out(&mut partial),
                         Arg::Int(t),
                         Arg::Int(d),
@@ -116,6 +117,9 @@ fn norms_backward_equals_the_cpus() {
                     &mut [Arg::In(&partial), Arg::Out(&mut mdw), Arg::Int(blocks), Arg::Int(d)],
                 );
                 close("dx", &mdx.floats(), &dx, 2e-6);
+                if accumulate {
+                    assert_eq!(rounded.floats(), real.stored(&mdx.floats()));
+                }
                 close("dw", &mdw.floats(), &dw, 2e-6);
             }
         }
