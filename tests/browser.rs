@@ -313,6 +313,9 @@ fn the_live_page_follows_a_run() {
         let mut manifest = json(&run.join("manifest.json"));
         manifest["finished"] = Value::Null;
         fs::write(run.join("manifest.json"), manifest.to_string()).unwrap();
+        // As the process that trains holds it.
+        let lock = fs::File::create(run.join(".lock")).unwrap();
+        lock.lock().unwrap();
         let server = Server::of(&root.path().join("runs"));
         browser.client.goto(&format!("http://127.0.0.1:{}/", server.port)).await.unwrap();
         browser.until("return document.querySelector('[data-step]')?.textContent === '2'").await;

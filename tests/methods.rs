@@ -139,7 +139,7 @@ fn dynamic_sampling_fills_the_batch_and_resumes_where_the_data_stood() {
     }
     assert!(dropped > 0, "a model that is never always right has nothing to drop: the test proves nothing");
     // A bound of two batches: what is missing is counted.
-    let easy = "[rollout]\ndynamic_sampling = { max_batches = 2 }\ntemperature = 0.05\n";
+    let easy = "[rollout]\ndynamic_sampling = { max_batches = 2 }\ntemperature = 0.2\n";
     let steps = trains_and_resumes("bound", easy);
     assert!(steps.iter().any(|m| m["dynamic_sampling"]["groups_missing"].as_u64().unwrap() > 0));
     assert!(steps.iter().all(|m| m["dynamic_sampling"]["prompts_sampled"].as_u64().unwrap() <= 12));

@@ -385,7 +385,10 @@ fn a_killed_sweep_goes_on_to_what_it_would_have_been_and_its_runs_share_their_st
     let said = ok(&["sweep", text(&file), "--dir", text(&cut)]);
     assert!(said.contains("bupo seed 1: goes on") && !said.contains("grpo seed 1: begins"), "{said}");
     let log = fs::read_to_string(cut.join("bupo/seed-1.log")).unwrap();
-    assert!(log.contains("standard input ended: finishing this step") && log.contains("going on after step"), "{log}");
+    assert!(
+        log.contains("standard input ended: finishing what is under way") && log.contains("going on after step"),
+        "{log}"
+    );
     for run in ["grpo/seed-1", "bupo/seed-1", "grpo/seed-2", "bupo/seed-2"] {
         assert_eq!(timeless(&cut, run), timeless(&whole, run), "{run}");
         assert!(weights(&cut.join(run)) == weights(&whole.join(run)), "{run}");

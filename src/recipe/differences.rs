@@ -42,6 +42,6 @@ mod tests {
         assert!(then.differences(&then).unwrap().is_empty());
         let set = |assignment: &str| Recipe::load("arithmetic-bupo", &[assignment.into()]).unwrap();
         let steps = then.rl.steps;
-        assert_eq!(set("rl.steps=7").differences(&then).unwrap(), [format!("rl.steps was {steps} and is 7")]);
+        assert_eq!(set("rl.steps=77").differences(&then).unwrap(), [format!("rl.steps was {steps} and is 77")]);
     }
 }
