@@ -224,6 +224,8 @@ fn the_last_layer_under_the_final_norm_is_the_models_own_policy<B: Inspect>(plac
         let mut ws = Workspace::new(&case.model);
         let own = bupo::policy::InternalPolicy::Final.score(&case.model, &mut ws, &packing, &targets, 1.0);
         let mean = own.log_probs.iter().map(|p| *p as f64).sum::<f64>() / targets.len() as f64;
-        assert!((last.last.log_prob - mean).abs() < 1e-9, "{} {mean}", last.last.log_prob);
+        // The same sums on the CPU. A device's head finds a row's maximum and sum in one pass, its comparison in two: they may round
+        // apart by an f32's last digit, 5e-7 of a number like these.
+        assert!((last.last.log_prob - mean).abs() < 1e-6, "{} {mean}", last.last.log_prob);
     }
 }
