@@ -243,7 +243,9 @@ fn bad_examples_end_with_one_clear_error() {
         ],
         &["context is 160"],
     );
-    fails(&["sft", text(&model), "--data", text(&data), "--out", text(&out), "--max-length", "64"], &["chat template"]);
+    let of_chats =
+        ["sft", text(&model), "--data", text(&data), "--out", text(&out), "--system", "s", "--max-length", "64"];
+    fails(&of_chats, &["chat template"]);
     fails(&["sft", text(&model), "--data", "/nowhere.jsonl", "--out", text(&out)], &["/nowhere.jsonl"]);
 }
 
