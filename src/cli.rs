@@ -139,7 +139,7 @@ pub struct SweepArgs {
     after_help = "Examples:\n  bupo sft MODEL --data chats.jsonl --out runs/sft\n  bupo sft MODEL --data chats.jsonl --out runs/sft --resume\nThe model is in runs/sft/checkpoints/step-N. Rows and what of them is trained: docs/SFT.md"
 )]
 pub struct SftArgs {
-    /// A HuggingFace checkpoint folder, or a name on the hub: OWNER/NAME[@REVISION]
+    /// A HuggingFace checkpoint folder, a run's folder, or a name on the hub: OWNER/NAME[@REVISION]
     pub model: PathBuf,
     /// Parquet or JSONL of {messages}, {prompt, completion} or {text}; several separated by commas
     #[arg(long, value_delimiter = ',', required = true)]
@@ -255,7 +255,7 @@ pub struct LoraArgs {
     after_help = "Examples:\n  bupo evaluate MODEL --suite amc23,math500 --out results/mine\n  bupo evaluate MODEL --data problems.jsonl -n 300 --rule numeric --out results/mine\n  bupo evaluate --rescore results/mine --rule boxed"
 )]
 pub struct EvaluateArgs {
-    /// A HuggingFace checkpoint folder, or a name on the hub: OWNER/NAME[@REVISION]
+    /// A HuggingFace checkpoint folder, a run's folder, or a name on the hub: OWNER/NAME[@REVISION]
     #[arg(required_unless_present = "rescore")]
     pub model: Option<String>,
     /// Suites by name or TOML file, separated by commas; shipped: amc23, math500, aime24, aime25, mmlu-pro, gpqa-diamond,

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 #[derive(Debug, Args)]
 pub struct AnalyzeArgs {
-    /// A HuggingFace checkpoint folder, or a name on the hub: OWNER/NAME[@REVISION]
+    /// A HuggingFace checkpoint folder, a run's folder, or a name on the hub: OWNER/NAME[@REVISION]
     pub model: PathBuf,
     /// JSONL of {input_ids, response_start} or {prompt|messages, response}; or problems, answered by the model first
     #[arg(long)]
@@ -52,7 +52,7 @@ pub struct AnalyzeArgs {
 
 #[derive(Debug, Args)]
 pub struct ScoreArgs {
-    /// A HuggingFace checkpoint folder, or a name on the hub: OWNER/NAME[@REVISION]
+    /// A HuggingFace checkpoint folder, a run's folder, or a name on the hub: OWNER/NAME[@REVISION]
     pub model: PathBuf,
     /// JSONL of {input_ids, response_start} or {prompt|messages, response}
     #[arg(long)]
@@ -105,7 +105,7 @@ pub struct StatesArgs {
     after_help = "Example: bupo generate MODEL --prompt \"What is 17 * 23?\" --policy final,layer:20,attn:20 -n 2"
 )]
 pub struct GenerateArgs {
-    /// A HuggingFace checkpoint folder, or a name on the hub: OWNER/NAME[@REVISION]
+    /// A HuggingFace checkpoint folder, a run's folder, or a name on the hub: OWNER/NAME[@REVISION]
     pub model: PathBuf,
     /// The user's message
     #[arg(long, required_unless_present = "data", conflicts_with = "data")]

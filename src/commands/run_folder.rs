@@ -3,7 +3,7 @@
 use crate::hub;
 use crate::recipe::Recipe;
 use crate::run::atomic::read;
-use crate::run::checkpoint::Checkpoints;
+use crate::run::checkpoint::{Checkpoints, step_name};
 use crate::run::progress::say;
 use crate::text::PromptTemplate;
 use anyhow::{Result, bail};
@@ -20,8 +20,7 @@ pub fn checkpoint(name: &Path) -> Result<PathBuf> {
     if !name.is_dir()
         && let Some(run) = run_of(name).filter(|run| is_run(run))
     {
-        let steps = Checkpoints::new(run).steps();
-        let steps: Vec<String> = steps.iter().map(|step| format!("step-{step:06}")).collect();
+        let steps: Vec<String> = Checkpoints::new(run).steps().into_iter().map(step_name).collect();
         bail!("{} holds no {}: it has {}", run.display(), name.display(), steps.join(", "));
     }
     hub::checkpoint(name)

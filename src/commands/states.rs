@@ -3,6 +3,7 @@
 use super::device::{self, Device, on_device};
 use super::run_folder::checkpoint;
 use super::{open_model, optional_encoder, row_tokens};
+use crate::analysis::flow::PACK_TOKENS;
 use crate::cli::StatesArgs;
 use crate::compute::Packing;
 use crate::model::{Model, Tap, Workspace};
@@ -15,9 +16,6 @@ use safetensors::tensor::{Dtype, TensorView};
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::path::Path;
-
-/// Tokens of one packed forward, unless a row alone has more.
-const PACK_TOKENS: usize = 2048;
 
 /// A row of the data: its number from 1, its tokens, and those whose states are wanted.
 struct Wanted {
@@ -46,7 +44,11 @@ fn run_on<B: Device>(args: &StatesArgs, backend: B) -> Result<()> {
     let mut taps = Vec::new();
     for name in &args.states {
         let some = Tap::parse_some(name, model.config.layers).with_context(|| format!("--states {name}"))?;
-        taps.extend(some.into_iter().filter(|tap| !taps.contains(tap)).collect::<Vec<_>>());
+        for tap in some {
+            if !taps.contains(&tap) {
+                taps.push(tap);
+            }
+        }
     }
     let wanted = read(args, &dir, &model)?;
     let mut states = States::of(taps);
@@ -90,10 +92,10 @@ impl States {
         let Some(until) = self.taps.iter().copied().max_by_key(|tap| tap.height()) else { return };
         let (mut ws, mut progress) = (Workspace::new(model), Progress::new("states", wanted.len() as u64));
         let mut rest = wanted;
-        while let Some(first) = rest.first() {
+        while !rest.is_empty() {
             let (mut packing, mut kept, mut taken) = (Packing::new(), Vec::new(), 0);
             for row in rest {
-                if taken > 0 && packing.rows() + first.ids.len().max(row.ids.len()) > PACK_TOKENS {
+                if taken > 0 && packing.rows() + row.ids.len() > PACK_TOKENS {
                     break;
                 }
                 let at = packing.push(&row.ids).start;

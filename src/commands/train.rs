@@ -26,7 +26,7 @@ use crate::rl::schedule::{PhaseConfig, Schedule};
 use crate::rl::trainer::Trainer;
 use crate::rollout::engine::{Engine, Request, generate};
 use crate::run::atomic::{clean_leftovers, rename, write_file_atomic};
-use crate::run::checkpoint::Checkpoints;
+use crate::run::checkpoint::{Checkpoints, step_name};
 use crate::run::interrupt;
 use crate::run::jsonl::{JsonlWriter, keep_steps_until, read_jsonl, write_jsonl};
 use crate::run::lock::FolderLock;
@@ -87,11 +87,6 @@ pub fn run(args: &TrainArgs, threads: Option<usize>) -> Result<()> {
         let backend = backend.offloading(recipe.optimizer.offload);
         run_on(Run::open(recipe, dir, checkpoints, backend)?)
     })
-}
-
-/// The time of an evaluation after a step.
-fn at_step(step: usize) -> String {
-    format!("step-{step:06}")
 }
 
 fn run_on<B: Device>(mut run: Run<B>) -> Result<()> {
@@ -268,16 +263,16 @@ impl<B: Device> Run<B> {
         for file in ["metrics.jsonl", "completions.jsonl", "probe.jsonl"] {
             keep_steps_until(&self.dir.join(file), step)?;
         }
-        self.manifest = self.manifest.clone().going_on(&self.dir.join("manifest.json"));
+        self.manifest.go_on(&self.dir.join("manifest.json"));
         say(&format!("{}: going on after step {step} of {}", self.recipe.name, self.recipe.rl.steps));
         Ok(())
     }
 
     /// Makes more steps of a run that had `steps`: what was seen after the last one was seen after a step.
     fn lengthen(&self, steps: usize) -> Result<()> {
-        let (after, at_step) = (self.evaluation_dir("after"), self.evaluation_dir(&at_step(steps)));
-        if after.is_dir() && !at_step.exists() {
-            rename(&after, &at_step)?;
+        let (after, of_step) = (self.evaluation_dir("after"), self.evaluation_dir(&step_name(steps)));
+        if after.is_dir() && !of_step.exists() {
+            rename(&after, &of_step)?;
         }
         write_file_atomic(&self.dir.join("recipe.toml"), self.recipe.to_toml()?.as_bytes())
     }
@@ -312,7 +307,7 @@ impl<B: Device> Run<B> {
         if self.step == 0 {
             self.show_first_prompt()?;
         }
-        if !evaluations::are_saved(&self.sets, &self.checkpoints.path(from), &self.evaluation_dir(&at_step(from))) {
+        if !evaluations::are_saved(&self.sets, &self.checkpoints.path(from), &self.evaluation_dir(&step_name(from))) {
             // What the run was stopped before.
             self.evaluate_if_due(&mut trainer.model, &mut events)?;
         }
@@ -424,7 +419,7 @@ impl<B: Device> Run<B> {
         let (step, steps) = (self.step, self.recipe.rl.steps);
         let every = self.recipe.evaluate.as_ref().map_or(0, |e| e.every);
         if every > 0 && step > 0 && step.is_multiple_of(every) && step < steps {
-            events.scores(step, &self.scores(model, &at_step(step), step)?)?;
+            events.scores(step, &self.scores(model, &step_name(step), step)?)?;
         }
         Ok(())
     }

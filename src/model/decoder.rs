@@ -375,8 +375,8 @@ impl<B: Backend> Model<B> {
             let (input, output) = (ws.stream_slot(i), ws.stream_slot(i + 1));
             let x = std::mem::take(&mut ws.streams[input]);
             let mut post = std::mem::take(&mut ws.streams[output]);
-            (watch.observe)(Tap::ResidPre(layer), &x);
-            let stopped = self.forward_layer(ws, layer, &x, &mut post, rows, attend, &mut watch);
+            let stopped = watch.reached(&self.backend, Tap::ResidPre(layer), &x, &mut ws.state)
+                || self.forward_layer(ws, layer, &x, &mut post, rows, attend, &mut watch);
             ws.streams[input] = x;
             ws.streams[output] = post;
             if stopped {
@@ -509,6 +509,27 @@ mod tests {
     use super::*;
     use crate::model::init::{InitConfig, random_params};
     use crate::model::params::ParamLayout;
+
+    #[test]
+    fn a_forward_stops_at_any_state_that_it_shows() {
+        let init = InitConfig { layers: 2, ..InitConfig::default() };
+        let config = init.model_config(40).unwrap();
+        let model = Model::new(config.clone(), random_params(&config, &ParamLayout::new(&config), 0.1, 3));
+        let shown = |until: Tap| {
+            let (mut ws, mut taps) = (Workspace::new(&model), Vec::new());
+            let mut last = Vec::new();
+            model.forward_observed(&mut ws, &Packing::single(&[3, 1, 4]), until, &mut |tap, state| {
+                taps.push(tap);
+                last = state.to_vec();
+            });
+            assert_eq!((taps.last(), ws.state().to_vec()), (Some(&until), last));
+            taps
+        };
+        let all = shown(Tap::Final);
+        for (i, until) in all.iter().enumerate() {
+            assert_eq!(shown(*until), all[..=i]);
+        }
+    }
 
     #[test]
     fn nothing_is_kept_of_layers_below_all_that_is_trained() {

@@ -16,9 +16,10 @@ impl Recipe {
     }
 }
 
-fn flat(recipe: &Recipe) -> Result<BTreeMap<String, Value>> {
+/// Every dotted key of a recipe with its value.
+pub(super) fn flat(recipe: &Recipe) -> Result<BTreeMap<String, Value>> {
     let mut keys = BTreeMap::new();
-    collect(Table::try_from(recipe).context("a recipe cannot be compared")?, "", &mut keys);
+    collect(Table::try_from(recipe).context("a recipe cannot be spelled out")?, "", &mut keys);
     Ok(keys)
 }
 

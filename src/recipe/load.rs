@@ -1,8 +1,10 @@
 //! From TOML text and command-line overrides to a checked [`Recipe`], with errors that name the line and the key.
 
 use super::Recipe;
+use super::differences::flat;
 use super::explain::explain;
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use toml::{Table, Value};
 
@@ -97,23 +99,11 @@ const WHOLE: [&str; 5] = ["arithmetic-bupo", "arithmetic-dapo", "arithmetic-ppo"
 
 /// Dotted keys of whole recipes, sorted.
 fn known_keys() -> Vec<String> {
-    let mut keys = Vec::new();
-    for (_, text) in SHIPPED.iter().filter(|(name, _)| WHOLE.contains(name)) {
-        let whole = toml::from_str::<Recipe>(text).ok().and_then(|r| Table::try_from(r).ok());
-        collect_keys(&whole.unwrap_or_default(), "", &mut keys);
-    }
-    keys.sort();
-    keys.dedup();
-    keys
-}
-
-fn collect_keys(table: &Table, prefix: &str, keys: &mut Vec<String>) {
-    for (key, value) in table {
-        match value {
-            Value::Table(inner) => collect_keys(inner, &format!("{prefix}{key}."), keys),
-            _ => keys.push(format!("{prefix}{key}")),
-        }
-    }
+    let whole = SHIPPED.iter().filter(|(name, _)| WHOLE.contains(name));
+    let recipes = whole.filter_map(|(_, text)| toml::from_str::<Recipe>(text).ok());
+    let keys: BTreeSet<String> =
+        recipes.filter_map(|recipe| flat(&recipe).ok()).flat_map(BTreeMap::into_keys).collect();
+    keys.into_iter().collect()
 }
 
 /// `a.b.c=value`: the value as TOML, or as text if it is none.

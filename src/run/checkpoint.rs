@@ -59,6 +59,11 @@ pub fn take_array(arrays: &mut BTreeMap<String, Vec<f32>>, name: &str, len: usiz
     Ok(array)
 }
 
+/// What a step's checkpoint is called, and whatever else a step leaves.
+pub fn step_name(step: usize) -> String {
+    format!("step-{step:06}")
+}
+
 /// The folder of a run's checkpoints.
 #[derive(Clone, Debug)]
 pub struct Checkpoints {
@@ -80,7 +85,7 @@ impl Checkpoints {
 
     /// Where the checkpoint of a step lies.
     pub fn path(&self, step: usize) -> PathBuf {
-        self.dir.join(format!("step-{step:06}"))
+        self.dir.join(step_name(step))
     }
 
     /// Steps of which there is a checkpoint, ascending.

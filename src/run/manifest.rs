@@ -41,10 +41,11 @@ impl Manifest {
         }
     }
 
-    /// The manifest of a run that goes on: it began when it began.
-    pub fn going_on(self, path: &Path) -> Manifest {
-        let then = read(path).ok().and_then(|bytes| serde_json::from_slice::<Manifest>(&bytes).ok());
-        Manifest { started: then.map_or(self.started, |then| then.started), ..self }
+    /// For a run that goes on: it began when the manifest that it left says.
+    pub fn go_on(&mut self, path: &Path) {
+        if let Some(then) = read(path).ok().and_then(|bytes| serde_json::from_slice::<Manifest>(&bytes).ok()) {
+            self.started = then.started;
+        }
     }
 
     pub fn write(&self, path: &Path) -> Result<()> {

@@ -36,7 +36,7 @@ pub fn start(recipe: &Recipe, checkpoints: &Checkpoints) -> Result<Start> {
     if let Some(step) = checkpoints.latest() {
         let (dir, base) = (checkpoints.path(step), base_of(recipe, checkpoints)?);
         let prompts = prompt_encoder_beside(&dir, base.as_deref(), recipe.prompt.clone(), limit)?;
-        return Ok(Start { model: model_at(recipe, checkpoints, step)?, prompts });
+        return Ok(Start { model: open_beside(&dir, base.as_deref())?, prompts });
     }
     if let Some(path) = &recipe.model.path {
         let mut start = open(path).context("model.path")?;
@@ -55,10 +55,13 @@ pub fn start(recipe: &Recipe, checkpoints: &Checkpoints) -> Result<Start> {
 
 /// The model of one of a run's checkpoints.
 pub fn model_at(recipe: &Recipe, checkpoints: &Checkpoints, step: usize) -> Result<Model> {
-    let dir = checkpoints.path(step);
-    match base_of(recipe, checkpoints)? {
-        Some(base) => open_adapter(&dir, &base),
-        None => open_model(&dir),
+    open_beside(&checkpoints.path(step), base_of(recipe, checkpoints)?.as_deref())
+}
+
+fn open_beside(dir: &Path, base: Option<&Path>) -> Result<Model> {
+    match base {
+        Some(base) => open_adapter(dir, base),
+        None => open_model(dir),
     }
 }
 
