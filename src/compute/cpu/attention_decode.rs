@@ -9,7 +9,7 @@ mod bf16;
 
 use super::attention::{AttentionShape, exp_sum};
 use super::gemm::Compute;
-use super::simd::{LANES, max};
+use super::simd::{LANES, max, vectorize};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
@@ -50,23 +50,45 @@ pub fn write_key_value(
     let (of_keys, of_values) = block_units(compute, head_dim);
     let heads = keys.chunks_exact_mut(of_keys).zip(values.chunks_exact_mut(of_values));
     let news = key.chunks_exact(head_dim).zip(value.chunks_exact(head_dim));
-    for ((keys, values), (key, value)) in heads.zip(news) {
-        if compute.here() == Compute::F32 {
-            for (lanes, x) in keys.chunks_exact_mut(KV_BLOCK).zip(key) {
-                lanes[slot] = x.to_bits();
+    let bf16 = compute.here() == Compute::Bf16;
+    vectorize(
+        #[inline(always)]
+        || {
+            for ((keys, values), (key, value)) in heads.zip(news) {
+                if bf16 {
+                    write_bf16(keys, values, slot, key, value);
+                    continue;
+                }
+                for (lanes, x) in keys.chunks_exact_mut(KV_BLOCK).zip(key) {
+                    lanes[slot] = x.to_bits();
+                }
+                values[slot * head_dim..(slot + 1) * head_dim].copy_from_slice(bytemuck::cast_slice(value));
             }
-            values[slot * head_dim..(slot + 1) * head_dim].copy_from_slice(bytemuck::cast_slice(value));
-            continue;
-        }
-        let bits = |x: f32| half::bf16::from_f32(x).to_bits() as u32;
-        for (lanes, x) in keys.chunks_exact_mut(KV_BLOCK).zip(key.chunks(2)) {
-            lanes[slot] = bits(x[0]) | x.get(1).map_or(0, |x| bits(*x) << 16);
-        }
-        let (pair, second) = (slot / 2, slot % 2 == 1);
-        for (unit, x) in values[pair * head_dim..(pair + 1) * head_dim].iter_mut().zip(value) {
-            *unit = if second { *unit | bits(*x) << 16 } else { bits(*x) };
-        }
+        },
+    )
+}
+
+/// One head of [`write_key_value`] in bf16.
+#[inline(always)]
+fn write_bf16(keys: &mut [u32], values: &mut [u32], slot: usize, key: &[f32], value: &[f32]) {
+    for (lanes, x) in keys.chunks_exact_mut(KV_BLOCK).zip(key.chunks(2)) {
+        lanes[slot] = bf16_bits(x[0]) | x.get(1).map_or(0, |x| bf16_bits(*x) << 16);
     }
+    let values = values[slot / 2 * value.len()..].iter_mut().zip(value);
+    if slot % 2 == 0 {
+        values.for_each(|(unit, x)| *unit = bf16_bits(*x));
+    } else {
+        values.for_each(|(unit, x)| *unit |= bf16_bits(*x) << 16);
+    }
+}
+
+/// A number's bits in bf16, to the nearest, ties to even. As `half` has it, but without a branch, so that it vectorises.
+#[inline(always)]
+fn bf16_bits(x: f32) -> u32 {
+    let bits = x.to_bits();
+    let rounded = (bits.wrapping_add(0x7fff + (bits >> 16 & 1))) >> 16;
+    // A NaN stays one: rounding might carry out of its mantissa.
+    if x.is_nan() { bits >> 16 | 0x40 } else { rounded }
 }
 
 /// queries: rows of `query_stride` elements that begin with the sequence's rotated query `[H hd]`, one a sequence.

@@ -2,9 +2,14 @@
 
 use super::{KV_BLOCK, OneToken, block_units};
 use crate::compute::cpu::attention::exp_sum;
-use crate::compute::cpu::gemm::Compute;
+use crate::compute::cpu::gemm::{Compute, prefetch};
 use crate::compute::cpu::simd::max;
 use std::arch::x86_64::*;
+
+/// Query heads that share keys and values and are taken together, at most: their sums stay in registers.
+const TOGETHER: usize = 4;
+/// Blocks of keys or values that are asked for ahead of their use.
+const AHEAD: usize = 2;
 
 /// # Safety
 /// The machine has AVX512-BF16, with BW and VL; the spans are in bf16.
@@ -18,16 +23,33 @@ pub(super) unsafe fn attend(mut token: OneToken<'_>) {
     let bits = |x: &f32| half::bf16::from_f32(x * scale).to_bits() as u32;
     let pair = |x: &[f32]| bits(&x[0]) | x.get(1).map_or(0, |x| bits(x) << 16);
     let queries: Vec<u32> = query.chunks_exact(hd).flat_map(|head| head.chunks(2).map(pair)).collect();
-    let mut seen = 0;
-    for span in spans {
-        for (i, keys) in span.keys.chunks_exact(shape.kv_heads * of_keys).enumerate() {
-            let at = seen + i * KV_BLOCK;
-            for (head, query) in queries.chunks_exact(hd.div_ceil(2)).enumerate() {
-                let keys = &keys[(first_kv_head + head / group) * of_keys..][..of_keys];
-                block_scores(query, keys, &mut scores[head * row + at..][..KV_BLOCK]);
+    // The heads of each group, as many at a time as go together: the first, how many, and where their keys and values lie in a block.
+    let heads = query.len() / hd;
+    let groups = (0..heads).step_by(group).flat_map(|first| {
+        (first..first + group)
+            .step_by(TOGETHER)
+            .map(move |head| (head, TOGETHER.min(first + group - head), first_kv_head + first / group))
+    });
+    // Every block's keys, then every block's values, in the order in which they are read; and the tokens of a block: the first's place, how many.
+    let keys = spans.iter().flat_map(|span| span.keys.chunks_exact(shape.kv_heads * of_keys));
+    let values = spans.iter().flat_map(|span| span.values.chunks_exact(shape.kv_heads * of_values));
+    let reads: Vec<&[u32]> = keys.chain(values).collect();
+    let ahead = |i: usize| reads[(i + AHEAD).min(reads.len() - 1)].as_ptr();
+    let starts = spans.iter().scan(0, |seen, span| Some((std::mem::replace(seen, *seen + span.tokens), span.tokens)));
+    let blocks = starts
+        .flat_map(|(from, tokens)| (0..tokens).step_by(KV_BLOCK).map(move |t| (from + t, KV_BLOCK.min(tokens - t))));
+    for (i, (at, _)) in blocks.clone().enumerate() {
+        for (head, together, kv_head) in groups.clone() {
+            let keys = &reads[i][kv_head * of_keys..][..of_keys];
+            let (queries, scores) = (&queries[head * hd.div_ceil(2)..], &mut scores[head * row + at..]);
+            let ahead = ahead(i).wrapping_add(kv_head * of_keys);
+            match together {
+                1 => block_scores::<1>(queries, keys, ahead, scores, row),
+                2 => block_scores::<2>(queries, keys, ahead, scores, row),
+                3 => block_scores::<3>(queries, keys, ahead, scores, row),
+                _ => block_scores::<TOGETHER>(queries, keys, ahead, scores, row),
             }
         }
-        seen += span.tokens;
     }
     for scores in scores.chunks_exact_mut(row) {
         let scores = &mut scores[..tokens];
@@ -36,16 +58,18 @@ pub(super) unsafe fn attend(mut token: OneToken<'_>) {
         scores.iter_mut().for_each(|x| *x *= inv);
     }
     out.fill(0.0);
-    let mut seen = 0;
-    for span in spans {
-        for (i, values) in span.values.chunks_exact(shape.kv_heads * of_values).enumerate() {
-            let (at, n) = (seen + i * KV_BLOCK, KV_BLOCK.min(span.tokens - i * KV_BLOCK));
-            for (head, out) in out.chunks_exact_mut(hd).enumerate() {
-                let weights = &scores[head * row + at..][..n];
-                add_values(weights, &values[(first_kv_head + head / group) * of_values..][..of_values], out);
+    for ((at, n), i) in blocks.zip(reads.len() / 2..) {
+        for (head, together, kv_head) in groups.clone() {
+            let values = &reads[i][kv_head * of_values..][..of_values];
+            let (weights, out) = (&scores[head * row + at..], &mut out[head * hd..]);
+            let ahead = ahead(i).wrapping_add(kv_head * of_values);
+            match together {
+                1 => add_values::<1>(weights, row, n, values, ahead, out, hd),
+                2 => add_values::<2>(weights, row, n, values, ahead, out, hd),
+                3 => add_values::<3>(weights, row, n, values, ahead, out, hd),
+                _ => add_values::<TOGETHER>(weights, row, n, values, ahead, out, hd),
             }
         }
-        seen += span.tokens;
     }
 }
 
@@ -54,66 +78,114 @@ fn lanes(n: usize) -> __mmask16 {
     ((1u32 << n.min(16)) - 1) as __mmask16
 }
 
-/// Scores of a block: query `[hd / 2]` pairs, scaled; keys `[hd / 2, KV_BLOCK]` pairs; scores `[KV_BLOCK]`.
+/// Scores of a block: queries `[G, hd / 2]` pairs, scaled; keys `[hd / 2, KV_BLOCK]` pairs; scores `[G, row]`, of which the first KV_BLOCK
+/// are the block's. The keys that lie `ahead` are asked for.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bf16,avx512bw,avx512vl")]
-fn block_scores(query: &[u32], keys: &[u32], scores: &mut [f32]) {
-    // Four sums, so that an addition need not wait for the one before it.
-    let mut sums = [_mm512_setzero_ps(); 4];
-    for (queries, keys) in query.chunks(4).zip(keys.chunks(4 * KV_BLOCK)) {
-        for ((query, keys), sum) in queries.iter().zip(keys.chunks_exact(KV_BLOCK)).zip(&mut sums) {
-            // SAFETY: keys are one register of 16 units; a register of units is one of bf16 pairs.
+fn block_scores<const G: usize>(queries: &[u32], keys: &[u32], ahead: *const u32, scores: &mut [f32], row: usize) {
+    // Four sums a head, so that an addition need not wait for the one before it.
+    let mut sums = [[_mm512_setzero_ps(); 4]; G];
+    let pairs = keys.len() / KV_BLOCK;
+    assert!(queries.len() >= G * pairs && scores.len() >= (G - 1) * row + KV_BLOCK, "a block's queries and scores");
+    macro_rules! step {
+        ($pair:expr, $sum:expr) => {
+            // SAFETY: a pair of the keys, one register of units, and of each query, which was asserted; a register of units is one of bf16 pairs.
             unsafe {
-                let query: __m512bh = std::mem::transmute(_mm512_set1_epi32(*query as i32));
-                let keys: __m512bh = std::mem::transmute(_mm512_loadu_si512(keys.as_ptr().cast()));
-                *sum = _mm512_dpbf16_ps(*sum, query, keys);
+                let at = keys.as_ptr().add($pair * KV_BLOCK);
+                prefetch::<1>(ahead.wrapping_add($pair * KV_BLOCK).cast());
+                let keys: __m512bh = std::mem::transmute(_mm512_loadu_si512(at.cast()));
+                for (head, sums) in sums.iter_mut().enumerate() {
+                    let query = _mm512_set1_epi32(*queries.as_ptr().add(head * pairs + $pair) as i32);
+                    sums[$sum] = _mm512_dpbf16_ps(sums[$sum], keys, std::mem::transmute::<__m512i, __m512bh>(query));
+                }
             }
-        }
+        };
     }
-    let sum = _mm512_add_ps(_mm512_add_ps(sums[0], sums[1]), _mm512_add_ps(sums[2], sums[3]));
-    assert!(scores.len() == KV_BLOCK, "scores of a block");
-    // SAFETY: room for the register was asserted.
-    unsafe { _mm512_storeu_ps(scores.as_mut_ptr(), sum) };
+    for quad in 0..pairs / 4 {
+        step!(4 * quad, 0);
+        step!(4 * quad + 1, 1);
+        step!(4 * quad + 2, 2);
+        step!(4 * quad + 3, 3);
+    }
+    for pair in pairs / 4 * 4..pairs {
+        step!(pair, pair % 4);
+    }
+    for (head, sums) in sums.iter().enumerate() {
+        let sum = _mm512_add_ps(_mm512_add_ps(sums[0], sums[1]), _mm512_add_ps(sums[2], sums[3]));
+        // SAFETY: room for the registers was asserted.
+        unsafe { _mm512_storeu_ps(scores.as_mut_ptr().add(head * row), sum) };
+    }
 }
 
-/// `out += sum over a block's tokens of weight * value`; values `[KV_BLOCK / 2, hd]` pairs of tokens, out `[hd]`.
+/// `out += sum over a block's tokens of weight * value`: weights `[G, row]`, of which the first `n` are the block's; values
+/// `[KV_BLOCK / 2, hd]` pairs of tokens; out `[G, hd]`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bf16,avx512bw,avx512vl")]
-fn add_values(weights: &[f32], values: &[u32], out: &mut [f32]) {
-    let hd = out.len();
-    let mut pairs = [0u32; KV_BLOCK / 2];
-    // SAFETY: masked to the weights that there are; sixteen bf16 fill the eight pairs.
-    unsafe {
-        let weights = _mm512_maskz_loadu_ps(lanes(weights.len()), weights.as_ptr());
-        let rounded: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(weights));
-        _mm256_storeu_si256(pairs.as_mut_ptr().cast(), rounded);
+fn add_values<const G: usize>(
+    weights: &[f32],
+    row: usize,
+    n: usize,
+    values: &[u32],
+    ahead: *const u32,
+    out: &mut [f32],
+    hd: usize,
+) {
+    let mut pairs = [[0u32; KV_BLOCK / 2]; G];
+    assert!(weights.len() >= (G - 1) * row + n && out.len() >= G * hd, "a block's weights and outputs");
+    for (head, pairs) in pairs.iter_mut().enumerate() {
+        // SAFETY: masked to the weights that there are; sixteen bf16 fill the eight pairs.
+        unsafe {
+            let weights = _mm512_maskz_loadu_ps(lanes(n), weights.as_ptr().add(head * row));
+            let rounded: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(weights));
+            _mm256_storeu_si256(pairs.as_mut_ptr().cast(), rounded);
+        }
     }
-    assert!(values.len() == KV_BLOCK / 2 * hd, "values of a block");
-    for from in (0..hd).step_by(64) {
-        // Four registers at a time; those beyond the head's dimension are masked out.
-        let masks: [__mmask16; 4] = std::array::from_fn(|i| lanes((hd - from).saturating_sub(16 * i)));
-        let mut sums = [_mm512_setzero_ps(); 4];
+    for from in (0..hd).step_by(32) {
+        match (hd - from).div_ceil(16) {
+            1 => columns::<G, 1>(&pairs, values, ahead, from, out, hd),
+            _ => columns::<G, 2>(&pairs, values, ahead, from, out, hd),
+        }
+    }
+}
+
+/// N registers of [`add_values`], from column `from` on: those beyond the head's dimension are masked out.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16,avx512bw,avx512vl")]
+fn columns<const G: usize, const N: usize>(
+    pairs: &[[u32; KV_BLOCK / 2]; G],
+    values: &[u32],
+    ahead: *const u32,
+    from: usize,
+    out: &mut [f32],
+    hd: usize,
+) {
+    let masks: [__mmask16; N] = std::array::from_fn(|i| lanes((hd - from).saturating_sub(16 * i)));
+    let mut sums = [[_mm512_setzero_ps(); N]; G];
+    for (head, sums) in sums.iter_mut().enumerate() {
         for (i, sum) in sums.iter_mut().enumerate() {
             // SAFETY: masked to out.
-            *sum = unsafe { _mm512_maskz_loadu_ps(masks[i], out.as_ptr().wrapping_add(from + 16 * i)) };
+            *sum = unsafe { _mm512_maskz_loadu_ps(masks[i], out.as_ptr().wrapping_add(head * hd + from + 16 * i)) };
         }
-        for (t, weight) in pairs.iter().enumerate() {
-            for (i, sum) in sums.iter_mut().enumerate() {
-                if masks[i] == 0 {
-                    break;
-                }
-                // SAFETY: masked to the row of values, whose length was asserted; units are bf16 pairs.
-                unsafe {
-                    let at = values.as_ptr().wrapping_add(t * hd + from + 16 * i);
-                    let value: __m512bh = std::mem::transmute(_mm512_maskz_loadu_epi32(masks[i], at.cast()));
-                    let weight: __m512bh = std::mem::transmute(_mm512_set1_epi32(*weight as i32));
-                    *sum = _mm512_dpbf16_ps(*sum, weight, value);
+    }
+    assert!(values.len() == KV_BLOCK / 2 * hd, "values of a block");
+    for t in 0..KV_BLOCK / 2 {
+        for i in 0..N {
+            // SAFETY: masked to the row of values, whose length was asserted; units are bf16 pairs.
+            unsafe {
+                let at = values.as_ptr().wrapping_add(t * hd + from + 16 * i);
+                prefetch::<1>(ahead.wrapping_add(t * hd + from + 16 * i).cast());
+                let value: __m512bh = std::mem::transmute(_mm512_maskz_loadu_epi32(masks[i], at.cast()));
+                for (sums, pairs) in sums.iter_mut().zip(pairs) {
+                    let weight = _mm512_set1_epi32(pairs[t] as i32);
+                    sums[i] = _mm512_dpbf16_ps(sums[i], value, std::mem::transmute::<__m512i, __m512bh>(weight));
                 }
             }
         }
+    }
+    for (head, sums) in sums.iter().enumerate() {
         for (i, sum) in sums.iter().enumerate() {
             // SAFETY: masked to out.
-            unsafe { _mm512_mask_storeu_ps(out.as_mut_ptr().wrapping_add(from + 16 * i), masks[i], *sum) };
+            unsafe { _mm512_mask_storeu_ps(out.as_mut_ptr().wrapping_add(head * hd + from + 16 * i), masks[i], *sum) };
         }
     }
 }

@@ -5,21 +5,28 @@
 //! were split between threads.
 
 use super::kernel::{Block, Isa, LINE, block, block_unpacked};
-use super::pack::{Source, panel};
+use super::pack::{Source, panels};
 use super::panels::{ColumnPanels, Panels, evenly, row_panels};
 use rayon::prelude::*;
 use std::cell::RefCell;
 
 /// Columns of B packed at a time: 4 MiB at most.
 const COLS: usize = 2048;
+/// Panels of columns that are packed together: rows of 2 KiB.
+const PANELS_TOGETHER: usize = 16;
 /// Panels that a task packs at a time where the whole of B is packed.
 const PANELS_A_TASK: usize = 8;
 
 impl Isa {
-    /// Units of the inner dimension in a block. AVX-512: a panel of A takes 28 KiB, of B 64 KiB. AVX2: of A 6 KiB, of B 36 KiB. NEON: of
-    /// A 16 KiB, of B 24 KiB.
+    /// Units of the inner dimension in a block. AVX-512: a panel of A takes 56 KiB, of B 128 KiB, both read from the second cache; what the sums
+    /// wait for is C, which is met less often in longer blocks (2 to 4 % of a product's time on Zen 5 with 512). AVX2: of A 6 KiB, of B
+    /// 36 KiB. NEON: of A 16 KiB, of B 24 KiB.
     fn inner(self) -> usize {
-        if self == Isa::Avx2 { 384 } else { 512 }
+        match self {
+            Isa::Avx512 | Isa::Avx512Bf16 => 1024,
+            Isa::Avx2 => 384,
+            Isa::Neon | Isa::Portable => 512,
+        }
     }
 
     /// Up to so many columns of a B that is met once, packing A costs more than it saves: attention's products with values, for
@@ -32,11 +39,11 @@ impl Isa {
         }
     }
 
-    /// Rows of A packed at a time: half of an L2 cache at most, 504 KiB of a large one, 252 KiB where AVX2 is all there is, 336 KiB of
-    /// an ARM's.
-    fn rows_a_time(self) -> usize {
+    /// Rows of A of so many units packed at a time: half of an L2 cache at most, 504 KiB of a large one, 252 KiB where AVX2 is all there is,
+    /// 336 KiB of an ARM's.
+    fn rows_a_time(self, units: usize) -> usize {
         match self {
-            Isa::Avx512 | Isa::Avx512Bf16 => 18 * self.rows(),
+            Isa::Avx512 | Isa::Avx512Bf16 => 9 * self.inner() / units.max(1) * self.rows(),
             _ => 168,
         }
     }
@@ -143,13 +150,11 @@ impl Out {
 /// # Safety
 /// As [`product`]; the buffer holds the panels and a register more, or the panels are whole.
 unsafe fn pack_columns(isa: Isa, b: View, columns: ColumnPanels, depth: usize, out: *mut u32) {
-    let units = isa.units(depth);
-    for (columns_here, there) in columns.iter() {
-        let source =
-            Source { data: b.at(0, columns_here.start), width_stride: b.col_stride, inner_stride: b.row_stride };
-        let at = (columns_here.start - columns.first()) * units;
+    let source = Source { data: b.data, width_stride: b.col_stride, inner_stride: b.row_stride };
+    for together in columns.chunks(PANELS_TOGETHER) {
+        let at = (together.first() - columns.first()) * isa.units(depth);
         // SAFETY: by the caller's promise.
-        unsafe { panel(isa, source, there, depth, columns_here.len(), out.add(at)) };
+        unsafe { panels(isa, source, together.iter(), depth, out.add(at)) };
     }
 }
 
@@ -185,7 +190,7 @@ unsafe fn against_panels(
     c: Out,
 ) {
     let units = isa.units(depth);
-    for rows in evenly(m, isa.rows_a_time()) {
+    for rows in evenly(m, isa.rows_a_time(units)) {
         let panels = packed_a.room(rows.len() * units);
         // SAFETY: rows and columns are A's; the buffer was sized above; the block lies in C.
         unsafe {
@@ -221,13 +226,10 @@ unsafe fn meet(isa: Isa, rows: usize, units: usize, a: *const u32, (columns, b):
 /// # Safety
 /// As [`product`]; the buffer holds the panels and a register more.
 unsafe fn pack_rows(isa: Isa, a: View, rows: usize, depth: usize, out: *mut u32) {
-    let units = isa.units(depth);
-    for panel_rows in row_panels(isa, rows) {
-        let source = Source { data: a.at(panel_rows.start, 0), width_stride: a.row_stride, inner_stride: a.col_stride };
-        let width = panel_rows.len();
-        // SAFETY: by the caller's promise.
-        unsafe { panel(isa, source, width, depth, width, out.add(panel_rows.start * units)) };
-    }
+    let source = Source { data: a.data, width_stride: a.row_stride, inner_stride: a.col_stride };
+    let all_there = row_panels(isa, rows).map(|rows| (rows.clone(), rows.len()));
+    // SAFETY: by the caller's promise.
+    unsafe { panels(isa, source, all_there, depth, out) };
 }
 
 /// Blocks of rows of A `[m, k]`, packed once for many products.

@@ -132,14 +132,20 @@ const LONG: usize = 128;
 /// Asks for a block's lines of C before its sums are made: its rows lie far apart, so nothing else foresees them.
 #[inline(always)]
 fn fetch<const ROWS: usize>(units: usize, columns: usize, out: Block) {
+    for row in 0..ROWS {
+        fetch_row(units, columns, out, row);
+    }
+}
+
+/// [`fetch`] for one row, of a kernel that asks for them one after the other while it makes the sums.
+#[inline(always)]
+fn fetch_row(units: usize, columns: usize, out: Block, row: usize) {
     if units < LONG {
         return;
     }
-    for row in 0..ROWS {
-        let row = out.c.wrapping_add(row * out.row_stride);
-        for line in [0, columns / 2, columns - 1] {
-            prefetch::<1>(row.wrapping_add(line));
-        }
+    let row = out.c.wrapping_add(row * out.row_stride);
+    for line in [0, columns / 2, columns - 1] {
+        prefetch::<1>(row.wrapping_add(line));
     }
 }
 

@@ -11,6 +11,7 @@ mod avx512;
 mod portable;
 
 use super::kernel::Isa;
+use std::ops::Range;
 
 /// A source: `at(i, k)` is element `i` of the panel's width at inner index `k`.
 #[derive(Clone, Copy)]
@@ -22,13 +23,42 @@ pub struct Source {
     pub inner_stride: usize,
 }
 
-/// Packs `width` elements by `k` into `[units][step]`, with zeros between width and step. Whole registers are written: up
-/// to 16 units beyond the panel's end, which the next panel overwrites.
+/// Inner elements that are copied for all panels before the next: rows of the source are read through, where a panel by itself would
+/// read a part of each line, and the next panel the rest of it, from far away.
+const COPIED: usize = 128;
+
+/// Packs neighbouring panels, one behind the other: where each lies across the width, and how many of its elements the source has;
+/// `k` inner elements.
+///
+/// # Safety
+/// As [`panel`], for each.
+pub unsafe fn panels(
+    isa: Isa,
+    source: Source,
+    panels: impl Iterator<Item = (Range<usize>, usize)> + Clone,
+    k: usize,
+    out: *mut u32,
+) {
+    let first = panels.clone().next().map_or(0, |(place, _)| place.start);
+    let most = if source.inner_stride == 1 { k } else { COPIED };
+    for from in (0..k).step_by(most.max(1)) {
+        for (place, there) in panels.clone() {
+            let at = place.start * source.width_stride + from * source.inner_stride;
+            let here = Source { data: source.data.wrapping_add(at), ..source };
+            let behind = (place.start - first) * isa.units(k) + isa.units(from) * place.len();
+            // SAFETY: by the caller's promise; a pair of bf16 never straddles two of these parts.
+            unsafe { panel(isa, here, there, most.min(k - from), place.len(), out.add(behind)) };
+        }
+    }
+}
+
+/// Packs `width` elements by `k` into `[units][step]`, with zeros between width and step. Where the source is contiguous along the
+/// inner dimension whole registers are written: up to 16 units beyond the panel's end, which the next panel overwrites.
 ///
 /// # Safety
 /// [`Isa::is_here`]; the source has `width x k` elements and one of its strides is 1; the destination has room for
 /// `units * step + 16`.
-pub unsafe fn panel(isa: Isa, source: Source, width: usize, k: usize, step: usize, out: *mut u32) {
+unsafe fn panel(isa: Isa, source: Source, width: usize, k: usize, step: usize, out: *mut u32) {
     // SAFETY: by the caller's promise.
     unsafe {
         match isa {

@@ -4,13 +4,13 @@ use super::kernel::{Isa, LINE};
 use std::ops::Range;
 
 /// `total` in parts of at most `most`, as even as can be.
-pub fn evenly(total: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
+pub fn evenly(total: usize, most: usize) -> impl Iterator<Item = Range<usize>> + Clone {
     let parts = total.div_ceil(most);
     (0..parts).map(move |i| total * i / parts..total * (i + 1) / parts)
 }
 
 /// Rows in panels of at most [`Isa::rows`]: none is so thin that its sums wait for each other.
-pub fn row_panels(isa: Isa, rows: usize) -> impl Iterator<Item = Range<usize>> {
+pub fn row_panels(isa: Isa, rows: usize) -> impl Iterator<Item = Range<usize>> + Clone {
     evenly(rows, isa.rows())
 }
 
@@ -67,7 +67,7 @@ impl ColumnPanels {
     }
 
     /// Each panel: its columns, and how many of them the matrix has.
-    pub fn iter(self) -> impl Iterator<Item = (Range<usize>, usize)> {
+    pub fn iter(self) -> impl Iterator<Item = (Range<usize>, usize)> + Clone {
         (self.from..self.to).map(move |i| {
             let columns = self.start(i)..self.start(i + 1);
             let there = columns.len().min(self.columns - columns.start);

@@ -1,11 +1,27 @@
 //! The kernel on AVX-512: the sums of a 14 x 32 block stay in 28 of the 32 registers. In bf16, `vdpbf16ps` multiplies the
 //! two numbers of a unit and adds both into an f32 sum.
 
-use super::{Block, Isa, LINE, by_constants, fetch, prefetch};
+use super::{Block, Isa, LINE, by_constants, fetch_row, prefetch};
 use std::arch::x86_64::*;
 
 /// Columns of a block: two registers.
 const NR: usize = Isa::Avx512.columns();
+
+/// Takes a step for every unit, and between them asks for the block's rows of C, one after the other: asked for all at once, they are more
+/// than the core can wait for at a time, and the panels' lines wait behind them (7 % of a product's time on Zen 5).
+macro_rules! each_unit {
+    ($units:ident, $rows:ident, $out:ident, $step:block) => {
+        for row in 0..$rows {
+            fetch_row($units, NR, $out, row);
+            for _ in 0..$units / $rows {
+                $step
+            }
+        }
+        for _ in 0..$units % $rows {
+            $step
+        }
+    };
+}
 
 /// # Safety
 /// As [`super::block`], on AVX-512F.
@@ -45,11 +61,10 @@ pub unsafe fn block_unpacked(
 /// As [`block`], with R rows.
 #[target_feature(enable = "avx512f")]
 unsafe fn f32_block<const R: usize>(units: usize, a: *const u32, b: *const u32, ahead: *const u32, out: Block) {
-    let (mut a, mut b) = (a.cast::<f32>(), b.cast::<f32>());
+    let (mut a, mut b, mut ahead) = (a.cast::<f32>(), b.cast::<f32>(), ahead.cast::<f32>());
     let mut sums = [[_mm512_setzero_ps(); 2]; R];
-    fetch::<R>(units, NR, out);
-    for i in 0..units {
-        prefetch::<2>(ahead.wrapping_add(i * LINE).cast());
+    each_unit!(units, R, out, {
+        prefetch::<2>(ahead);
         // SAFETY: within the panels, by the caller's promise.
         unsafe {
             let (b0, b1) = (_mm512_loadu_ps(b), _mm512_loadu_ps(b.add(16)));
@@ -58,10 +73,9 @@ unsafe fn f32_block<const R: usize>(units: usize, a: *const u32, b: *const u32, 
                 sum[0] = _mm512_fmadd_ps(x, b0, sum[0]);
                 sum[1] = _mm512_fmadd_ps(x, b1, sum[1]);
             }
-            a = a.add(R);
-            b = b.add(NR);
+            (a, b, ahead) = (a.add(R), b.add(NR), ahead.wrapping_add(LINE));
         }
-    }
+    });
     // SAFETY: by the caller's promise.
     unsafe { store(sums, out) }
 }
@@ -79,8 +93,7 @@ unsafe fn f32_unpacked<const R: usize>(
 ) {
     let (mut a, mut b) = (a, b.cast::<f32>());
     let mut sums = [[_mm512_setzero_ps(); 2]; R];
-    fetch::<R>(units, NR, out);
-    for _ in 0..units {
+    each_unit!(units, R, out, {
         // SAFETY: within A and the panel, by the caller's promise.
         unsafe {
             let (b0, b1) = (_mm512_loadu_ps(b), _mm512_loadu_ps(b.add(16)));
@@ -90,10 +103,9 @@ unsafe fn f32_unpacked<const R: usize>(
                 sum[1] = _mm512_fmadd_ps(x, b1, sum[1]);
             }
             // The last step may lead past the end, where nothing is read.
-            a = a.wrapping_add(inner_stride);
-            b = b.add(NR);
+            (a, b) = (a.wrapping_add(inner_stride), b.add(NR));
         }
-    }
+    });
     // SAFETY: by the caller's promise.
     unsafe { store(sums, out) }
 }
@@ -102,11 +114,10 @@ unsafe fn f32_unpacked<const R: usize>(
 /// As [`block`], with R rows.
 #[target_feature(enable = "avx512f,avx512bf16")]
 unsafe fn bf16_block<const R: usize>(units: usize, a: *const u32, b: *const u32, ahead: *const u32, out: Block) {
-    let (mut a, mut b) = (a.cast::<i32>(), b.cast::<i32>());
+    let (mut a, mut b, mut ahead) = (a.cast::<i32>(), b.cast::<i32>(), ahead.cast::<f32>());
     let mut sums = [[_mm512_setzero_ps(); 2]; R];
-    fetch::<R>(units, NR, out);
-    for i in 0..units {
-        prefetch::<2>(ahead.wrapping_add(i * LINE).cast());
+    each_unit!(units, R, out, {
+        prefetch::<2>(ahead);
         // SAFETY: within the panels, by the caller's promise; a register of 16 pairs is one of 32 bf16.
         unsafe {
             let b0: __m512bh = std::mem::transmute(_mm512_loadu_si512(b.cast()));
@@ -116,10 +127,9 @@ unsafe fn bf16_block<const R: usize>(units: usize, a: *const u32, b: *const u32,
                 sum[0] = _mm512_dpbf16_ps(sum[0], x, b0);
                 sum[1] = _mm512_dpbf16_ps(sum[1], x, b1);
             }
-            a = a.add(R);
-            b = b.add(NR);
+            (a, b, ahead) = (a.add(R), b.add(NR), ahead.wrapping_add(LINE));
         }
-    }
+    });
     // SAFETY: by the caller's promise.
     unsafe { store(sums, out) }
 }

@@ -80,14 +80,20 @@ fn few_lanes(n: usize) -> __m128i {
 /// As [`super::panel`].
 #[target_feature(enable = "avx2")]
 unsafe fn copy_narrow(source: Source, width: usize, k: usize, step: usize, out: *mut u32) {
-    let mask = few_lanes(width);
+    let (mask, written) = (few_lanes(width), few_lanes(step));
     for i in 0..k {
         // SAFETY: masked to the source's elements; the destination by the caller's promise.
         unsafe {
             let row = source.data.wrapping_add(i * source.inner_stride);
             // The rows lie far apart, so nothing else foresees them.
             prefetch::<1>(row.wrapping_add(8 * source.inner_stride));
-            _mm_storeu_ps(out.add(i * step).cast(), _mm_maskload_ps(row, mask));
+            let (x, out) = (_mm_maskload_ps(row, mask), out.add(i * step).cast());
+            // A masked store takes longer.
+            if step == 4 {
+                _mm_storeu_ps(out, x)
+            } else {
+                _mm_maskstore_ps(out, written, x)
+            };
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Packing on AVX-512: blocks of 16 x 16 units transposed in registers.
 
 use super::Source;
+use crate::compute::cpu::gemm::kernel::prefetch;
 use std::arch::x86_64::*;
 
 /// # Safety
@@ -42,7 +43,8 @@ unsafe fn copy(source: Source, width: usize, k: usize, step: usize, out: *mut u3
             // SAFETY: masked to the source's elements; the destination by the caller's promise.
             unsafe {
                 let row = source.data.wrapping_add(i * source.inner_stride + from);
-                _mm512_storeu_ps(out.add(i * step + from).cast(), _mm512_maskz_loadu_ps(mask, row));
+                let x = _mm512_maskz_loadu_ps(mask, row);
+                _mm512_mask_storeu_ps(out.add(i * step + from).cast(), lanes(step - from), x);
             }
         }
     }
@@ -65,7 +67,7 @@ unsafe fn copy_bf16(source: Source, width: usize, k: usize, step: usize, out: *m
                     _mm512_cvtepu16_epi32(std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(x)))
                 };
                 let pairs = _mm512_or_si512(widen(even), _mm512_slli_epi32::<16>(widen(odd)));
-                _mm512_storeu_si512(out.add(i * step + from).cast(), pairs);
+                _mm512_mask_storeu_epi32(out.add(i * step + from).cast(), lanes(step - from), pairs);
             }
         }
     }
@@ -84,6 +86,8 @@ unsafe fn transpose(source: Source, width: usize, k: usize, step: usize, out: *m
                 // SAFETY: masked to the source's elements; the destination by the caller's promise.
                 unsafe {
                     let at = source.data.add((from + r) * source.width_stride + k0);
+                    // The rows that come next lie far from these, so nothing else foresees them.
+                    prefetch::<1>(at.wrapping_add(rows * source.width_stride));
                     *x = _mm512_castps_si512(_mm512_maskz_loadu_ps(mask, at));
                 }
             }
@@ -109,6 +113,9 @@ unsafe fn transpose_bf16(source: Source, width: usize, k: usize, step: usize, ou
                 // SAFETY: masked to the source's elements; the destination by the caller's promise.
                 unsafe {
                     let at = source.data.add((from + r) * source.width_stride + k0);
+                    let next = at.wrapping_add(rows * source.width_stride);
+                    prefetch::<1>(next);
+                    prefetch::<1>(next.wrapping_add(16));
                     let (lo, hi) = (_mm512_maskz_loadu_ps(m0, at), _mm512_maskz_loadu_ps(m1, at.wrapping_add(16)));
                     *x = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(hi, lo));
                 }
