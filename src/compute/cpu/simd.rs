@@ -82,21 +82,29 @@ pub fn dot_f64(a: &[f32], b: &[f32]) -> f64 {
     sum
 }
 
-/// Largest element; `-inf` for none.
+/// Largest element; `-inf` for none. NaNs are passed over.
 #[inline(always)]
 pub fn max(a: &[f32]) -> f32 {
-    let mut acc = [f32::NEG_INFINITY; LANES];
-    let mut xs = a.chunks_exact(LANES);
+    let larger = |x: f32, m: f32| if x > m { x } else { m };
+    // Two registers' worth of maxima, so that a comparison need not wait for the one before it.
+    let mut acc = [f32::NEG_INFINITY; 2 * LANES];
+    let mut xs = a.chunks_exact(2 * LANES);
     for x in &mut xs {
-        for i in 0..LANES {
-            acc[i] = if x[i] > acc[i] { x[i] } else { acc[i] };
+        for i in 0..2 * LANES {
+            acc[i] = larger(x[i], acc[i]);
         }
     }
-    let mut m = f32::NEG_INFINITY;
-    for x in acc.iter().chain(xs.remainder()) {
-        m = if *x > m { *x } else { m };
+    for (m, x) in acc.iter_mut().zip(xs.remainder()) {
+        *m = larger(*x, *m);
     }
-    m
+    let mut width = LANES;
+    while width > 0 {
+        for i in 0..width {
+            acc[i] = larger(acc[i + width], acc[i]);
+        }
+        width /= 2;
+    }
+    acc[0]
 }
 
 /// Sum of the partial sums, pairwise.
