@@ -8,10 +8,11 @@
 mod bf16;
 
 use super::attention::{AttentionShape, exp_sum};
-use super::gemm::Compute;
+use super::gemm::{Compute, LINE, prefetch};
 use super::simd::{LANES, max, vectorize};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Tokens of a block of keys and values.
 pub const KV_BLOCK: usize = LANES;
@@ -156,7 +157,17 @@ struct OneToken<'a> {
     scores: &'a mut Vec<f32>,
 }
 
-impl OneToken<'_> {
+/// Query heads that share keys and values, as many as are taken together.
+#[derive(Clone, Copy)]
+struct Together {
+    /// The first, among the token's.
+    head: usize,
+    heads: usize,
+    /// The head of keys and values that they read.
+    kv_head: usize,
+}
+
+impl<'a> OneToken<'a> {
     /// Makes room for every head's scores, whole blocks at a time; returns the length of a head's row and the tokens in it.
     ///
     /// A span's scores begin where the one before has its last token, and overwrite what its last block had too many.
@@ -165,7 +176,56 @@ impl OneToken<'_> {
         self.scores.resize(self.query.len() / self.shape.head_dim * row, 0.0);
         (row, self.spans.iter().map(|s| s.tokens).sum())
     }
+
+    /// Every block's first token, and how many it has.
+    fn blocks(&self) -> impl Iterator<Item = (usize, usize)> + Clone + use<'a> {
+        let of = |from: usize, tokens: usize| {
+            (0..tokens).step_by(KV_BLOCK).map(move |t| (from + t, KV_BLOCK.min(tokens - t)))
+        };
+        let [prompt, own] = self.spans;
+        of(0, prompt.tokens).chain(of(prompt.tokens, own.tokens))
+    }
+
+    /// Every block's keys, then every block's values: what is read, in that order.
+    fn reads(&self) -> Reads<'a> {
+        let (of_keys, of_values) = block_units(self.shape.compute, self.shape.head_dim);
+        let (keys, values) = (self.shape.kv_heads * of_keys, self.shape.kv_heads * of_values);
+        let keys = self.spans.iter().flat_map(|span| span.keys.chunks_exact(keys));
+        Reads(keys.chain(self.spans.iter().flat_map(|span| span.values.chunks_exact(values))).collect())
+    }
+
+    /// The heads, group by group, `most` at a time.
+    fn together(&self, most: usize) -> impl Iterator<Item = Together> + Clone + use<> {
+        let (heads, group) = (self.query.len() / self.shape.head_dim, self.shape.heads / self.shape.kv_heads);
+        let first_kv_head = self.first_kv_head;
+        (0..heads).step_by(group).flat_map(move |first| {
+            (first..first + group).step_by(most).map(move |head| Together {
+                head,
+                heads: most.min(first + group - head),
+                kv_head: first_kv_head + first / group,
+            })
+        })
+    }
 }
+
+/// Blocks of a cache in the order in which they are read: as many of keys as of values.
+struct Reads<'a>(Vec<&'a [u32]>);
+
+impl<'a> Reads<'a> {
+    /// Units `units` of block `i`, and where those of the block lie that is [`AHEAD`] of it.
+    fn at(&self, i: usize, units: Range<usize>) -> (&'a [u32], *const u32) {
+        let ahead = self.0[(i + AHEAD).min(self.0.len() - 1)];
+        (&self.0[i][units.clone()], ahead.as_ptr().wrapping_add(units.start))
+    }
+
+    /// Blocks of keys, or of values.
+    fn blocks(&self) -> usize {
+        self.0.len() / 2
+    }
+}
+
+/// Blocks that are asked for ahead of their use: sequences' caches lie far apart, and in small pages.
+const AHEAD: usize = 2;
 
 impl WithSimd for OneToken<'_> {
     type Output = ();
@@ -173,20 +233,18 @@ impl WithSimd for OneToken<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
         let (row, tokens) = self.room_for_scores();
-        let OneToken { shape, first_kv_head, query, spans, out, scores } = self;
-        let (hd, group) = (shape.head_dim, shape.heads / shape.kv_heads);
-        let (scale, block) = (1.0 / (hd as f32).sqrt(), hd * KV_BLOCK);
-        let mut seen = 0;
-        for span in spans {
-            let blocks = bytemuck::cast_slice::<u32, f32>(span.keys).chunks_exact(shape.kv_heads * block);
-            for (i, keys) in blocks.enumerate() {
-                let at = seen + i * KV_BLOCK;
-                for (head, query) in query.chunks_exact(hd).enumerate() {
-                    let keys = &keys[(first_kv_head + head / group) * block..][..block];
-                    block_scores(simd, query, keys, scale, &mut scores[head * row + at..][..KV_BLOCK]);
+        let (reads, blocks, groups) = (self.reads(), self.blocks(), self.together(2));
+        let OneToken { shape, query, out, scores, .. } = self;
+        let (hd, block) = (shape.head_dim, shape.head_dim * KV_BLOCK);
+        for (i, (at, _)) in blocks.clone().enumerate() {
+            for Together { head, heads, kv_head } in groups.clone() {
+                let (keys, ahead) = reads.at(i, kv_head * block..(kv_head + 1) * block);
+                let (query, scores) = (&query[head * hd..], &mut scores[head * row + at..]);
+                match heads {
+                    1 => block_scores::<S, 1>(simd, query, bytemuck::cast_slice(keys), ahead, scores, row),
+                    _ => block_scores::<S, 2>(simd, query, bytemuck::cast_slice(keys), ahead, scores, row),
                 }
             }
-            seen += span.tokens;
         }
         for scores in scores.chunks_exact_mut(row) {
             let scores = &mut scores[..tokens];
@@ -195,58 +253,86 @@ impl WithSimd for OneToken<'_> {
             scores.iter_mut().for_each(|x| *x *= inv);
         }
         out.fill(0.0);
-        let mut seen = 0;
-        for span in spans {
-            let blocks = bytemuck::cast_slice::<u32, f32>(span.values).chunks_exact(shape.kv_heads * block);
-            for (i, values) in blocks.enumerate() {
-                let (at, n) = (seen + i * KV_BLOCK, KV_BLOCK.min(span.tokens - i * KV_BLOCK));
-                for (head, out) in out.chunks_exact_mut(hd).enumerate() {
-                    let weights = &scores[head * row + at..][..n];
-                    add_values(simd, weights, &values[(first_kv_head + head / group) * block..][..block], out);
+        for ((at, n), i) in blocks.zip(reads.blocks()..) {
+            for Together { head, heads, kv_head } in groups.clone() {
+                let (values, ahead) = reads.at(i, kv_head * block..(kv_head + 1) * block);
+                let (weights, out) = (&scores[head * row + at..], &mut out[head * hd..][..heads * hd]);
+                match heads {
+                    1 => add_values::<S, 1>(simd, (weights, row, n), bytemuck::cast_slice(values), ahead, out),
+                    _ => add_values::<S, 2>(simd, (weights, row, n), bytemuck::cast_slice(values), ahead, out),
                 }
             }
-            seen += span.tokens;
         }
     }
 }
 
-/// Scaled scores of a block of keys `[hd, KV_BLOCK]`.
+/// Scaled scores of a block of keys `[hd, KV_BLOCK]` for queries `[G, hd]`: scores `[G, row]`, of which the first KV_BLOCK are the
+/// block's. The keys that lie `ahead` are asked for.
 #[inline(always)]
-fn block_scores<S: Simd>(simd: S, query: &[f32], keys: &[f32], scale: f32, scores: &mut [f32]) {
-    for (first, scores) in S::as_mut_simd_f32s(scores).0.iter_mut().enumerate() {
-        // Four sums, so that an addition need not wait for the one before it.
-        let mut sums = [simd.splat_f32s(0.0); 4];
-        let mut lanes = keys.chunks_exact(4 * KV_BLOCK);
-        let (quads, rest) = query.as_chunks::<4>();
-        for (query, keys) in quads.iter().zip(&mut lanes) {
+fn block_scores<S: Simd, const G: usize>(
+    simd: S,
+    queries: &[f32],
+    keys: &[f32],
+    ahead: *const u32,
+    scores: &mut [f32],
+    row: usize,
+) {
+    let hd = keys.len() / KV_BLOCK;
+    let queries: [&[f32]; G] = std::array::from_fn(|head| &queries[head * hd..(head + 1) * hd]);
+    let scale = simd.splat_f32s(1.0 / (hd as f32).sqrt());
+    for first in 0..KV_BLOCK / S::F32_LANES {
+        // Four sums a head, so that an addition need not wait for the one before it.
+        let mut sums = [[simd.splat_f32s(0.0); 4]; G];
+        for (i, keys) in keys.chunks_exact(4 * KV_BLOCK).enumerate() {
             for j in 0..4 {
+                if first == 0 {
+                    prefetch::<1>(ahead.wrapping_add((4 * i + j) * KV_BLOCK).cast());
+                }
                 let key = S::as_simd_f32s(&keys[j * KV_BLOCK..(j + 1) * KV_BLOCK]).0[first];
-                sums[j] = simd.mul_add_f32s(simd.splat_f32s(query[j]), key, sums[j]);
+                for (sums, query) in sums.iter_mut().zip(queries) {
+                    sums[j] = simd.mul_add_f32s(simd.splat_f32s(query[4 * i + j]), key, sums[j]);
+                }
             }
         }
-        for (query, keys) in rest.iter().zip(lanes.remainder().chunks_exact(KV_BLOCK)) {
+        for (i, keys) in keys.chunks_exact(KV_BLOCK).enumerate().skip(hd / 4 * 4) {
             let key = S::as_simd_f32s(keys).0[first];
-            sums[0] = simd.mul_add_f32s(simd.splat_f32s(*query), key, sums[0]);
+            for (sums, query) in sums.iter_mut().zip(queries) {
+                sums[0] = simd.mul_add_f32s(simd.splat_f32s(query[i]), key, sums[0]);
+            }
         }
-        let sum = simd.add_f32s(simd.add_f32s(sums[0], sums[1]), simd.add_f32s(sums[2], sums[3]));
-        *scores = simd.mul_f32s(sum, simd.splat_f32s(scale));
+        for (head, sums) in sums.iter().enumerate() {
+            let sum = simd.add_f32s(simd.add_f32s(sums[0], sums[1]), simd.add_f32s(sums[2], sums[3]));
+            let scores = S::as_mut_simd_f32s(&mut scores[head * row..][..KV_BLOCK]).0;
+            scores[first] = simd.mul_f32s(sum, scale);
+        }
     }
 }
 
-/// `out += sum over a block's tokens of weight * value`; values `[KV_BLOCK, hd]`, out `[hd]`.
+/// `out += sum over a block's tokens of weight * value`: weights `[G, row]`, of which the first n are the block's; values
+/// `[KV_BLOCK, hd]`; out `[G, hd]`. The values that lie `ahead` are asked for.
 #[inline(always)]
-fn add_values<S: Simd>(simd: S, weights: &[f32], values: &[f32], out: &mut [f32]) {
+fn add_values<S: Simd, const G: usize>(
+    simd: S,
+    (weights, row, n): (&[f32], usize, usize),
+    values: &[f32],
+    ahead: *const u32,
+    out: &mut [f32],
+) {
+    let hd = out.len() / G;
+    let weights: [&[f32]; G] = std::array::from_fn(|head| &weights[head * row..head * row + n]);
     let mut from = 0;
-    while from < out.len() {
-        from += match (out.len() - from) / S::F32_LANES {
-            8.. => columns::<S, 8>(simd, weights, values, from, out),
-            4.. => columns::<S, 4>(simd, weights, values, from, out),
-            2.. => columns::<S, 2>(simd, weights, values, from, out),
-            1 => columns::<S, 1>(simd, weights, values, from, out),
+    while from < hd {
+        from += match (hd - from) / S::F32_LANES {
+            8.. if G == 1 => columns::<S, G, 8>(simd, weights, values, ahead, from, out),
+            4.. => columns::<S, G, 4>(simd, weights, values, ahead, from, out),
+            2.. => columns::<S, G, 2>(simd, weights, values, ahead, from, out),
+            1 => columns::<S, G, 1>(simd, weights, values, ahead, from, out),
             // What head dimensions that fill no register leave.
             0 => {
-                let rows = weights.iter().zip(values.chunks_exact(out.len()));
-                out[from] = rows.fold(out[from], |sum, (weight, row)| weight.mul_add(row[from], sum));
+                for (out, weights) in out.chunks_exact_mut(hd).zip(weights) {
+                    let rows = weights.iter().zip(values.chunks_exact(hd));
+                    out[from] = rows.fold(out[from], |sum, (weight, row)| weight.mul_add(row[from], sum));
+                }
                 1
             }
         };
@@ -255,20 +341,35 @@ fn add_values<S: Simd>(simd: S, weights: &[f32], values: &[f32], out: &mut [f32]
 
 /// N registers of [`add_values`], from column `from` on. Returns the columns done.
 #[inline(always)]
-fn columns<S: Simd, const N: usize>(simd: S, weights: &[f32], values: &[f32], from: usize, out: &mut [f32]) -> usize {
-    let (hd, to) = (out.len(), from + N * S::F32_LANES);
-    let out = S::as_mut_simd_f32s(&mut out[from..to]).0;
-    let mut sums = [simd.splat_f32s(0.0); N];
-    sums.copy_from_slice(out);
-    for (weight, row) in weights.iter().zip(values.chunks_exact(hd)) {
-        let weight = simd.splat_f32s(*weight);
-        let row = S::as_simd_f32s(&row[from..to]).0;
-        for i in 0..N {
-            sums[i] = simd.mul_add_f32s(weight, row[i], sums[i]);
+fn columns<S: Simd, const G: usize, const N: usize>(
+    simd: S,
+    weights: [&[f32]; G],
+    values: &[f32],
+    ahead: *const u32,
+    from: usize,
+    out: &mut [f32],
+) -> usize {
+    let (hd, width) = (out.len() / G, N * S::F32_LANES);
+    let mut sums = [[simd.splat_f32s(0.0); N]; G];
+    for (sums, out) in sums.iter_mut().zip(out.chunks_exact(hd)) {
+        sums.copy_from_slice(S::as_simd_f32s(&out[from..from + width]).0);
+    }
+    for (t, values) in values.chunks_exact(hd).enumerate().take(weights[0].len()) {
+        for line in (from..from + width).step_by(LINE) {
+            prefetch::<1>(ahead.wrapping_add(t * hd + line).cast());
+        }
+        let values = S::as_simd_f32s(&values[from..from + width]).0;
+        for (sums, weights) in sums.iter_mut().zip(weights) {
+            let weight = simd.splat_f32s(weights[t]);
+            for i in 0..N {
+                sums[i] = simd.mul_add_f32s(weight, values[i], sums[i]);
+            }
         }
     }
-    out.copy_from_slice(&sums);
-    to - from
+    for (sums, out) in sums.iter().zip(out.chunks_exact_mut(hd)) {
+        S::as_mut_simd_f32s(&mut out[from..from + width]).0.copy_from_slice(sums);
+    }
+    width
 }
 
 #[cfg(test)]

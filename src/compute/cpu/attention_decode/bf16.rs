@@ -1,6 +1,6 @@
 //! The same from a cache in bf16: products of rounded operands, sums in f32 (AVX512-BF16).
 
-use super::{KV_BLOCK, OneToken, block_units};
+use super::{KV_BLOCK, OneToken, Together, block_units};
 use crate::compute::cpu::attention::exp_sum;
 use crate::compute::cpu::gemm::{Compute, prefetch};
 use crate::compute::cpu::simd::max;
@@ -8,42 +8,25 @@ use std::arch::x86_64::*;
 
 /// Query heads that share keys and values and are taken together, at most: their sums stay in registers.
 const TOGETHER: usize = 4;
-/// Blocks of keys or values that are asked for ahead of their use.
-const AHEAD: usize = 2;
 
 /// # Safety
 /// The machine has AVX512-BF16, with BW and VL; the spans are in bf16.
 #[target_feature(enable = "avx512f,avx512bf16,avx512bw,avx512vl")]
 pub(super) unsafe fn attend(mut token: OneToken<'_>) {
     let (row, tokens) = token.room_for_scores();
-    let OneToken { shape, first_kv_head, query, spans, out, scores } = token;
-    let (hd, group) = (shape.head_dim, shape.heads / shape.kv_heads);
+    let (reads, blocks, groups) = (token.reads(), token.blocks(), token.together(TOGETHER));
+    let OneToken { shape, query, out, scores, .. } = token;
+    let hd = shape.head_dim;
     let (of_keys, of_values) = block_units(Compute::Bf16, hd);
     let scale = 1.0 / (hd as f32).sqrt();
     let bits = |x: &f32| half::bf16::from_f32(x * scale).to_bits() as u32;
     let pair = |x: &[f32]| bits(&x[0]) | x.get(1).map_or(0, |x| bits(x) << 16);
     let queries: Vec<u32> = query.chunks_exact(hd).flat_map(|head| head.chunks(2).map(pair)).collect();
-    // The heads of each group, as many at a time as go together: the first, how many, and where their keys and values lie in a block.
-    let heads = query.len() / hd;
-    let groups = (0..heads).step_by(group).flat_map(|first| {
-        (first..first + group)
-            .step_by(TOGETHER)
-            .map(move |head| (head, TOGETHER.min(first + group - head), first_kv_head + first / group))
-    });
-    // Every block's keys, then every block's values, in the order in which they are read; and the tokens of a block: the first's place, how many.
-    let keys = spans.iter().flat_map(|span| span.keys.chunks_exact(shape.kv_heads * of_keys));
-    let values = spans.iter().flat_map(|span| span.values.chunks_exact(shape.kv_heads * of_values));
-    let reads: Vec<&[u32]> = keys.chain(values).collect();
-    let ahead = |i: usize| reads[(i + AHEAD).min(reads.len() - 1)].as_ptr();
-    let starts = spans.iter().scan(0, |seen, span| Some((std::mem::replace(seen, *seen + span.tokens), span.tokens)));
-    let blocks = starts
-        .flat_map(|(from, tokens)| (0..tokens).step_by(KV_BLOCK).map(move |t| (from + t, KV_BLOCK.min(tokens - t))));
     for (i, (at, _)) in blocks.clone().enumerate() {
-        for (head, together, kv_head) in groups.clone() {
-            let keys = &reads[i][kv_head * of_keys..][..of_keys];
+        for Together { head, heads, kv_head } in groups.clone() {
+            let (keys, ahead) = reads.at(i, kv_head * of_keys..(kv_head + 1) * of_keys);
             let (queries, scores) = (&queries[head * hd.div_ceil(2)..], &mut scores[head * row + at..]);
-            let ahead = ahead(i).wrapping_add(kv_head * of_keys);
-            match together {
+            match heads {
                 1 => block_scores::<1>(queries, keys, ahead, scores, row),
                 2 => block_scores::<2>(queries, keys, ahead, scores, row),
                 3 => block_scores::<3>(queries, keys, ahead, scores, row),
@@ -58,16 +41,15 @@ pub(super) unsafe fn attend(mut token: OneToken<'_>) {
         scores.iter_mut().for_each(|x| *x *= inv);
     }
     out.fill(0.0);
-    for ((at, n), i) in blocks.zip(reads.len() / 2..) {
-        for (head, together, kv_head) in groups.clone() {
-            let values = &reads[i][kv_head * of_values..][..of_values];
-            let (weights, out) = (&scores[head * row + at..], &mut out[head * hd..]);
-            let ahead = ahead(i).wrapping_add(kv_head * of_values);
-            match together {
-                1 => add_values::<1>(weights, row, n, values, ahead, out, hd),
-                2 => add_values::<2>(weights, row, n, values, ahead, out, hd),
-                3 => add_values::<3>(weights, row, n, values, ahead, out, hd),
-                _ => add_values::<TOGETHER>(weights, row, n, values, ahead, out, hd),
+    for ((at, n), i) in blocks.zip(reads.blocks()..) {
+        for Together { head, heads, kv_head } in groups.clone() {
+            let (values, ahead) = reads.at(i, kv_head * of_values..(kv_head + 1) * of_values);
+            let (weights, out) = ((&scores[head * row + at..], row, n), &mut out[head * hd..][..heads * hd]);
+            match heads {
+                1 => add_values::<1>(weights, values, ahead, out),
+                2 => add_values::<2>(weights, values, ahead, out),
+                3 => add_values::<3>(weights, values, ahead, out),
+                _ => add_values::<TOGETHER>(weights, values, ahead, out),
             }
         }
     }
@@ -117,33 +99,31 @@ fn block_scores<const G: usize>(queries: &[u32], keys: &[u32], ahead: *const u32
     }
 }
 
-/// `out += sum over a block's tokens of weight * value`: weights `[G, row]`, of which the first `n` are the block's; values
-/// `[KV_BLOCK / 2, hd]` pairs of tokens; out `[G, hd]`.
+/// `out += sum over a block's tokens of weight * value`: weights `[G, row]`, of which the first n are the block's; values
+/// `[KV_BLOCK / 2, hd]` pairs of tokens; out `[G, hd]`. The values that lie `ahead` are asked for.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bf16,avx512bw,avx512vl")]
 fn add_values<const G: usize>(
-    weights: &[f32],
-    row: usize,
-    n: usize,
+    (weights, row, n): (&[f32], usize, usize),
     values: &[u32],
     ahead: *const u32,
     out: &mut [f32],
-    hd: usize,
 ) {
+    let hd = out.len() / G;
     let mut pairs = [[0u32; KV_BLOCK / 2]; G];
-    assert!(weights.len() >= (G - 1) * row + n && out.len() >= G * hd, "a block's weights and outputs");
     for (head, pairs) in pairs.iter_mut().enumerate() {
+        let weights = &weights[head * row..head * row + n];
         // SAFETY: masked to the weights that there are; sixteen bf16 fill the eight pairs.
         unsafe {
-            let weights = _mm512_maskz_loadu_ps(lanes(n), weights.as_ptr().add(head * row));
+            let weights = _mm512_maskz_loadu_ps(lanes(n), weights.as_ptr());
             let rounded: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(weights));
             _mm256_storeu_si256(pairs.as_mut_ptr().cast(), rounded);
         }
     }
     for from in (0..hd).step_by(32) {
         match (hd - from).div_ceil(16) {
-            1 => columns::<G, 1>(&pairs, values, ahead, from, out, hd),
-            _ => columns::<G, 2>(&pairs, values, ahead, from, out, hd),
+            1 => columns::<G, 1>(&pairs, values, ahead, from, out),
+            _ => columns::<G, 2>(&pairs, values, ahead, from, out),
         }
     }
 }
@@ -157,8 +137,8 @@ fn columns<const G: usize, const N: usize>(
     ahead: *const u32,
     from: usize,
     out: &mut [f32],
-    hd: usize,
 ) {
+    let hd = out.len() / G;
     let masks: [__mmask16; N] = std::array::from_fn(|i| lanes((hd - from).saturating_sub(16 * i)));
     let mut sums = [[_mm512_setzero_ps(); N]; G];
     for (head, sums) in sums.iter_mut().enumerate() {
