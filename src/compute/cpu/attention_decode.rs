@@ -76,7 +76,7 @@ fn write_bf16(keys: &mut [u32], values: &mut [u32], slot: usize, key: &[f32], va
         lanes[slot] = bf16_bits(x[0]) | x.get(1).map_or(0, |x| bf16_bits(*x) << 16);
     }
     let values = values[slot / 2 * value.len()..].iter_mut().zip(value);
-    if slot % 2 == 0 {
+    if slot.is_multiple_of(2) {
         values.for_each(|(unit, x)| *unit = bf16_bits(*x));
     } else {
         values.for_each(|(unit, x)| *unit |= bf16_bits(*x) << 16);
