@@ -174,4 +174,17 @@ mod tests {
             assert_eq!(max(&a), if n == 0 { f32::NEG_INFINITY } else { (n - 1) as f32 });
         }
     }
+
+    #[test]
+    fn the_largest_is_found_wherever_it_lies() {
+        for n in 1..70 {
+            for at in 0..n {
+                let mut a: Vec<f32> = (0..n).map(|i| -1.0 - i as f32).collect();
+                a[at] = 0.5;
+                assert_eq!(max(&a), 0.5);
+                a[(at + 1) % n] = f32::NAN;
+                assert_eq!(max(&a), if n == 1 { f32::NEG_INFINITY } else { 0.5 });
+            }
+        }
+    }
 }

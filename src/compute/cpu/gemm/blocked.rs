@@ -436,6 +436,14 @@ mod tests {
         }
     }
 
+    /// Several blocks of rows, of columns packed together, of the inner dimension, and of what is copied at a time.
+    #[test]
+    fn large_products_multiply_alike() {
+        for (a_by_rows, b_by_rows) in [(true, true), (true, false), (false, true), (false, false)] {
+            multiplies_alike((270, 530, 1101), a_by_rows, b_by_rows, true);
+        }
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(48))]
         #[test]
