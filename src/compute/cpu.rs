@@ -14,6 +14,7 @@ pub mod head;
 mod inspect;
 pub mod low_rank;
 pub mod norm;
+mod prefetch;
 pub mod rope;
 mod shared;
 pub mod simd;

@@ -8,7 +8,8 @@
 mod bf16;
 
 use super::attention::{AttentionShape, exp_sum};
-use super::gemm::{Compute, LINE, prefetch};
+use super::gemm::Compute;
+use super::prefetch::{LINE, prefetch};
 use super::simd::{LANES, max, vectorize};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
@@ -16,6 +17,9 @@ use std::ops::Range;
 
 /// Tokens of a block of keys and values.
 pub const KV_BLOCK: usize = LANES;
+
+/// Blocks that are asked for ahead of their use: sequences' caches lie far apart, and in small pages.
+const AHEAD: usize = 2;
 
 /// Cached keys and values of consecutive tokens; beyond the last token of the last block, anything finite.
 ///
@@ -73,7 +77,7 @@ pub fn write_key_value(
 #[inline(always)]
 fn write_bf16(keys: &mut [u32], values: &mut [u32], slot: usize, key: &[f32], value: &[f32]) {
     for (lanes, x) in keys.chunks_exact_mut(KV_BLOCK).zip(key.chunks(2)) {
-        lanes[slot] = bf16_bits(x[0]) | x.get(1).map_or(0, |x| bf16_bits(*x) << 16);
+        lanes[slot] = bf16_pair(x, 1.0);
     }
     let values = values[slot / 2 * value.len()..].iter_mut().zip(value);
     if slot.is_multiple_of(2) {
@@ -81,6 +85,12 @@ fn write_bf16(keys: &mut [u32], values: &mut [u32], slot: usize, key: &[f32], va
     } else {
         values.for_each(|(unit, x)| *unit |= bf16_bits(*x) << 16);
     }
+}
+
+/// A unit: one number or two in bf16, times `scale`.
+#[inline(always)]
+fn bf16_pair(x: &[f32], scale: f32) -> u32 {
+    bf16_bits(x[0] * scale) | x.get(1).map_or(0, |x| bf16_bits(x * scale) << 16)
 }
 
 /// A number's bits in bf16, to the nearest, ties to even. As `half` has it, but without a branch, so that it vectorises.
@@ -224,9 +234,6 @@ impl<'a> Reads<'a> {
     }
 }
 
-/// Blocks that are asked for ahead of their use: sequences' caches lie far apart, and in small pages.
-const AHEAD: usize = 2;
-
 impl WithSimd for OneToken<'_> {
     type Output = ();
 
@@ -246,12 +253,7 @@ impl WithSimd for OneToken<'_> {
                 }
             }
         }
-        for scores in scores.chunks_exact_mut(row) {
-            let scores = &mut scores[..tokens];
-            let m = max(scores);
-            let inv = 1.0 / exp_sum(scores, m);
-            scores.iter_mut().for_each(|x| *x *= inv);
-        }
+        softmax(scores, row, tokens);
         out.fill(0.0);
         for ((at, n), i) in blocks.zip(reads.blocks()..) {
             for Together { head, heads, kv_head } in groups.clone() {
@@ -263,6 +265,17 @@ impl WithSimd for OneToken<'_> {
                 }
             }
         }
+    }
+}
+
+/// Scores `[heads, row]` to the weights of their first `tokens`.
+#[inline(always)]
+fn softmax(scores: &mut [f32], row: usize, tokens: usize) {
+    for scores in scores.chunks_exact_mut(row) {
+        let scores = &mut scores[..tokens];
+        let m = max(scores);
+        let inv = 1.0 / exp_sum(scores, m);
+        scores.iter_mut().for_each(|x| *x *= inv);
     }
 }
 

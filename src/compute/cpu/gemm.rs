@@ -10,7 +10,6 @@ mod panels;
 
 use super::shared::SharedMut;
 use kernel::Isa;
-pub use kernel::{LINE, prefetch};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;

@@ -1,9 +1,8 @@
 //! The same from a cache in bf16: products of rounded operands, sums in f32 (AVX512-BF16).
 
-use super::{KV_BLOCK, OneToken, Together, block_units};
-use crate::compute::cpu::attention::exp_sum;
-use crate::compute::cpu::gemm::{Compute, prefetch};
-use crate::compute::cpu::simd::max;
+use super::{KV_BLOCK, OneToken, Together, bf16_pair, block_units, softmax};
+use crate::compute::cpu::gemm::Compute;
+use crate::compute::cpu::prefetch::prefetch;
 use std::arch::x86_64::*;
 
 /// Query heads that share keys and values and are taken together, at most: their sums stay in registers.
@@ -19,8 +18,7 @@ pub(super) unsafe fn attend(mut token: OneToken<'_>) {
     let hd = shape.head_dim;
     let (of_keys, of_values) = block_units(Compute::Bf16, hd);
     let scale = 1.0 / (hd as f32).sqrt();
-    let bits = |x: &f32| half::bf16::from_f32(x * scale).to_bits() as u32;
-    let pair = |x: &[f32]| bits(&x[0]) | x.get(1).map_or(0, |x| bits(x) << 16);
+    let pair = |x: &[f32]| bf16_pair(x, scale);
     let queries: Vec<u32> = query.chunks_exact(hd).flat_map(|head| head.chunks(2).map(pair)).collect();
     for (i, (at, _)) in blocks.clone().enumerate() {
         for Together { head, heads, kv_head } in groups.clone() {
@@ -34,12 +32,7 @@ pub(super) unsafe fn attend(mut token: OneToken<'_>) {
             }
         }
     }
-    for scores in scores.chunks_exact_mut(row) {
-        let scores = &mut scores[..tokens];
-        let m = max(scores);
-        let inv = 1.0 / exp_sum(scores, m);
-        scores.iter_mut().for_each(|x| *x *= inv);
-    }
+    softmax(scores, row, tokens);
     out.fill(0.0);
     for ((at, n), i) in blocks.zip(reads.blocks()..) {
         for Together { head, heads, kv_head } in groups.clone() {

@@ -4,9 +4,10 @@
 //! added up over blocks of it, always in the same order, so that the result does not depend on how rows and columns
 //! were split between threads.
 
-use super::kernel::{Block, Isa, LINE, block, block_unpacked};
+use super::kernel::{Block, Isa, block, block_unpacked};
 use super::pack::{Source, panels};
 use super::panels::{ColumnPanels, Panels, evenly, row_panels};
+use crate::compute::cpu::prefetch::LINE;
 use rayon::prelude::*;
 use std::cell::RefCell;
 

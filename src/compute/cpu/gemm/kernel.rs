@@ -14,6 +14,7 @@ mod portable;
 mod registers;
 
 use super::Compute;
+use crate::compute::cpu::prefetch::{LINE, prefetch};
 
 /// The instructions that a product is made of, which decide its number format and the shape of its blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,8 +123,6 @@ macro_rules! by_constants {
 }
 use by_constants;
 
-/// Elements of a line of the cache.
-pub const LINE: usize = 16;
 /// Units between two requests for lines ahead, where a unit takes less time than one of them.
 const UNROLLED: usize = 4;
 /// From so many units on, a block's sums take longer than its lines of C do to come from memory.
@@ -147,35 +146,6 @@ fn fetch_row(units: usize, columns: usize, out: Block, row: usize) {
     for line in [0, columns / 2, columns - 1] {
         prefetch::<1>(row.wrapping_add(line));
     }
-}
-
-/// Asks for the line of the cache at an address, whatever it is: nothing is read. Into the first cache or, as LEVEL says, the second.
-#[inline(always)]
-pub fn prefetch<const LEVEL: u8>(at: *const f32) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
-        // SAFETY: a prefetch of any address reads nothing; every x86-64 has it.
-        unsafe {
-            match LEVEL {
-                1 => _mm_prefetch::<_MM_HINT_T0>(at.cast()),
-                _ => _mm_prefetch::<_MM_HINT_T1>(at.cast()),
-            }
-        }
-    }
-    #[cfg(target_arch = "aarch64")]
-    {
-        use std::arch::asm;
-        // SAFETY: a prefetch of any address reads nothing; every 64-bit ARM has it.
-        unsafe {
-            match LEVEL {
-                1 => asm!("prfm pldl1keep, [{}]", in(reg) at, options(readonly, nostack, preserves_flags)),
-                _ => asm!("prfm pldl2keep, [{}]", in(reg) at, options(readonly, nostack, preserves_flags)),
-            }
-        }
-    }
-    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    let _ = at;
 }
 
 /// `C (+)= A B` for one panel of each: a `[units][rows]`, b `[units][columns]`. The shape is (rows, columns): 1 to [`Isa::rows`], and up to

@@ -1,6 +1,7 @@
 //! How rows of A and columns of B are cut into panels, and the memory that these lie in.
 
-use super::kernel::{Isa, LINE};
+use super::kernel::Isa;
+use crate::compute::cpu::prefetch::LINE;
 use std::ops::Range;
 
 /// `total` in parts of at most `most`, as even as can be.

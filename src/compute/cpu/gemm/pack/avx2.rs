@@ -1,7 +1,7 @@
 //! Packing on AVX2: blocks of 8 x 8 units transposed in registers, of 4 x 8 in panels up to 4 wide.
 
 use super::Source;
-use crate::compute::cpu::gemm::kernel::prefetch;
+use crate::compute::cpu::prefetch::prefetch;
 use std::arch::x86_64::*;
 
 /// # Safety

@@ -1,7 +1,7 @@
 //! Packing on AVX-512: blocks of 16 x 16 units transposed in registers.
 
 use super::Source;
-use crate::compute::cpu::gemm::kernel::prefetch;
+use crate::compute::cpu::prefetch::prefetch;
 use std::arch::x86_64::*;
 
 /// # Safety

@@ -1,7 +1,7 @@
 //! Packing as the compiler makes it.
 
 use super::Source;
-use crate::compute::cpu::gemm::kernel::prefetch;
+use crate::compute::cpu::prefetch::prefetch;
 
 /// # Safety
 /// As [`super::panel`].

@@ -3,7 +3,8 @@
 
 use super::WHOLE;
 use super::parts::write_out;
-use crate::compute::cpu::gemm::kernel::{Block, Isa, LINE, UNROLLED, fetch, prefetch};
+use crate::compute::cpu::gemm::kernel::{Block, Isa, UNROLLED, fetch};
+use crate::compute::cpu::prefetch::{LINE, prefetch};
 use std::arch::asm;
 use std::arch::x86_64::_mm256_setzero_ps;
 
