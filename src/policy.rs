@@ -122,15 +122,6 @@ impl Targets {
     }
 }
 
-/// Copies rows of `[T, d]` together.
-pub fn gather_rows(state: &[f32], rows: &[usize], d: usize) -> Vec<f32> {
-    let mut out = Vec::with_capacity(rows.len() * d);
-    for row in rows {
-        out.extend_from_slice(&state[row * d..(row + 1) * d]);
-    }
-    out
-}
-
 impl InternalPolicy {
     /// Log-probability of every target and entropy (nats) of the distribution it came from (equations 5 to 7), at
     /// `temperature`. Runs the decoder only as deep as this policy lies.

@@ -5,6 +5,7 @@
 //! what would move a clipped ratio (0.2) or a stage's threshold (0.01 ln V, 0.06 nats at this vocabulary).
 
 use bupo::compute::Packing;
+use bupo::compute::cpu::Array;
 use bupo::compute::cpu::head::{HeadStats, RowGradients};
 use bupo::model::init::{InitConfig, random_params};
 use bupo::model::{Compute, Keep, Model, ParamLayout, Workspace};
@@ -37,12 +38,12 @@ fn run(compute: Compute, policy: &str) -> (Model, HeadStats, Vec<f32>) {
         let d_log_probs = rows.map(|r| if r % 3 == 0 { -1.0 } else { 0.7 } / n as f32).collect();
         Ok(RowGradients { d_log_probs, d_entropies: vec![] })
     };
-    let mut grads = vec![0f32; model.layout.len()];
+    let mut grads = Array::from(vec![0f32; model.layout.len()]);
     let mut ws = Workspace::new(&model);
     let trained = model.layout.trained_by(policy.tap());
     let pass = Pass { temperature: 1.0, keep: Keep::Activations, whole: false, trained: &trained };
     let stats = policy.gradient(&model, &mut ws, &packing, &targets, pass, &mut grads, loss).unwrap();
-    (model, stats, grads)
+    (model, stats, grads.into_f32())
 }
 
 fn worst(a: &[f32], b: &[f32]) -> f32 {

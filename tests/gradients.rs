@@ -8,6 +8,7 @@
 mod common;
 
 use bupo::compute::Packing;
+use bupo::compute::cpu::Array;
 use bupo::compute::cpu::attention::{AttentionSaved, AttentionShape, attention, attention_backward};
 use bupo::compute::cpu::embedding::{embed, embed_backward};
 use bupo::compute::cpu::gemm::{Compute, Write, linear, linear_backward_input, linear_backward_weight};
@@ -120,12 +121,12 @@ fn rms_norm_alone_and_after_an_addition() {
     let (mut y, mut inv) = (vec![0.0; t * d], vec![0.0; t]);
     rms_norm(&x, &w, eps, &mut y, &mut inv);
     let (mut dx, mut dw) = (vec![0.5; t * d], vec![0.0; d]);
-    rms_norm_backward(&x, &w, &inv, &c, &mut dx, &mut dw, false);
+    rms_norm_backward(&x, &w, &inv, &c, &mut dx, None, &mut dw, false);
     check("norm input", &x, &dx, |x| f(x, &w));
     check("norm weight", &w, &dw, |w| f(&x, w));
 
     let (mut dx_added, mut again) = (vec![0.5; t * d], vec![0.0; d]);
-    rms_norm_backward(&x, &w, &inv, &c, &mut dx_added, &mut again, true);
+    rms_norm_backward(&x, &w, &inv, &c, &mut dx_added, None, &mut again, true);
     assert!(dx.iter().zip(&dx_added).all(|(a, b)| (a + 0.5 - b).abs() < 1e-5));
 
     let (mut sum, mut fused, mut inv_fused) = (vec![0.0; t * d], vec![0.0; t * d], vec![0.0; t]);
@@ -318,10 +319,10 @@ fn whole_decoder_for_every_kind_of_policy() {
             for (keep, whole) in [(Keep::Activations, false), (Keep::LayerInputs, false), (Keep::Activations, true)] {
                 let pass = Pass { temperature: 0.9, keep, whole, trained: &trained };
                 let mut ws = Workspace::new(&model);
-                let mut grads = vec![0f32; model.layout.len()];
+                let mut grads = Array::from(vec![0f32; model.layout.len()]);
                 let loss = constant(&cp, &ce);
                 policy.gradient(&model, &mut ws, &packing, &targets, pass, &mut grads, loss).unwrap();
-                by_mode.push(grads);
+                by_mode.push(grads.into_f32());
             }
             assert_eq!(by_mode[0], by_mode[1], "recomputing changes the gradient of {policy}");
             assert_eq!(by_mode[0], by_mode[2], "a loss that is asked once changes the gradient of {policy}");
@@ -377,10 +378,10 @@ fn adapters_for_every_kind_of_policy() {
             for keep in [Keep::Activations, Keep::LayerInputs] {
                 let pass = Pass { temperature: 0.9, keep, whole: false, trained: &trained };
                 // No room for anything but the adapter's gradients.
-                let (mut ws, mut grads) = (Workspace::new(&model), vec![0f32; trainable.len()]);
+                let (mut ws, mut grads) = (Workspace::new(&model), Array::from(vec![0f32; trainable.len()]));
                 let loss = constant(&cp, &ce);
                 policy.gradient(&model, &mut ws, &packing, &targets, pass, &mut grads, loss).unwrap();
-                by_mode.push(grads);
+                by_mode.push(grads.into_f32());
             }
             assert_eq!(by_mode[0], by_mode[1], "recomputing changes the gradient of {policy}");
             for tensor in model.layout.trainable_tensors() {
@@ -430,11 +431,11 @@ fn sharing_a_prompt_changes_neither_values_nor_gradients() {
     let run = |(packing, targets): &(Packing, Targets)| {
         let mut ws = Workspace::new(&model);
         let policy = InternalPolicy::Final;
-        let mut grads = vec![0f32; model.layout.len()];
+        let mut grads = Array::from(vec![0f32; model.layout.len()]);
         let trained = Trained::everything(&model.layout);
         let pass = Pass { temperature: 1.0, keep: Keep::Activations, whole: false, trained: &trained };
         let stats = policy.gradient(&model, &mut ws, packing, targets, pass, &mut grads, constant(&c, &[])).unwrap();
-        (stats.log_probs, grads)
+        (stats.log_probs, grads.into_f32())
     };
     let ((p, g), (q, h)) = (run(&shared), run(&apart));
     let worst = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
@@ -446,7 +447,7 @@ fn sharing_a_prompt_changes_neither_values_nor_gradients() {
 fn joint(model: &Model, layer: usize, keep: Keep, whole: bool, trained: &Trained) -> Vec<f32> {
     let (packing, targets) = batch();
     let (cp, ce, cb) = (noise(targets.len(), 6), noise(targets.len(), 7), noise(targets.len(), 8));
-    let mut grads = vec![0f32; model.layout.len()];
+    let mut grads = Array::from(vec![0f32; model.layout.len()]);
     let layer = LayerIndex::from_one_based(layer, model.config.layers).unwrap();
     let pass = Pass { temperature: 0.9, keep, whole, trained };
     let loss = |part: Part, rows: Range<usize>, _: &HeadStats| -> Result<RowGradients, Infallible> {
@@ -463,7 +464,7 @@ fn joint(model: &Model, layer: usize, keep: Keep, whole: bool, trained: &Trained
         policy.joint_gradient(Some(layer), model, &mut ws, &packing, &targets, pass, &mut grads, loss).unwrap();
     let score = |p: InternalPolicy| p.score(model, &mut Workspace::new(model), &packing, &targets, 0.9);
     assert_eq!((stats, beside.unwrap()), (score(InternalPolicy::Final), score(InternalPolicy::Layer(layer))));
-    grads
+    grads.into_f32()
 }
 
 #[test]
@@ -478,7 +479,7 @@ fn a_joint_gradient_is_the_sum_of_two_and_the_slope_of_the_sum() {
         for (keep, whole) in [(Keep::LayerInputs, false), (Keep::Activations, true)] {
             assert_eq!(joint(&model, layer, keep, whole, &everything), grads);
         }
-        let mut apart = vec![0f32; model.layout.len()];
+        let mut apart = Array::from(vec![0f32; model.layout.len()]);
         for (policy, cp, ce) in
             [(InternalPolicy::Final, cp.clone(), ce.clone()), (lower, cb.iter().map(|c| 0.7 * c).collect(), vec![])]
         {
@@ -487,6 +488,7 @@ fn a_joint_gradient_is_the_sum_of_two_and_the_slope_of_the_sum() {
             let mut ws = Workspace::new(&model);
             policy.gradient(&model, &mut ws, &packing, &targets, pass, &mut apart, constant(&cp, &ce)).unwrap();
         }
+        let apart = apart.into_f32();
         let norm = |x: &[f32]| x.iter().map(|x| (*x as f64).powi(2)).sum::<f64>().sqrt();
         for tensor in &model.layout.tensors {
             let range = tensor.range();

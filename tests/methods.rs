@@ -3,6 +3,7 @@
 
 mod common;
 
+use bupo::compute::cpu::Array;
 use bupo::model::init::{InitConfig, random_params};
 use bupo::model::{Keep, Model, ParamLayout, Workspace};
 use bupo::policy::InternalPolicy;
@@ -256,9 +257,9 @@ fn the_gradient_of_every_loss_is_the_same_for_every_micro_batch_size() {
                         keep: Keep::Activations,
                     };
                     let before = Before { old: Some(&old), factors: Some(&factors), ..Before::default() };
-                    let (mut ws, mut grads) = (Workspace::new(&model), vec![0f32; model.layout.len()]);
+                    let (mut ws, mut grads) = (Workspace::new(&model), Array::from(vec![0f32; model.layout.len()]));
                     let g = mini_batch_gradient(&model, &mut ws, &groups, 0..3, &settings, before, &mut grads).unwrap();
-                    all.push((g.loss, grads));
+                    all.push((g.loss, grads.into_f32()));
                 }
                 let norm = all[0].1.iter().map(|g| g.abs()).fold(0.0, f32::max);
                 assert!(norm > 1e-4, "a gradient of nothing proves nothing: {norm}");

@@ -5,6 +5,7 @@
 mod common;
 
 use bupo::compute::Backend;
+use bupo::compute::cpu::Array;
 use bupo::model::init::{InitConfig, random_params};
 use bupo::model::{Keep, Model, ParamLayout, Workspace};
 use bupo::rl::batch::{Response, ResponseGroup};
@@ -215,7 +216,7 @@ fn updates_fit_the_returns_and_groups_of_its_own_optimizer_hold() {
     let mut critic = Critic::beside(&policy(true), &config).unwrap();
     let start = critic.model.params.clone();
     let s = settings(30, Aggregation::TokenMean, 1e30, Keep::Activations);
-    let (mut ws, mut grads) = (Workspace::new(&critic.model), vec![0f32; critic.model.layout.len()]);
+    let (mut ws, mut grads) = (Workspace::new(&critic.model), Array::from(vec![0f32; critic.model.layout.len()]));
     let mut losses = Vec::new();
     for _ in 0..60 {
         let updated = critic.update(&mut ws, &groups, 0..3, &s, &before, &config, 1e-2, &mut grads).unwrap();

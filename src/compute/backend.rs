@@ -2,7 +2,7 @@
 //!
 //! The decoder, its backward and the policies are written once over this trait. [`super::cpu::Cpu`] has the operations of
 //! [`super::cpu`] on slices. An array is f32 wherever sums and statistics are kept ([`Kind::F32`]); what products read and write
-//! may be stored in a shorter format ([`Kind::Factor`]), which is the device's business: on the CPU it is f32 too.
+//! may be stored in a shorter format ([`Kind::Factor`]), which is the device's business: bf16 where that is what they multiply.
 //!
 //! Rows are tokens; matrices are row-major. Shapes are checked by whoever calls.
 

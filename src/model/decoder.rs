@@ -520,9 +520,9 @@ mod tests {
             let mut last = Vec::new();
             model.forward_observed(&mut ws, &Packing::single(&[3, 1, 4]), until, &mut |tap, state| {
                 taps.push(tap);
-                last = state.to_vec();
+                last = state.to_f32().to_vec();
             });
-            assert_eq!((taps.last(), ws.state().to_vec()), (Some(&until), last));
+            assert_eq!((taps.last(), ws.state().to_f32().to_vec()), (Some(&until), last));
             taps
         };
         let all = shown(Tap::Final);
@@ -547,10 +547,10 @@ mod tests {
             let mut ws = Workspace::new(&model);
             let beside = beside.map(|l| LayerIndex::from_one_based(l, 5).unwrap());
             model.forward_for(&mut ws, &model.batched(&packing), Tap::Final, keep, trained, beside);
-            assert_eq!(*ws.state(), {
+            assert_eq!(ws.state().to_f32(), {
                 let mut whole = Workspace::new(&model);
                 model.forward(&mut whole, &packing, Tap::Final, Keep::Activations);
-                whole.state().to_vec()
+                whole.state().to_f32().to_vec()
             });
             let streams = ws.streams.iter().filter(|s| !s.is_empty()).count();
             (streams, ws.layers.iter().filter(|a| !a.qkv.is_empty()).count())

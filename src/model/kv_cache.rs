@@ -4,8 +4,9 @@ use super::Model;
 use super::decoder::{Attend, Keep, Rows, Workspace};
 use super::taps::Tap;
 use crate::compute::Packing;
-use crate::compute::backend::Heads;
-use crate::compute::cpu::attention::{AttentionShape, attention};
+use crate::compute::backend::{Backend, Heads};
+use crate::compute::cpu::array::{Array, Elements, convert};
+use crate::compute::cpu::attention::AttentionShape;
 use crate::compute::cpu::attention_decode::{KV_BLOCK, KvSpan, attention_decode, block_units, write_key_value};
 use crate::compute::cpu::{Cpu, Tokens};
 use rayon::prelude::*;
@@ -30,7 +31,7 @@ struct LayerTokens {
 }
 
 impl KvTokens {
-    fn push(&mut self, shape: AttentionShape, layer: usize, key: &[f32], value: &[f32]) {
+    fn push(&mut self, shape: AttentionShape, layer: usize, key: Elements<'_>, value: Elements<'_>) {
         if self.layers.len() <= layer {
             self.layers.resize_with(layer + 1, Default::default);
         }
@@ -46,7 +47,7 @@ impl KvTokens {
             }
         }
         let (keys, values) = (&mut keys[last * of_keys..], &mut values[last * of_values..]);
-        write_key_value(shape.compute, keys, values, slot, key, value, shape.head_dim);
+        write_key_value(shape.compute, keys, values, slot, &key.to_f32(), &value.to_f32(), shape.head_dim);
         *tokens += 1;
     }
 
@@ -81,10 +82,10 @@ impl KvSequence {
 }
 
 /// Keys of row `row` in qk, and values in qkv.
-fn key_value<'a>(shape: AttentionShape, qk: &'a [f32], qkv: &'a [f32], row: usize) -> (&'a [f32], &'a [f32]) {
+fn key_value<'a>(shape: AttentionShape, qk: &'a Array, qkv: &'a Array, row: usize) -> (Elements<'a>, Elements<'a>) {
     let (q, kv) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
     let (key, value) = (row * (q + kv) + q, row * (q + 2 * kv) + q + kv);
-    (&qk[key..key + kv], &qkv[value..value + kv])
+    (Elements::from(qk).part(key..key + kv), Elements::from(qkv).part(value..value + kv))
 }
 
 /// Packed attention that also stores the keys and values of every segment.
@@ -99,13 +100,13 @@ impl Attend<Cpu> for Prefill<'_> {
         cpu: &Cpu,
         layer: usize,
         heads: Heads,
-        qk: &Vec<f32>,
-        qkv: &Vec<f32>,
-        out: &mut Vec<f32>,
-        lse: &mut Vec<f32>,
+        qk: &Array,
+        qkv: &Array,
+        out: &mut Array,
+        lse: &mut Array,
     ) {
         let shape = cpu.attention_shape(heads);
-        attention(shape, self.packing, qk, qkv, out, lse);
+        cpu.attention(heads, &self.packing, qk, qkv, out, lse);
         self.packing.segments().par_iter().zip(&mut self.caches).for_each(|(segment, cache)| {
             for row in segment.rows.clone() {
                 let (key, value) = key_value(shape, qk, qkv, row);
@@ -126,10 +127,10 @@ impl Attend<Cpu> for Decode<'_> {
         cpu: &Cpu,
         layer: usize,
         heads: Heads,
-        qk: &Vec<f32>,
-        qkv: &Vec<f32>,
-        out: &mut Vec<f32>,
-        _: &mut Vec<f32>,
+        qk: &Array,
+        qkv: &Array,
+        out: &mut Array,
+        _: &mut Array,
     ) {
         let shape = cpu.attention_shape(heads);
         self.sequences.par_iter_mut().enumerate().with_min_len(8).for_each(|(row, sequence)| {
@@ -138,7 +139,14 @@ impl Attend<Cpu> for Decode<'_> {
         });
         let spans: Vec<_> = self.sequences.iter().map(|s| [s.prompt.span(layer), s.own.span(layer)]).collect();
         let stride = (shape.heads + shape.kv_heads) * shape.head_dim;
-        attention_decode(shape, qk, stride, &spans, out);
+        match out {
+            Array::F32(out) => attention_decode(shape, &qk.to_f32(), stride, &spans, out),
+            Array::Bf16(out) => {
+                let mut exact = vec![0.0; out.len()];
+                attention_decode(shape, &qk.to_f32(), stride, &spans, &mut exact);
+                convert(&exact, out);
+            }
+        }
     }
 }
 

@@ -52,7 +52,7 @@ impl Optimizer {
     pub fn on<B: Backend>(self, backend: &B) -> Optimizer<B> {
         let [m, v] = [self.m, self.v].map(|values| {
             let mut moments = backend.moments(values.len());
-            backend.upload(&values, &mut moments);
+            backend.upload(values.f32(), &mut moments);
             moments
         });
         let Optimizer { tensor_steps, steps, skipped, lr_scales, .. } = self;
@@ -153,7 +153,7 @@ mod tests {
         let trained = optimizer.trained(&model.layout, policy);
         // Never clipped: the gradient is the same in every step.
         let config = OptimizerConfig { weight_decay: 0.0, grad_clip: 1e30, ..OptimizerConfig::default() };
-        let grads = vec![1.0; model.layout.len()];
+        let grads = vec![1.0; model.layout.len()].into();
         optimizer.step(model, &grads, &trained, &config, 1e-2);
         let first = |range: &Range<usize>| before[range.start] - model.params[range.start];
         let layers = model.layout.layers.iter().map(|p| first(&p.qkv));

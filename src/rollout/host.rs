@@ -5,9 +5,9 @@ use super::sampler::{Draw, sample};
 use super::session::{Live, Rollout, Session};
 use crate::compute::Packing;
 use crate::compute::cpu::Cpu;
+use crate::compute::cpu::array::{Array, Elements};
 use crate::model::kv_cache::{KvSequence, KvTokens};
 use crate::model::{Model, Workspace};
-use crate::policy::gather_rows;
 use anyhow::Result;
 use rayon::prelude::*;
 use std::sync::Arc;
@@ -50,13 +50,13 @@ impl Drop for HostSession<'_> {
 /// A prompt's cache, and the state that predicts the first token, `[d]`.
 pub struct HostPrompt {
     cache: Arc<KvTokens>,
-    state: Arc<Vec<f32>>,
+    state: Arc<Array>,
 }
 
 /// A sequence's cache, and what predicts its first token.
 pub struct HostSequence {
     cache: KvSequence,
-    first: Arc<Vec<f32>>,
+    first: Arc<Array>,
 }
 
 impl Session for HostSession<'_> {
@@ -68,7 +68,7 @@ impl Session for HostSession<'_> {
         prompts.iter().for_each(|prompt| _ = packing.push(prompt));
         let caches = self.model.prefill(self.ws, &packing, self.engine.policy.tap());
         let prompt = |(cache, rows): (Arc<KvTokens>, std::ops::Range<usize>)| {
-            let state = gather_rows(self.ws.state(), &[rows.end - 1], self.model.config.hidden_size);
+            let state = Elements::from(self.ws.state()).rows(&[rows.end - 1], self.model.config.hidden_size);
             HostPrompt { cache, state: Arc::new(state) }
         };
         Ok(caches.into_iter().map(prompt).collect())
@@ -79,8 +79,8 @@ impl Session for HostSession<'_> {
     }
 
     fn first(&mut self, fresh: &mut [Live<HostSequence>]) -> Result<()> {
-        let states: Vec<f32> = fresh.iter().flat_map(|live| live.sequence.first.iter().copied()).collect();
-        self.workers[0].sample(self.model, self.engine, Some(&states), fresh);
+        let states: Vec<f32> = fresh.iter().flat_map(|live| live.sequence.first.to_f32().into_owned()).collect();
+        self.workers[0].sample(self.model, self.engine, Some(Elements::from(&states)), fresh);
         Ok(())
     }
 
@@ -111,14 +111,21 @@ impl Worker {
     }
 
     /// Draws one token for each sequence from its state, `[B, d]`: those given, or those that the last decoding left.
-    fn sample(&mut self, model: &Model, engine: &Engine<'_>, states: Option<&[f32]>, live: &mut [Live<HostSequence>]) {
+    fn sample(
+        &mut self,
+        model: &Model,
+        engine: &Engine<'_>,
+        states: Option<Elements<'_>>,
+        live: &mut [Live<HostSequence>],
+    ) {
         let (d, vocab) = (model.config.hidden_size, model.config.vocab_size);
         let head = model.head(engine.sampling.head_temperature());
         let rows = (LOGITS / vocab).max(1);
         let Worker { ws, logits } = self;
-        let states = states.unwrap_or(ws.state());
+        let states = states.unwrap_or(Elements::from(ws.state()));
         logits.resize(rows.min(live.len()) * vocab, 0.0);
-        for (live, states) in live.chunks_mut(rows).zip(states.chunks(rows * d)) {
+        for (first, live) in (0..).step_by(rows).zip(live.chunks_mut(rows)) {
+            let states = states.part(first * d..(first + live.len()) * d);
             let logits = &mut logits[..live.len() * vocab];
             head.logits(ws.packed_unembed(), states, logits);
             live.par_iter_mut().zip(logits.par_chunks_mut(vocab)).with_min_len(4).for_each(|(live, logits)| {

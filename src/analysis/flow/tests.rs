@@ -40,7 +40,7 @@ fn states(model: &Model, tap: Tap, lens: Lens) -> Vec<(Vec<f32>, u32)> {
         model.forward_observed(&mut ws, &Packing::single(&sample.ids), Tap::Final, &mut |at, state| {
             if at == tap {
                 for row in sample.response_start - 1..sample.ids.len() - 1 {
-                    let mut x = state[row * D..(row + 1) * D].to_vec();
+                    let mut x = state.to_f32()[row * D..(row + 1) * D].to_vec();
                     if lens == Lens::FinalNorm && tap != Tap::Final {
                         let rms = (dot(&x, &x) / D as f64 + model.config.rms_norm_eps as f64).sqrt();
                         let w = model.param(&model.layout.final_norm);

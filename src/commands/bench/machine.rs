@@ -19,7 +19,7 @@ pub fn run() -> Result<()> {
             let (x, w, y) = (fill(m * k), fill(n * k), RefCell::new(vec![0f32; m * n]));
             let seconds = best(&|| {
                 let start = Instant::now();
-                linear(compute, &x, &w, &mut y.borrow_mut(), m, k, n, Write::Replace);
+                linear(compute, &x, &w, &mut y.borrow_mut()[..], m, k, n, Write::Replace);
                 start.elapsed().as_secs_f64()
             });
             2e-9 * (m * n * k) as f64 / seconds

@@ -57,8 +57,8 @@ impl Counters {
             "it knows {} tensors, but the model has {tensors}",
             self.tensor_steps.len()
         );
-        optimizer.m = take_array(&mut arrays, "m", n)?;
-        optimizer.v = take_array(&mut arrays, "v", n)?;
+        optimizer.m = take_array(&mut arrays, "m", n)?.into();
+        optimizer.v = take_array(&mut arrays, "v", n)?.into();
         optimizer.tensor_steps = self.tensor_steps;
         (optimizer.steps, optimizer.skipped) = (self.optimizer_steps, self.skipped_steps);
         Ok(())

@@ -8,9 +8,10 @@
 
 mod split;
 
+use super::array::{Element, convert};
 use super::gemm::{Compute, Mat, MatMut, Write, matmul_seq};
 use super::shared::SharedMut;
-use super::simd::{LANES, dot, exp, horizontal, max, vectorize};
+use super::simd::{LANES, axpy, dot, exp, horizontal, max, vectorize};
 use crate::compute::packing::{Packing, Segment};
 use rayon::prelude::*;
 use split::{Part, Task};
@@ -73,38 +74,49 @@ struct Scratch {
     out: Vec<f32>,
     d_keys: Vec<f32>,
     d_values: Vec<f32>,
+    /// Sums over a tree's segments, for the keys and values of its first.
+    shared_d_keys: Vec<f32>,
+    shared_d_values: Vec<f32>,
     d_out: Vec<f32>,
     d_scores: Vec<f32>,
 }
 
 /// qk `[T, (H + KV) hd]` rotated queries and keys, qkv `[T, (H + 2 KV) hd]` for the values.
 /// out `[T, H hd]`; lse `[T, H]`, the log-sum-exp of each query's scaled scores.
-pub fn attention(shape: AttentionShape, packing: &Packing, qk: &[f32], qkv: &[f32], out: &mut [f32], lse: &mut [f32]) {
+pub fn attention<E: Element>(
+    shape: AttentionShape,
+    packing: &Packing,
+    qk: &[E],
+    qkv: &[E],
+    out: &mut [E],
+    lse: &mut [f32],
+) {
     let (out, lse) = (SharedMut::new(out), SharedMut::new(lse));
     let tasks = split::forward(packing, shape.kv_heads, shape.block_queries(), rayon::current_num_threads());
-    each_head(shape, &tasks, |segment, part, kv_head, s| {
-        let queries = if let Part::Queries(queries) = part { queries.clone() } else { 0..segment.len() };
-        forward_task(shape, segment, queries, kv_head, qk, qkv, out, lse, s);
+    each_head(shape, &tasks, |task, kv_head, s| {
+        for segment in task.segments {
+            let queries = if let Part::Queries(queries) = &task.part { queries.clone() } else { 0..segment.len() };
+            forward_task(shape, segment, queries, kv_head, qk, qkv, out, lse, s);
+        }
     });
 }
 
 /// Carries out every task for every key/value head, on all threads.
-fn each_head(shape: AttentionShape, tasks: &[Task<'_>], run: impl Fn(&Segment, &Part, usize, &mut Scratch) + Sync) {
+fn each_head(shape: AttentionShape, tasks: &[Task<'_>], run: impl Fn(&Task<'_>, usize, &mut Scratch) + Sync) {
     (0..tasks.len() * shape.kv_heads).into_par_iter().with_max_len(1).for_each(|i| {
-        let task = &tasks[i / shape.kv_heads];
-        SCRATCH.with_borrow_mut(|s| task.segments.iter().for_each(|x| run(x, &task.part, i % shape.kv_heads, s)));
+        SCRATCH.with_borrow_mut(|s| run(&tasks[i / shape.kv_heads], i % shape.kv_heads, s));
     });
 }
 
 #[allow(clippy::too_many_arguments)]
-fn forward_task(
+fn forward_task<E: Element>(
     shape: AttentionShape,
     segment: &Segment,
     queries: Range<usize>,
     kv_head: usize,
-    qk: &[f32],
-    qkv: &[f32],
-    out: SharedMut<'_>,
+    qk: &[E],
+    qkv: &[E],
+    out: SharedMut<'_, E>,
     lse: SharedMut<'_>,
     s: &mut Scratch,
 ) {
@@ -135,19 +147,19 @@ fn forward_task(
         for (row, x) in s.out.chunks_exact(hd).enumerate() {
             let (token, head) = (first_row + row / group, kv_head * group + row % group);
             // SAFETY: as above.
-            unsafe { out.slice(token * shape.q_dim() + head * hd, hd) }.copy_from_slice(x);
+            convert(x, unsafe { out.slice(token * shape.q_dim() + head * hd, hd) });
         }
     }
 }
 
 /// Copies some of the keys and values that a segment sees, its prefix's first, into dense `[keys, hd]`.
-fn gather_keys_values(
+fn gather_keys_values<E: Element>(
     shape: AttentionShape,
     segment: &Segment,
     keys: Range<usize>,
     kv_head: usize,
-    qk: &[f32],
-    qkv: &[f32],
+    qk: &[E],
+    qkv: &[E],
     s: &mut Scratch,
 ) {
     let hd = shape.head_dim;
@@ -156,8 +168,8 @@ fn gather_keys_values(
     for token in key_rows(segment, keys) {
         let key = token * shape.qk_dim() + shape.q_dim() + kv_head * hd;
         let value = token * shape.qkv_dim() + shape.qk_dim() + kv_head * hd;
-        s.keys.extend_from_slice(&qk[key..key + hd]);
-        s.values.extend_from_slice(&qkv[value..value + hd]);
+        s.keys.extend(qk[key..key + hd].iter().map(|x| x.get()));
+        s.values.extend(qkv[value..value + hd].iter().map(|x| x.get()));
     }
 }
 
@@ -167,20 +179,20 @@ fn key_rows(segment: &Segment, keys: Range<usize>) -> impl Iterator<Item = usize
 }
 
 /// Scaled scores of a block of stacked query rows against the first `visible` keys that were gathered, into `s.scores`.
-fn scores(
+fn scores<E: Element>(
     shape: AttentionShape,
     kv_head: usize,
     first_row: usize,
     rows: usize,
     visible: usize,
-    qk: &[f32],
+    qk: &[E],
     s: &mut Scratch,
 ) {
     let (hd, group, scale) = (shape.head_dim, shape.group(), shape.scale());
     s.queries.clear();
     for token in first_row..first_row + rows / group {
         let start = token * shape.qk_dim() + kv_head * group * hd;
-        s.queries.extend(qk[start..start + group * hd].iter().map(|x| x * scale));
+        s.queries.extend(qk[start..start + group * hd].iter().map(|x| x.get() * scale));
     }
     s.scores.resize(rows * visible, 0.0);
     let keys = Mat::new(&s.keys, visible, hd).t();
@@ -232,41 +244,72 @@ pub(super) fn exp_sum(xs: &mut [f32], m: f32) -> f32 {
 
 /// What the backward needs from the forward.
 #[derive(Clone, Copy)]
-pub struct AttentionSaved<'a> {
-    pub qk: &'a [f32],
-    pub qkv: &'a [f32],
-    pub out: &'a [f32],
+pub struct AttentionSaved<'a, E = f32> {
+    pub qk: &'a [E],
+    pub qkv: &'a [E],
+    pub out: &'a [E],
     pub lse: &'a [f32],
 }
 
 /// Backward of [`attention`]. d_out `[T, H hd]`; d_qkv `[T, (H + 2 KV) hd]` is overwritten with the gradient of the
 /// rotated queries and keys, and of the values.
-pub fn attention_backward(
+pub fn attention_backward<E: Element>(
     shape: AttentionShape,
     packing: &Packing,
-    saved: AttentionSaved<'_>,
-    d_out: &[f32],
-    d_qkv: &mut [f32],
+    saved: AttentionSaved<'_, E>,
+    d_out: &[E],
+    d_qkv: &mut [E],
 ) {
-    d_qkv.fill(0.0);
     let d_qkv = SharedMut::new(d_qkv);
     let tasks = split::backward(packing, shape.kv_heads, shape.block_queries(), rayon::current_num_threads());
-    each_head(shape, &tasks, |segment, part, kv_head, s| {
-        backward_task(shape, segment, part, kv_head, saved, d_out, d_qkv, s);
+    each_head(shape, &tasks, |task, kv_head, s| {
+        backward_task(shape, task, kv_head, saved, d_out, d_qkv, s);
     });
 }
 
+/// The first segment's keys are every segment's of a task: their gradients are added up in f32 and then written.
+fn backward_task<E: Element>(
+    shape: AttentionShape,
+    task: &Task<'_>,
+    kv_head: usize,
+    saved: AttentionSaved<'_, E>,
+    d_out: &[E],
+    d_qkv: SharedMut<'_, E>,
+    s: &mut Scratch,
+) {
+    let mut shared = 0..0;
+    for (i, segment) in task.segments.iter().enumerate() {
+        let keys = backward_segment(shape, segment, &task.part, kv_head, saved, d_out, d_qkv, s);
+        if i == 0 {
+            shared = keys;
+            std::mem::swap(&mut s.d_keys, &mut s.shared_d_keys);
+            std::mem::swap(&mut s.d_values, &mut s.shared_d_values);
+            continue;
+        }
+        let (d_keys, own_d_keys) = s.d_keys.split_at(s.shared_d_keys.len());
+        let (d_values, own_d_values) = s.d_values.split_at(s.shared_d_values.len());
+        axpy(1.0, d_keys, &mut s.shared_d_keys);
+        axpy(1.0, d_values, &mut s.shared_d_values);
+        let own = keys.start + shared.len()..keys.end;
+        write_keys_values(shape, segment, own, kv_head, d_qkv, own_d_keys, own_d_values);
+    }
+    let Some(first) = task.segments.first() else { return };
+    write_keys_values(shape, first, shared, kv_head, d_qkv, &s.shared_d_keys, &s.shared_d_values);
+}
+
+/// The gradients of a segment's queries and, left in `s.d_keys` and `s.d_values`, what it adds to those of the keys and values that it
+/// sees, as far as they are the task's; returns which these are.
 #[allow(clippy::too_many_arguments)]
-fn backward_task(
+fn backward_segment<E: Element>(
     shape: AttentionShape,
     segment: &Segment,
     part: &Part,
     kv_head: usize,
-    saved: AttentionSaved<'_>,
-    d_out: &[f32],
-    d_qkv: SharedMut<'_>,
+    saved: AttentionSaved<'_, E>,
+    d_out: &[E],
+    d_qkv: SharedMut<'_, E>,
     s: &mut Scratch,
-) {
+) -> Range<usize> {
     let (hd, group, prefix, scale) = (shape.head_dim, shape.group(), segment.prefix_len(), shape.scale());
     let block = shape.block_queries();
     let (queries, keys) = match part {
@@ -303,27 +346,25 @@ fn backward_task(
             // SAFETY: this task alone writes these heads of its queries' rows, and each query row once.
             let d = unsafe { d_qkv.slice((first_row + i) * shape.qkv_dim() + kv_head * group * hd, group * hd) };
             for (d, x) in d.iter_mut().zip(d_query) {
-                *d = x * scale;
+                *d = E::of(x * scale);
             }
         }
     }
-    if of_keys {
-        add_keys_values(shape, segment, keys, kv_head, d_qkv, s);
-    }
+    if of_keys { keys } else { 0..0 }
 }
 
 /// Probabilities of a block of queries for the first `visible` keys that were gathered, of which the first is the segment's
 /// `first_key`, into `s.scores`, and the gradients of their scores into `s.d_scores`.
 #[allow(clippy::too_many_arguments)]
-fn scores_backward(
+fn scores_backward<E: Element>(
     shape: AttentionShape,
     segment: &Segment,
     queries: Range<usize>,
     kv_head: usize,
     first_key: usize,
     visible: usize,
-    saved: AttentionSaved<'_>,
-    d_out: &[f32],
+    saved: AttentionSaved<'_, E>,
+    d_out: &[E],
     s: &mut Scratch,
 ) {
     let (hd, group) = (shape.head_dim, shape.group());
@@ -332,7 +373,7 @@ fn scores_backward(
     s.d_out.clear();
     for token in first_row..first_row + queries.len() {
         let start = token * shape.q_dim() + kv_head * group * hd;
-        s.d_out.extend_from_slice(&d_out[start..start + group * hd]);
+        s.d_out.extend(d_out[start..start + group * hd].iter().map(|x| x.get()));
     }
     s.d_scores.resize(rows * visible, 0.0);
     let values = Mat::new(&s.values, visible, hd).t();
@@ -353,31 +394,29 @@ fn scores_backward(
     }
 }
 
-/// Adds a segment's gradients of these keys and values to their rows.
-fn add_keys_values(
+/// Writes the gradients `[keys, hd]` of some of the keys and values that a segment sees to their rows.
+fn write_keys_values<E: Element>(
     shape: AttentionShape,
     segment: &Segment,
     keys: Range<usize>,
     kv_head: usize,
-    d_qkv: SharedMut<'_>,
-    s: &Scratch,
+    d_qkv: SharedMut<'_, E>,
+    d_keys: &[f32],
+    d_values: &[f32],
 ) {
     let hd = shape.head_dim;
     for (i, token) in key_rows(segment, keys).enumerate() {
         let key = token * shape.qkv_dim() + shape.q_dim() + kv_head * hd;
-        for (at, d) in [(key, &s.d_keys), (key + shape.kv_dim(), &s.d_values)] {
+        for (at, d) in [(key, d_keys), (key + shape.kv_dim(), d_values)] {
             // SAFETY: this task alone writes this key/value head of its keys' rows.
-            let sum = unsafe { d_qkv.slice(at, hd) };
-            for (sum, x) in sum.iter_mut().zip(&d[i * hd..(i + 1) * hd]) {
-                *sum += x;
-            }
+            convert(&d[i * hd..(i + 1) * hd], unsafe { d_qkv.slice(at, hd) });
         }
     }
 }
 
 /// Scores to probabilities and their gradients to the scores' gradients, both in place: with `P = e^(s - lse)` and
 /// `D = out . d_out = sum P dP`, `dS = P (dP - D)`.
-fn softmax_backward(scores: &mut [f32], d: &mut [f32], sees: usize, lse: f32, out: &[f32], d_out: &[f32]) {
+fn softmax_backward<E: Element>(scores: &mut [f32], d: &mut [f32], sees: usize, lse: f32, out: &[E], d_out: &[f32]) {
     vectorize(
         #[inline(always)]
         || {

@@ -7,6 +7,7 @@
 #[cfg(target_arch = "x86_64")]
 mod bf16;
 
+use super::array::Element;
 use super::attention::{AttentionShape, exp_sum};
 use super::gemm::Compute;
 use super::prefetch::{LINE, prefetch};
@@ -93,13 +94,10 @@ fn bf16_pair(x: &[f32], scale: f32) -> u32 {
     bf16_bits(x[0] * scale) | x.get(1).map_or(0, |x| bf16_bits(x * scale) << 16)
 }
 
-/// A number's bits in bf16, to the nearest, ties to even. As `half` has it, but without a branch, so that it vectorises.
+/// A number's bits in bf16.
 #[inline(always)]
 fn bf16_bits(x: f32) -> u32 {
-    let bits = x.to_bits();
-    let rounded = (bits.wrapping_add(0x7fff + (bits >> 16 & 1))) >> 16;
-    // A NaN stays one: rounding might carry out of its mantissa.
-    if x.is_nan() { bits >> 16 | 0x40 } else { rounded }
+    <half::bf16 as Element>::of(x).to_bits() as u32
 }
 
 /// queries: rows of `query_stride` elements that begin with the sequence's rotated query `[H hd]`, one a sequence.

@@ -1,21 +1,21 @@
 //! Matrix products: views with strides, split between threads over the output's rows and columns.
 //!
 //! They are made of packed panels ([`blocked`], [`pack`], [`panels`]) by the [`kernel`] of the machine's instruction set. Those in bf16
-//! convert while packing, so that weights and activations stay f32 in memory.
+//! convert while packing what lies in memory as f32, and round a result that is to lie there as bf16 when its sums are complete.
 
 mod blocked;
 mod kernel;
 mod pack;
 mod panels;
 
-use super::shared::SharedMut;
+use super::array::{Element, Elements, ElementsMut};
 use kernel::Isa;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
 use std::ops::Range;
 
-/// The number format that a product multiplies in. Operands and sums are f32 in either.
+/// The number format that a product multiplies in. Sums are f32 in either.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Compute {
@@ -38,7 +38,7 @@ const PARALLEL_FROM: usize = 1 << 21;
 /// A read-only matrix view.
 #[derive(Clone, Copy)]
 pub struct Mat<'a> {
-    data: &'a [f32],
+    data: Elements<'a>,
     rows: usize,
     cols: usize,
     row_stride: usize,
@@ -47,12 +47,13 @@ pub struct Mat<'a> {
 
 impl<'a> Mat<'a> {
     /// `data` as `[rows, cols]`, row-major and dense.
-    pub fn new(data: &'a [f32], rows: usize, cols: usize) -> Mat<'a> {
+    pub fn new(data: impl Into<Elements<'a>>, rows: usize, cols: usize) -> Mat<'a> {
         Mat::strided(data, rows, cols, cols)
     }
 
     /// Rows of `cols` elements that begin `row_stride` elements apart.
-    pub fn strided(data: &'a [f32], rows: usize, cols: usize, row_stride: usize) -> Mat<'a> {
+    pub fn strided(data: impl Into<Elements<'a>>, rows: usize, cols: usize, row_stride: usize) -> Mat<'a> {
+        let data = data.into();
         assert!(
             fits(data.len(), rows, cols, row_stride),
             "matrix {rows}x{cols}/{row_stride} in {} elements",
@@ -75,18 +76,19 @@ impl<'a> Mat<'a> {
 
 /// A mutable row-major matrix view.
 pub struct MatMut<'a> {
-    data: &'a mut [f32],
+    data: ElementsMut<'a>,
     rows: usize,
     cols: usize,
     row_stride: usize,
 }
 
 impl<'a> MatMut<'a> {
-    pub fn new(data: &'a mut [f32], rows: usize, cols: usize) -> MatMut<'a> {
+    pub fn new(data: impl Into<ElementsMut<'a>>, rows: usize, cols: usize) -> MatMut<'a> {
         MatMut::strided(data, rows, cols, cols)
     }
 
-    pub fn strided(data: &'a mut [f32], rows: usize, cols: usize, row_stride: usize) -> MatMut<'a> {
+    pub fn strided(data: impl Into<ElementsMut<'a>>, rows: usize, cols: usize, row_stride: usize) -> MatMut<'a> {
+        let data = data.into();
         assert!(
             fits(data.len(), rows, cols, row_stride),
             "matrix {rows}x{cols}/{row_stride} in {} elements",
@@ -108,14 +110,14 @@ pub enum Write {
 }
 
 /// `c = a b` or `c += a b`, over all threads of the current pool.
-pub fn matmul(compute: Compute, c: MatMut<'_>, a: Mat<'_>, b: Mat<'_>, write: Write) {
+pub fn matmul(compute: Compute, mut c: MatMut<'_>, a: Mat<'_>, b: Mat<'_>, write: Write) {
     let (m, n, k) = (c.rows, c.cols, a.cols);
     let threads = rayon::current_num_threads();
     if threads == 1 || m * n * k < PARALLEL_FROM {
         return matmul_seq(compute, c, a, b, write);
     }
-    check(&c, &a, &b);
-    let out = Destination { data: c.data.as_mut_ptr(), row_stride: c.row_stride };
+    check(compute, &c, &a, &b);
+    let out = Destination { place: place(&mut c.data), row_stride: c.row_stride };
     let (by_rows, by_cols) = grid(m, n, threads);
     (0..by_rows * by_cols).into_par_iter().with_max_len(1).for_each(|i| {
         let (i, j) = (i / by_cols, i % by_cols);
@@ -141,14 +143,16 @@ fn part(total: usize, parts: usize, i: usize) -> usize {
 }
 
 /// [`matmul`] on the calling thread only: for use inside a parallel loop.
-pub fn matmul_seq(compute: Compute, c: MatMut<'_>, a: Mat<'_>, b: Mat<'_>, write: Write) {
-    check(&c, &a, &b);
-    let out = Destination { data: c.data.as_mut_ptr(), row_stride: c.row_stride };
+pub fn matmul_seq(compute: Compute, mut c: MatMut<'_>, a: Mat<'_>, b: Mat<'_>, write: Write) {
+    check(compute, &c, &a, &b);
+    let out = Destination { place: place(&mut c.data), row_stride: c.row_stride };
     // SAFETY: the destination is borrowed mutably and as large as the shapes say.
     unsafe { out.product(compute, 0..c.rows, 0..c.cols, &a, &b, write) }
 }
 
-fn check(c: &MatMut<'_>, a: &Mat<'_>, b: &Mat<'_>) {
+fn check(compute: Compute, c: &MatMut<'_>, a: &Mat<'_>, b: &Mat<'_>) {
+    let in_f32 = matches!((&c.data, a.data, b.data), (ElementsMut::F32(_), Elements::F32(_), Elements::F32(_)));
+    assert!(in_f32 || compute.here() == Compute::Bf16, "operands or a result in bf16 of a product in f32");
     assert!(
         c.rows == a.rows && c.cols == b.cols && a.cols == b.rows,
         "shapes [{}, {}] = [{}, {}] x [{}, {}]",
@@ -161,10 +165,17 @@ fn check(c: &MatMut<'_>, a: &Mat<'_>, b: &Mat<'_>) {
     );
 }
 
+fn place(c: &mut ElementsMut<'_>) -> blocked::Place {
+    match c {
+        ElementsMut::F32(c) => blocked::Place::F32(c.as_mut_ptr()),
+        ElementsMut::Bf16(c) => blocked::Place::Bf16(c.as_mut_ptr()),
+    }
+}
+
 /// A destination whose blocks several threads write.
 #[derive(Clone, Copy)]
 struct Destination {
-    data: *mut f32,
+    place: blocked::Place,
     row_stride: usize,
 }
 
@@ -191,26 +202,35 @@ impl Destination {
         if m == 0 || n == 0 {
             return;
         }
+        let c = self.place.wrapping_add(rows.start * self.row_stride + cols.start);
         if k == 0 && write == Write::Replace {
             // Sums of nothing, of which no block of the inner dimension would come.
-            for row in rows {
+            for row in 0..m {
                 // SAFETY: the block lies in the destination.
                 unsafe {
-                    std::slice::from_raw_parts_mut(self.data.add(row * self.row_stride + cols.start), n).fill(0.0)
-                };
+                    match c.wrapping_add(row * self.row_stride) {
+                        blocked::Place::F32(c) => zeros(c, n),
+                        blocked::Place::Bf16(c) => zeros(c, n),
+                    }
+                }
             }
             return;
         }
-        // SAFETY: pointers and strides stay inside the views' bounds, which were asserted when they were built.
-        unsafe {
-            let c = self.data.add(rows.start * self.row_stride + cols.start);
-            let (a_from, b_from) =
-                (a.data.as_ptr().add(rows.start * a.row_stride), b.data.as_ptr().add(cols.start * b.col_stride));
-            let (a, b) = (blocked::View { data: a_from, ..view(a) }, blocked::View { data: b_from, ..view(b) });
-            let out = blocked::Out { c, row_stride: self.row_stride, add: write == Write::Add };
-            blocked::product(Isa::here(compute), (m, n, k), a, b, out);
-        }
+        let (a, b) = (view(a), view(b));
+        let a = blocked::View { data: a.data.wrapping_add(rows.start * a.row_stride), ..a };
+        let b = blocked::View { data: b.data.wrapping_add(cols.start * b.col_stride), ..b };
+        blocked::Out::with((c, self.row_stride), (m, n, k), write == Write::Add, |out| {
+            // SAFETY: pointers and strides stay inside the views' bounds, which were asserted when they were built.
+            unsafe { blocked::product(Isa::here(compute), (m, n, k), a, b, out) }
+        });
     }
+}
+
+/// # Safety
+/// `n` elements may be written.
+unsafe fn zeros<E: Element>(c: *mut E, n: usize) {
+    // SAFETY: by the caller's promise.
+    unsafe { std::slice::from_raw_parts_mut(c, n) }.fill(E::default());
 }
 
 /// A linear layer's weight, laid out once for many products with few rows: a decoding step would spend more time on
@@ -225,14 +245,15 @@ impl PackedWeight {
     /// w `[o, i]`.
     pub fn new(compute: Compute, w: &[f32], o: usize, i: usize) -> PackedWeight {
         assert_eq!(w.len(), o * i, "a weight of [{o}, {i}]");
-        let view = blocked::View { data: w.as_ptr(), row_stride: 1, col_stride: i };
+        let columns = view(&Mat::new(w, o, i).t());
         // SAFETY: the instructions are here; the view is of W^T, `[i, o]`, whose size was checked above.
-        let columns = unsafe { blocked::PackedColumns::new(Isa::here(compute), view, i, o) };
+        let columns = unsafe { blocked::PackedColumns::new(Isa::here(compute), columns, i, o) };
         PackedWeight { outputs: o, inputs: i, columns }
     }
 
     /// `y = x W^T`, or added to y: x `[t, i]`, y `[t, o]`. The same sums in the same order as [`linear`].
-    pub fn linear(&self, x: &[f32], y: &mut [f32], t: usize, write: Write) {
+    pub fn linear<'a>(&self, x: impl Into<Elements<'a>>, y: impl Into<ElementsMut<'a>>, t: usize, write: Write) {
+        let (x, mut y) = (x.into(), y.into());
         assert!(
             x.len() == t * self.inputs && y.len() == t * self.outputs,
             "linear layer [{}, {}] with {t} rows of {} to {}",
@@ -241,15 +262,15 @@ impl PackedWeight {
             x.len(),
             y.len()
         );
-        let (n, y) = (self.outputs, SharedMut::new(y));
-        let x = blocked::View { data: x.as_ptr(), row_stride: self.inputs, col_stride: 1 };
+        let in_f32 = matches!((x, &y), (Elements::F32(_), ElementsMut::F32(_)));
+        assert!(in_f32 || self.columns.are_bf16(), "operands or a result in bf16 of a product in f32");
+        let n = self.outputs;
+        let (x, y) = (view(&Mat::new(x, t, self.inputs)), Destination { place: place(&mut y), row_stride: n });
         let parts = if t * n * self.inputs < PARALLEL_FROM { 1 } else { rayon::current_num_threads() };
         (0..parts).into_par_iter().with_max_len(1).for_each(|i| {
+            let y = y;
             // SAFETY: x and y were measured above; parts own columns of their own.
-            unsafe {
-                let out = blocked::Out { c: y.at(0), row_stride: n, add: write == Write::Add };
-                self.columns.product(t, (i, parts), x, out);
-            }
+            unsafe { self.columns.product(t, (i, parts), x, (y.place, n), write == Write::Add) };
         });
     }
 }
@@ -296,7 +317,7 @@ impl<'a> PackedRows<'a> {
             self.panels.with_columns(view(&b), n, |columns| {
                 for (i, from, at) in blocks {
                     let c = &mut c[at];
-                    let out = blocked::Out { c: c.as_mut_ptr(), row_stride: n, add: false };
+                    let out = blocked::Out { c: c.as_mut_ptr(), row_stride: n, add: false, rounded: None };
                     self.panels.product(i, columns, out);
                     f(from, c);
                 }
@@ -311,22 +332,35 @@ thread_local! {
 }
 
 fn view(mat: &Mat<'_>) -> blocked::View {
-    blocked::View { data: mat.data.as_ptr(), row_stride: mat.row_stride, col_stride: mat.col_stride }
+    let data = match mat.data {
+        Elements::F32(data) => blocked::Pointer::F32(data.as_ptr()),
+        Elements::Bf16(data) => blocked::Pointer::Bf16(data.as_ptr()),
+    };
+    blocked::View { data, row_stride: mat.row_stride, col_stride: mat.col_stride }
 }
 
 /// Linear layer: `y = x W^T`, x `[t, i]`, w `[o, i]`, y `[t, o]`.
 #[allow(clippy::too_many_arguments)]
-pub fn linear(compute: Compute, x: &[f32], w: &[f32], y: &mut [f32], t: usize, i: usize, o: usize, write: Write) {
+pub fn linear<'a, 'b>(
+    compute: Compute,
+    x: impl Into<Elements<'a>>,
+    w: &[f32],
+    y: impl Into<ElementsMut<'b>>,
+    t: usize,
+    i: usize,
+    o: usize,
+    write: Write,
+) {
     matmul(compute, MatMut::new(y, t, o), Mat::new(x, t, i), Mat::new(w, o, i).t(), write);
 }
 
 /// Gradient of [`linear`] for its input: `dx = dy W`.
 #[allow(clippy::too_many_arguments)]
-pub fn linear_backward_input(
+pub fn linear_backward_input<'a, 'b>(
     compute: Compute,
-    dy: &[f32],
+    dy: impl Into<Elements<'a>>,
     w: &[f32],
-    dx: &mut [f32],
+    dx: impl Into<ElementsMut<'b>>,
     t: usize,
     i: usize,
     o: usize,
@@ -337,7 +371,15 @@ pub fn linear_backward_input(
 
 /// Gradient of [`linear`] for its weight, accumulated: `dW += dy^T x`.
 #[allow(clippy::too_many_arguments)]
-pub fn linear_backward_weight(compute: Compute, dy: &[f32], x: &[f32], dw: &mut [f32], t: usize, i: usize, o: usize) {
+pub fn linear_backward_weight<'a>(
+    compute: Compute,
+    dy: impl Into<Elements<'a>>,
+    x: impl Into<Elements<'a>>,
+    dw: &mut [f32],
+    t: usize,
+    i: usize,
+    o: usize,
+) {
     matmul(compute, MatMut::new(dw, o, i), Mat::new(dy, t, o).t(), Mat::new(x, t, i), Write::Add);
 }
 

@@ -1,5 +1,6 @@
 //! Inner products between the states of each token, for norms and cosines.
 
+use super::array::Element;
 use super::simd::{dot_f64, vectorize};
 use rayon::prelude::*;
 
@@ -36,7 +37,7 @@ pub fn cosine(ab: f64, aa: f64, bb: f64) -> f64 {
 }
 
 /// `cos(a, b)` of two vectors.
-pub fn row_cosine(a: &[f32], b: &[f32]) -> f64 {
+pub fn row_cosine<A: Element, B: Element>(a: &[A], b: &[B]) -> f64 {
     vectorize(
         #[inline(always)]
         || cosine(dot_f64(a, b), dot_f64(a, a), dot_f64(b, b)),

@@ -14,6 +14,7 @@ mod row;
 pub use crate::compute::backend::{Comparison, Divergences, HeadStats, RowGradients};
 pub use row::LogitRow;
 
+use super::array::Elements;
 use super::gemm::{Compute, Mat, PackedRows, PackedWeight, Write, linear};
 use super::simd::{LANES, exp, horizontal, max, vectorize};
 use rayon::prelude::*;
@@ -98,12 +99,13 @@ impl Head<'_> {
     }
 
     /// Statistics of each row of hidden `[R, d]`; targets `[R]` token ids, or none.
-    pub fn forward(&self, hidden: &[f32], targets: Option<&[u32]>) -> HeadStats {
+    pub fn forward<'a>(&self, hidden: impl Into<Elements<'a>>, targets: Option<&[u32]>) -> HeadStats {
+        let hidden = hidden.into();
         let rows = hidden.len() / self.hidden_size;
         let mut stats = HeadStats::with_capacity(rows);
         for from in (0..rows).step_by(ROWS) {
             let block = from..(from + ROWS).min(rows);
-            let hidden = &hidden[from * self.hidden_size..block.end * self.hidden_size];
+            let hidden = hidden.part(from * self.hidden_size..block.end * self.hidden_size);
             let targets = targets.map(|t| &t[block]);
             let tiles = self.by_tiles(hidden, 1, None, |tile, from, z, sums: &mut TileSums| {
                 self.fold_rows(tile, from, targets, z, sums);
@@ -133,7 +135,7 @@ impl Head<'_> {
     /// wanted, they stay in `kept`, tile by tile.
     fn by_tiles<T: Default + Send>(
         &self,
-        hidden: &[f32],
+        hidden: Elements<'_>,
         together: usize,
         kept: Option<&mut [f32]>,
         fold: impl Fn(usize, usize, &mut [f32], &mut T) + Sync,
@@ -175,11 +177,12 @@ impl Head<'_> {
 
     /// Logits of every row, scaled by the temperature: `[R, V]`, for sampling a few rows. `packed` is the unembedding, where
     /// it was packed.
-    pub fn logits(&self, packed: Option<&PackedWeight>, hidden: &[f32], logits: &mut [f32]) {
+    pub fn logits<'a>(&self, packed: Option<&PackedWeight>, hidden: impl Into<Elements<'a>>, logits: &mut [f32]) {
+        let hidden = hidden.into();
         let (d, rows) = (self.hidden_size, hidden.len() / self.hidden_size);
         match packed {
-            Some(packed) => packed.linear(hidden, logits, rows, Write::Replace),
-            None => linear(self.compute, hidden, self.embedding, logits, rows, d, self.vocab(), Write::Replace),
+            Some(packed) => packed.linear(hidden, &mut *logits, rows, Write::Replace),
+            None => linear(self.compute, hidden, self.embedding, &mut *logits, rows, d, self.vocab(), Write::Replace),
         }
         if self.temperature != 1.0 {
             let inv_t = 1.0 / self.temperature;

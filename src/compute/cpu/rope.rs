@@ -1,5 +1,6 @@
 //! Queries and keys made ready for attention: the per-head RMS norm (Qwen3) and the rotary position embedding.
 
+use super::array::{Element, convert};
 use super::norm::{backward_row, inverse_rms, scale_row};
 use super::simd::vectorize;
 use rayon::prelude::*;
@@ -76,10 +77,11 @@ impl QkRope<'_> {
     }
 
     /// qkv `[T, (H + 2 KV) hd]` to rotated q and k, `[T, (H + KV) hd]`.
-    pub fn forward(&self, qkv: &[f32], qk: &mut [f32]) {
+    pub fn forward<E: Element>(&self, qkv: &[E], qk: &mut [E]) {
         let (hd, qk_dim, qkv_dim) = (self.head_dim, self.qk_dim(), self.qkv_dim());
         let inputs = qkv.par_chunks(BLOCK * qkv_dim).zip(self.positions.par_chunks(BLOCK));
         qk.par_chunks_mut(BLOCK * qk_dim).zip(inputs).for_each(|(qk, (qkv, positions))| {
+            let mut turned = vec![0f32; hd];
             vectorize(
                 #[inline(always)]
                 || {
@@ -88,10 +90,11 @@ impl QkRope<'_> {
                         let (cos, sin) = self.table.row(*position);
                         for (head, (out, x)) in out.chunks_exact_mut(hd).zip(row.chunks_exact(hd)).enumerate() {
                             match self.norm_of(head) {
-                                Some(w) => scale_row(x, w, inverse_rms(x, self.eps), out),
-                                None => out.copy_from_slice(x),
+                                Some(w) => scale_row(x, w, inverse_rms(x, self.eps), &mut turned),
+                                None => convert(x, &mut turned),
                             }
-                            rotate(out, cos, sin, 1.0);
+                            rotate(&mut turned, cos, sin, 1.0);
+                            convert(&turned, out);
                         }
                     }
                 },
@@ -101,7 +104,7 @@ impl QkRope<'_> {
 
     /// In place on d_qkv `[T, (H + 2 KV) hd]`: the gradient of the rotated q and k becomes that of the raw ones; the
     /// v part is left alone. `d_q_norm` and `d_k_norm` `[head_dim]` are added to.
-    pub fn backward(&self, qkv: &[f32], d_qkv: &mut [f32], d_norms: Option<(&mut [f32], &mut [f32])>) {
+    pub fn backward<E: Element>(&self, qkv: &[E], d_qkv: &mut [E], d_norms: Option<(&mut [f32], &mut [f32])>) {
         let (hd, qkv_dim) = (self.head_dim, self.qkv_dim());
         let inputs = qkv.par_chunks(BLOCK * qkv_dim).zip(self.positions.par_chunks(BLOCK));
         let partial: Vec<Vec<f32>> = d_qkv
@@ -118,13 +121,15 @@ impl QkRope<'_> {
                             let (cos, sin) = self.table.row(*position);
                             let heads = d_row.chunks_exact_mut(hd).zip(row.chunks_exact(hd));
                             for (head, (d, x)) in heads.enumerate().take(self.heads + self.kv_heads) {
-                                rotate(d, cos, sin, -1.0);
-                                if let Some(w) = self.norm_of(head) {
-                                    let (dq, dk) = dw.split_at_mut(hd);
-                                    dy.copy_from_slice(d);
-                                    let dw = if head < self.heads { dq } else { dk };
-                                    backward_row(x, w, inverse_rms(x, self.eps), &dy, d, dw, false);
-                                }
+                                convert(d, &mut dy);
+                                rotate(&mut dy, cos, sin, -1.0);
+                                let Some(w) = self.norm_of(head) else {
+                                    convert(&dy, d);
+                                    continue;
+                                };
+                                let (dq, dk) = dw.split_at_mut(hd);
+                                let dw = if head < self.heads { dq } else { dk };
+                                backward_row(x, w, inverse_rms(x, self.eps), &dy, d, dw, false);
                             }
                         }
                     },

@@ -3,6 +3,7 @@
 //! Kernels are plain loops inside [`vectorize`]; the compiler turns them into AVX-512 or AVX2 code as the machine
 //! has it. Reductions keep sixteen partial sums by hand, because the compiler may not reorder float additions.
 
+use super::array::Element;
 use pulp::Arch;
 
 /// Width of the hand-kept partial sums.
@@ -44,7 +45,7 @@ pub fn sigmoid(x: f32) -> f32 {
 
 /// `sum_i a_i b_i` in f32 with [`LANES`] partial sums.
 #[inline(always)]
-pub fn dot(a: &[f32], b: &[f32]) -> f32 {
+pub fn dot<A: Element, B: Element>(a: &[A], b: &[B]) -> f32 {
     let n = a.len().min(b.len());
     let (a, b) = (&a[..n], &b[..n]);
     let mut acc = [0f32; LANES];
@@ -52,19 +53,19 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     let mut ys = b.chunks_exact(LANES);
     for (x, y) in (&mut xs).zip(&mut ys) {
         for i in 0..LANES {
-            acc[i] = x[i].mul_add(y[i], acc[i]);
+            acc[i] = x[i].get().mul_add(y[i].get(), acc[i]);
         }
     }
     let mut sum = horizontal(acc);
     for (x, y) in xs.remainder().iter().zip(ys.remainder()) {
-        sum = x.mul_add(*y, sum);
+        sum = x.get().mul_add(y.get(), sum);
     }
     sum
 }
 
 /// `sum_i a_i b_i` with products and [`LANES`] partial sums in f64.
 #[inline(always)]
-pub fn dot_f64(a: &[f32], b: &[f32]) -> f64 {
+pub fn dot_f64<A: Element, B: Element>(a: &[A], b: &[B]) -> f64 {
     let n = a.len().min(b.len());
     let (a, b) = (&a[..n], &b[..n]);
     let mut acc = [0f64; LANES];
@@ -72,12 +73,12 @@ pub fn dot_f64(a: &[f32], b: &[f32]) -> f64 {
     let mut ys = b.chunks_exact(LANES);
     for (x, y) in (&mut xs).zip(&mut ys) {
         for i in 0..LANES {
-            acc[i] = (x[i] as f64).mul_add(y[i] as f64, acc[i]);
+            acc[i] = (x[i].get() as f64).mul_add(y[i].get() as f64, acc[i]);
         }
     }
     let mut sum: f64 = acc.iter().sum();
     for (x, y) in xs.remainder().iter().zip(ys.remainder()) {
-        sum = (*x as f64).mul_add(*y as f64, sum);
+        sum = (x.get() as f64).mul_add(y.get() as f64, sum);
     }
     sum
 }

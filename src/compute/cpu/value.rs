@@ -1,12 +1,13 @@
 //! A value head: a linear layer to one number a row.
 
+use super::array::Element;
 use rayon::prelude::*;
 
 /// `out[r] = w . states[rows[r]] + b`, summed in f64. states `[T, d]`, w `[d]`; returns `[rows]`.
-pub fn values(states: &[f32], rows: &[usize], w: &[f32], b: f32) -> Vec<f32> {
+pub fn values<E: Element>(states: &[E], rows: &[usize], w: &[f32], b: f32) -> Vec<f32> {
     let d = w.len();
     let value = |row: &usize| {
-        let products = states[row * d..(row + 1) * d].iter().zip(w).map(|(x, w)| *x as f64 * *w as f64);
+        let products = states[row * d..(row + 1) * d].iter().zip(w).map(|(x, w)| x.get() as f64 * *w as f64);
         (products.sum::<f64>() + b as f64) as f32
     };
     rows.par_iter().map(value).collect()
@@ -14,8 +15,8 @@ pub fn values(states: &[f32], rows: &[usize], w: &[f32], b: f32) -> Vec<f32> {
 
 /// The gradient of [`values`] from d_values `[rows]`: added to d_states `[T, d]`, where a row may occur more than once, to d_w
 /// `[d]` and to d_b.
-pub fn values_backward(
-    states: &[f32],
+pub fn values_backward<E: Element>(
+    states: &[E],
     rows: &[usize],
     w: &[f32],
     d_values: &[f32],
@@ -28,7 +29,7 @@ pub fn values_backward(
     for (row, dv) in rows.iter().zip(d_values) {
         let at = row * d..(row + 1) * d;
         for ((sum, x), (dx, w)) in sums.iter_mut().zip(&states[at.clone()]).zip(d_states[at].iter_mut().zip(w)) {
-            *sum += *x as f64 * *dv as f64;
+            *sum += x.get() as f64 * *dv as f64;
             *dx += w * dv;
         }
     }

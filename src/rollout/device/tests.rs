@@ -234,7 +234,7 @@ fn log_probs_in_bf16_are_those_of_the_tokens_drawn() {
             let (mut ws, packing) = (Workspace::new(&model), Packing::single(&ids));
             model.forward(&mut ws, &packing, crate::model::Tap::Final, Keep::Nothing);
             let rows = request.prompt.len() - 1..ids.len() - 1;
-            let states = &ws.state()[rows.start * 64..rows.end * 64];
+            let states = &ws.state().to_f32()[rows.start * 64..rows.end * 64];
             let stats = model.head(1.0).forward(states, Some(&completion.ids));
             for (got, expected) in completion.log_probs.iter().zip(&stats.log_probs) {
                 assert!((got - expected).abs() < 0.15, "{got} {expected}");

@@ -4,10 +4,12 @@
 //! added up over blocks of it, always in the same order, so that the result does not depend on how rows and columns
 //! were split between threads.
 
-use super::kernel::{Block, Isa, block, block_unpacked};
+use super::kernel::{Block, Isa, Rounded, block, block_unpacked};
+pub use super::pack::Pointer;
 use super::pack::{Source, panels};
 use super::panels::{ColumnPanels, Panels, evenly, row_panels};
 use crate::compute::cpu::prefetch::LINE;
+use half::bf16;
 use rayon::prelude::*;
 use std::cell::RefCell;
 
@@ -53,7 +55,7 @@ impl Isa {
 /// A matrix by its first element and its strides, one of which is 1.
 #[derive(Clone, Copy)]
 pub struct View {
-    pub data: *const f32,
+    pub data: Pointer,
     pub row_stride: usize,
     pub col_stride: usize,
 }
@@ -65,7 +67,7 @@ unsafe impl Sync for View {}
 
 impl View {
     /// The view that begins at (`row`, `col`).
-    fn at(self, row: usize, col: usize) -> *const f32 {
+    fn at(self, row: usize, col: usize) -> Pointer {
         self.data.wrapping_add(row * self.row_stride + col * self.col_stride)
     }
 }
@@ -73,6 +75,8 @@ impl View {
 thread_local! {
     static PACKED: RefCell<[Panels; 2]> = const { RefCell::new([Panels::new(), Panels::new()]) };
     static COLUMNS: RefCell<PackedColumns> = const { RefCell::new(PackedColumns::none(Isa::Portable)) };
+    /// Sums of a product whose result is rounded, between two blocks of the inner dimension.
+    static SUMS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Lengths of the blocks of an inner dimension `k`: (first index, length), in order.
@@ -99,7 +103,7 @@ pub unsafe fn product(isa: Isa, (m, n, k): (usize, usize, usize), a: View, b: Vi
                 unsafe {
                     pack_columns(isa, b, columns, depth, panels.as_mut_ptr());
                     let a = View { data: a.at(0, k0), ..a };
-                    let c = c.at_column(n0).after(k0);
+                    let c = c.at_column(n0).for_inner(k0, k0 + depth == k);
                     if columns.width() <= isa.few_columns() {
                         as_it_lies(isa, (m, depth), a, (columns, panels.as_ptr()), c);
                     } else {
@@ -118,31 +122,66 @@ pub struct Out {
     pub row_stride: usize,
     /// Add to what is there, or replace it.
     pub add: bool,
+    /// Where the result is in bf16.
+    pub rounded: Option<Rounded>,
+}
+
+/// A result's first element, in either format.
+#[derive(Clone, Copy)]
+pub enum Place {
+    F32(*mut f32),
+    Bf16(*mut bf16),
+}
+
+impl Place {
+    /// So many elements further.
+    pub fn wrapping_add(self, n: usize) -> Place {
+        match self {
+            Place::F32(c) => Place::F32(c.wrapping_add(n)),
+            Place::Bf16(c) => Place::Bf16(c.wrapping_add(n)),
+        }
+    }
 }
 
 impl Out {
-    /// The same rows from a column on.
-    ///
-    /// # Safety
-    /// The column lies in C.
-    unsafe fn at_column(self, column: usize) -> Out {
-        // SAFETY: by the caller's promise.
-        Out { c: unsafe { self.c.add(column) }, ..self }
+    /// Calls `f` with a place for a product `[m, n]` over an inner dimension `k`: itself or, where the result is rounded and comes of
+    /// several blocks of the inner dimension, together with memory for its sums, which the thread keeps.
+    pub fn with((place, row_stride): (Place, usize), (m, n, k): (usize, usize, usize), add: bool, f: impl FnOnce(Out)) {
+        let c = match place {
+            Place::F32(c) => return f(Out { c, row_stride, add, rounded: None }),
+            Place::Bf16(c) => c,
+        };
+        let rounded = Some(Rounded { c, row_stride, read: false, write: false });
+        SUMS.with_borrow_mut(|sums| {
+            if inner_blocks(Isa::Avx512Bf16, k).nth(1).is_some() && sums.len() < m * n {
+                *sums = vec![0.0; m * n];
+            }
+            f(Out { c: sums.as_mut_ptr(), row_stride: n, add, rounded });
+        });
     }
 
-    /// For the block of the inner dimension that begins at `k0`: all but the first add to what is there.
-    fn after(self, k0: usize) -> Out {
-        Out { add: self.add || k0 > 0, ..self }
+    /// The same rows from a column on.
+    fn at_column(self, column: usize) -> Out {
+        let rounded = self.rounded.map(|rounded| Rounded { c: rounded.c.wrapping_add(column), ..rounded });
+        Out { c: self.c.wrapping_add(column), rounded, ..self }
+    }
+
+    /// The same from a row on.
+    fn at_row(self, row: usize) -> Out {
+        let rounded = self.rounded.map(|x| Rounded { c: x.c.wrapping_add(row * x.row_stride), ..x });
+        Out { c: self.c.wrapping_add(row * self.row_stride), rounded, ..self }
+    }
+
+    /// For the block of the inner dimension that begins at `k0`: all but the first add to what is there, and the last rounds.
+    fn for_inner(self, k0: usize, last: bool) -> Out {
+        let rounded = self.rounded.map(|x| Rounded { read: self.add && k0 == 0, write: last, ..x });
+        Out { add: self.add || k0 > 0, rounded, ..self }
     }
 
     /// From (`row`, `column`) on, a block with so many columns in C.
-    ///
-    /// # Safety
-    /// (`row`, `column`) lies in C.
-    unsafe fn block(self, row: usize, column: usize, cols: usize) -> Block {
-        // SAFETY: by the caller's promise.
-        let c = unsafe { self.c.add(row * self.row_stride + column) };
-        Block { c, row_stride: self.row_stride, cols, add: self.add }
+    fn block(self, row: usize, column: usize, cols: usize) -> Block {
+        let Out { c, row_stride, add, rounded } = self.at_row(row).at_column(column);
+        Block { c, row_stride, cols, add, rounded }
     }
 }
 
@@ -168,11 +207,13 @@ unsafe fn as_it_lies(isa: Isa, (m, depth): (usize, usize), a: View, (columns, b)
     for rows in row_panels(isa, m) {
         for (panel, there) in columns.iter() {
             let (shape, j) = ((rows.len(), panel.len()), panel.start - columns.first());
-            let strides = (a.row_stride, a.col_stride);
+            let (Pointer::F32(rows_of_a), strides) = (a.at(rows.start, 0), (a.row_stride, a.col_stride)) else {
+                unreachable!("bf16 is made by packing")
+            };
             // SAFETY: the block lies in C, its rows in A; the panel of B is packed.
             unsafe {
                 let out = c.block(rows.start, j, there);
-                block_unpacked(isa, shape, depth, a.at(rows.start, 0), strides, b.add(j * units), out);
+                block_unpacked(isa, shape, depth, rows_of_a, strides, b.add(j * units), out);
             }
         }
     }
@@ -196,7 +237,7 @@ unsafe fn against_panels(
         // SAFETY: rows and columns are A's; the buffer was sized above; the block lies in C.
         unsafe {
             pack_rows(isa, View { data: a.at(rows.start, 0), ..a }, rows.len(), depth, panels.as_mut_ptr());
-            meet(isa, rows.len(), units, panels.as_ptr(), b, Out { c: c.c.add(rows.start * c.row_stride), ..c });
+            meet(isa, rows.len(), units, panels.as_ptr(), b, c.at_row(rows.start));
         }
     }
 }
@@ -299,7 +340,8 @@ impl PackedRows {
             let (units, columns) = (self.isa.units(*depth), ColumnPanels::of(b.isa, b.n));
             // SAFETY: by the caller's promise; both were packed in the same blocks of the inner dimension.
             unsafe {
-                meet(self.isa, rows, units, a, (columns, panels.as_slice().as_ptr()), c.after(*k0));
+                let c = c.for_inner(*k0, k0 + depth == self.k);
+                meet(self.isa, rows, units, a, (columns, panels.as_slice().as_ptr()), c);
                 a = a.add(rows * units);
             }
         }
@@ -347,6 +389,11 @@ impl PackedColumns {
         packed
     }
 
+    /// Whether products with them are in bf16.
+    pub fn are_bf16(&self) -> bool {
+        self.isa == Isa::Avx512Bf16
+    }
+
     const fn none(isa: Isa) -> PackedColumns {
         PackedColumns { isa, n: 0, blocks: Vec::new() }
     }
@@ -368,26 +415,34 @@ impl PackedColumns {
         })
     }
 
-    /// [`product`] for part `i` of `parts` of the panels; `c` is all of C.
+    /// [`product`] for part `i` of `parts` of the panels, added to C or in its place: `c` is all of C, and the distance between its rows.
     ///
     /// # Safety
     /// As [`product`].
-    pub unsafe fn product(&self, m: usize, (i, parts): (usize, usize), a: View, c: Out) {
+    pub unsafe fn product(
+        &self,
+        m: usize,
+        (i, parts): (usize, usize),
+        a: View,
+        (c, row_stride): (Place, usize),
+        add: bool,
+    ) {
         let columns = ColumnPanels::of(self.isa, self.n).part(i, parts);
-        if columns.width() == 0 {
+        let width = columns.width().min(self.n - columns.first());
+        if width == 0 {
             return;
         }
-        PACKED.with_borrow_mut(|[packed_a, _]| {
+        let k = self.blocks.last().map_or(0, |(k0, depth, _)| k0 + depth);
+        let c = (c.wrapping_add(columns.first()), row_stride);
+        let product = |c: Out, packed_a: &mut Panels| {
             for (k0, depth, panels) in &self.blocks {
                 let b = panels.as_slice()[columns.first() * self.isa.units(*depth)..].as_ptr();
-                let a = View { data: a.at(0, *k0), ..a };
+                let (a, c) = (View { data: a.at(0, *k0), ..a }, c.for_inner(*k0, k0 + depth == k));
                 // SAFETY: by the caller's promise; the first column is C's, since the part has some.
-                unsafe {
-                    let c = c.at_column(columns.first()).after(*k0);
-                    against_panels(self.isa, (m, *depth), a, (columns, b), packed_a, c);
-                }
+                unsafe { against_panels(self.isa, (m, *depth), a, (columns, b), packed_a, c) };
             }
-        });
+        };
+        PACKED.with_borrow_mut(|[packed_a, _]| Out::with(c, (m, width, k), add, |c| product(c, packed_a)));
     }
 }
 
@@ -404,8 +459,8 @@ mod tests {
         let a: Vec<f32> = (0..m * k).map(small).collect();
         let b: Vec<f32> = (0..k * n).map(|i| small(i + 77)).collect();
         let view = |data: &[f32], rows: usize, cols: usize, by_rows: bool| match by_rows {
-            true => View { data: data.as_ptr(), row_stride: cols, col_stride: 1 },
-            false => View { data: data.as_ptr(), row_stride: 1, col_stride: rows },
+            true => View { data: Pointer::F32(data.as_ptr()), row_stride: cols, col_stride: 1 },
+            false => View { data: Pointer::F32(data.as_ptr()), row_stride: 1, col_stride: rows },
         };
         let (va, vb) = (view(&a, m, k, a_by_rows), view(&b, k, n, b_by_rows));
         let at = |data: &[f32], view: View, i: usize, j: usize| data[i * view.row_stride + j * view.col_stride];
@@ -421,7 +476,9 @@ mod tests {
         for isa in Isa::F32.into_iter().chain([Isa::Avx512Bf16]).filter(|isa| isa.is_here()) {
             let mut c = before.clone();
             // SAFETY: the instructions are here; the views are of a and b, and c is borrowed mutably.
-            unsafe { product(isa, (m, n, k), va, vb, Out { c: c.as_mut_ptr(), row_stride: n + 1, add }) };
+            Out::with((Place::F32(c.as_mut_ptr()), n + 1), (m, n, k), add, |out| unsafe {
+                product(isa, (m, n, k), va, vb, out)
+            });
             assert!(c == expected, "{isa:?}: [{m}, {k}] x [{k}, {n}]");
         }
     }

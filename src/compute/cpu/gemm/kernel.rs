@@ -15,6 +15,7 @@ mod registers;
 
 use super::Compute;
 use crate::compute::cpu::prefetch::{LINE, prefetch};
+use half::bf16;
 
 /// The instructions that a product is made of, which decide its number format and the shape of its blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,6 +111,20 @@ pub struct Block {
     pub cols: usize,
     /// Add to what is there, or replace it.
     pub add: bool,
+    /// Of a product in bf16, whose result is in bf16 too.
+    pub rounded: Option<Rounded>,
+}
+
+/// The place of a result in bf16, of which only the first sums read and only the last ones write anything: between them they are
+/// kept in f32.
+#[derive(Clone, Copy)]
+pub struct Rounded {
+    pub c: *mut bf16,
+    pub row_stride: usize,
+    /// What is added to is here.
+    pub read: bool,
+    /// The sums are written here.
+    pub write: bool,
 }
 
 /// Calls a function of constants: those listed that the value, a tuple, consists of.
@@ -142,9 +157,16 @@ fn fetch_row(units: usize, columns: usize, out: Block, row: usize) {
     if units < LONG {
         return;
     }
-    let row = out.c.wrapping_add(row * out.row_stride);
-    for line in [0, columns / 2, columns - 1] {
-        prefetch::<1>(row.wrapping_add(line));
+    if let Some(Rounded { c, row_stride, .. }) = out.rounded {
+        let row = c.wrapping_add(row * row_stride);
+        prefetch::<1>(row.cast());
+        prefetch::<1>(row.wrapping_add(columns - 1).cast());
+    }
+    if out.rounded.is_none_or(|rounded| out.add != rounded.read || !rounded.write) {
+        let row = out.c.wrapping_add(row * out.row_stride);
+        for line in [0, columns / 2, columns - 1] {
+            prefetch::<1>(row.wrapping_add(line));
+        }
     }
 }
 

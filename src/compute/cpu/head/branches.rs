@@ -7,6 +7,7 @@
 use super::divergence::{Reference, Row, TileRow, all_merged, comparison, fold_states};
 use super::{Head, ROWS};
 use crate::compute::backend::{BranchComparison, Branches};
+use crate::compute::cpu::array::Elements;
 use crate::compute::cpu::simd::vectorize;
 
 /// What a block of tokens takes from one tile: branches first, then streams.
@@ -15,13 +16,14 @@ type TileRows<const N: usize> = (Vec<TileRow<0>>, Vec<TileRow<N>>);
 impl Head<'_> {
     /// Statistics of what [`Branches`] `[R, 2 L + 2, d]` say, and of `H^1..H^L` and the final state, which are the states that
     /// `references`, two at most, count (0 to L), as [`Head::compare`] has them; targets `[R]` token ids.
-    pub fn compare_branches(
+    pub fn compare_branches<'a>(
         &self,
-        hidden: &[f32],
+        hidden: impl Into<Elements<'a>>,
         of: Branches,
         references: &[usize],
         targets: &[u32],
     ) -> BranchComparison {
+        let hidden = hidden.into();
         match *references {
             [] => self.branches_with::<0>(hidden, of, [], targets),
             [a] => self.branches_with(hidden, of, [a], targets),
@@ -32,7 +34,7 @@ impl Head<'_> {
 
     fn branches_with<const N: usize>(
         &self,
-        hidden: &[f32],
+        hidden: Elements<'_>,
         of: Branches,
         references: [usize; N],
         targets: &[u32],
@@ -47,7 +49,8 @@ impl Head<'_> {
         assert!(references.iter().all(|r| *r < states), "references {references:?} of {states} states");
         let most = (ROWS / of.places()).max(1);
         let mut out = BranchComparison::default();
-        for (hidden, targets) in hidden.chunks(most * width).zip(targets.chunks(most)) {
+        for (first, targets) in (0..).step_by(most).zip(targets.chunks(most)) {
+            let hidden = hidden.part(first * width..(first + targets.len()) * width);
             let tiles =
                 self.by_tiles(hidden, of.places(), None, |tile, first, z, (branches, streams): &mut TileRows<N>| {
                     let width = self.width(tile);
@@ -120,7 +123,7 @@ mod tests {
             let branches = whole(tokens * of.places() * d, seed + 7, scale);
             let targets: Vec<u32> = (0..tokens as u32).map(|t| (t * 379 + 5) % vocab as u32).collect();
             let references = &[layers, layers / 2][..references];
-            let mut states = Vec::new();
+            let mut states: Vec<f32> = Vec::new();
             for rows in branches.chunks_exact(of.places() * d) {
                 let row = |place: usize| &rows[place * d..(place + 1) * d];
                 let mut state = row(of.embedding()).to_vec();

@@ -11,6 +11,7 @@
 
 use super::{Head, ROWS, TILE};
 use crate::compute::backend::{Comparison, Divergences};
+use crate::compute::cpu::array::Elements;
 use crate::compute::cpu::simd::{LANES, exp, horizontal, max, vectorize};
 use rayon::prelude::*;
 
@@ -110,7 +111,14 @@ fn position(z: &[f32], m: f32) -> u32 {
 impl Head<'_> {
     /// Statistics of states `[R, S, d]`, S to a token, for targets `[R]` token ids, or none. `references`, two at most, are
     /// the places (0 to S - 1) of the states that every state's divergences are taken to and from.
-    pub fn compare(&self, hidden: &[f32], states: usize, references: &[usize], targets: Option<&[u32]>) -> Comparison {
+    pub fn compare<'a>(
+        &self,
+        hidden: impl Into<Elements<'a>>,
+        states: usize,
+        references: &[usize],
+        targets: Option<&[u32]>,
+    ) -> Comparison {
+        let hidden = hidden.into();
         match *references {
             [] => self.compare_with::<0>(hidden, states, [], targets),
             [a] => self.compare_with(hidden, states, [a], targets),
@@ -121,7 +129,7 @@ impl Head<'_> {
 
     fn compare_with<const N: usize>(
         &self,
-        hidden: &[f32],
+        hidden: Elements<'_>,
         states: usize,
         references: [usize; N],
         targets: Option<&[u32]>,
@@ -133,7 +141,7 @@ impl Head<'_> {
         let most = (ROWS / states.max(1)).max(1);
         for from in (0..tokens).step_by(most) {
             let block = from..(from + most).min(tokens);
-            let hidden = &hidden[from * width..block.end * width];
+            let hidden = hidden.part(from * width..block.end * width);
             let targets = targets.map(|t| &t[block]);
             let tiles = self.by_tiles(hidden, states, None, |tile, first, z, out: &mut Vec<TileRow<N>>| {
                 let width = self.width(tile);

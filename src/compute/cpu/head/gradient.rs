@@ -4,6 +4,7 @@
 //! `[rows, vocabulary]` of a whole batch never exists: the block is as long as [`LOGITS`] allows.
 
 use super::{Head, HeadStats, RowGradients, TILE, TileSums, merged};
+use crate::compute::cpu::array::{Array, Element, Elements, convert};
 use crate::compute::cpu::gemm::{Mat, MatMut, Write, matmul_seq};
 use crate::compute::cpu::simd::{exp, vectorize};
 use rayon::prelude::*;
@@ -21,22 +22,22 @@ impl Head<'_> {
     /// `[V, d]` added to, if it is wanted; `logits` is scratch, kept from call to call. With `g` and `h` a row's derivatives for its log-prob and its entropy `H`:
     /// `dz_j = g (1[j = target] - p_j) - h p_j (log p_j + H)`. Rows where both are zero cost nothing more.
     #[allow(clippy::too_many_arguments)]
-    pub fn forward_backward<E>(
+    pub fn forward_backward<'a, E, D: Element>(
         &self,
-        hidden: &[f32],
+        hidden: impl Into<Elements<'a>>,
         targets: &[u32],
-        d_hidden: &mut [f32],
+        d_hidden: &mut [D],
         mut d_embedding: Option<&mut [f32]>,
         logits: &mut Vec<f32>,
         mut loss: impl FnMut(Range<usize>, &HeadStats) -> Result<RowGradients, E>,
     ) -> Result<HeadStats, E> {
-        let (d, rows) = (self.hidden_size, targets.len());
+        let (hidden, d, rows) = (hidden.into(), self.hidden_size, targets.len());
         let most = (LOGITS / self.vocab().max(1)).clamp(FEWEST_ROWS, MOST_ROWS);
         let mut stats = HeadStats::with_capacity(rows);
         logits.resize(most.min(rows) * self.vocab(), 0.0);
         for from in (0..rows).step_by(most) {
             let block = from..(from + most).min(rows);
-            let hidden = &hidden[from * d..block.end * d];
+            let hidden = hidden.part(from * d..block.end * d);
             let targets = &targets[block.clone()];
             let tiles = self.by_tiles(hidden, 1, Some(logits), |tile, from, z, sums: &mut TileSums| {
                 self.fold_rows(tile, from, Some(targets), z, sums);
@@ -52,29 +53,29 @@ impl Head<'_> {
 
     /// Backward of one block; its logits `[tile][n, width]` are consumed.
     #[allow(clippy::too_many_arguments)]
-    fn block_backward(
+    fn block_backward<D: Element>(
         &self,
-        hidden: &[f32],
+        hidden: Elements<'_>,
         targets: &[u32],
         stats: &HeadStats,
         gradients: &RowGradients,
         logits: &mut [f32],
-        d_hidden: &mut [f32],
+        d_hidden: &mut [D],
         d_embedding: Option<&mut [f32]>,
     ) {
         let (d, n, inv_t) = (self.hidden_size, targets.len(), 1.0 / self.temperature);
-        d_hidden.fill(0.0);
+        d_hidden.fill(D::default());
         let alive: Vec<usize> = (0..n).filter(|row| gradients.of(*row) != (0.0, 0.0)).collect();
         let live = alive.len();
         if live == 0 {
             return;
         }
-        let gathered: Vec<f32>;
+        let gathered: Array;
         let hidden = if live == n {
             hidden
         } else {
-            gathered = alive.iter().flat_map(|row| &hidden[row * d..(row + 1) * d]).copied().collect();
-            &gathered
+            gathered = hidden.rows(&alive, d);
+            Elements::from(&gathered)
         };
         let logits = &mut logits[..n * self.vocab()];
         let tiles = logits.par_chunks_mut(n * TILE).enumerate().with_max_len(1);
@@ -95,7 +96,7 @@ impl Head<'_> {
             Some(d_embedding) => tiles.zip(d_embedding.par_chunks_mut(TILE * d)).for_each(|((tile, z), d_entries)| {
                 to_gradients(tile, z);
                 let width = self.width(tile);
-                let dz = Mat::new(z, live, width).t();
+                let dz = Mat::new(&*z, live, width).t();
                 let d_entries = MatMut::new(d_entries, width, d);
                 matmul_seq(self.compute, d_entries, dz, Mat::new(hidden, live, d), Write::Add);
             }),
@@ -109,11 +110,17 @@ impl Head<'_> {
                 let width = self.width(tile);
                 let dz = &logits[n * tile * TILE + from * width..][..rows * width];
                 let entries = Mat::new(self.entries(tile), width, d);
-                matmul_seq(self.compute, MatMut::new(d_rows, rows, d), Mat::new(dz, rows, width), entries, Write::Add);
+                matmul_seq(
+                    self.compute,
+                    MatMut::new(&mut *d_rows, rows, d),
+                    Mat::new(dz, rows, width),
+                    entries,
+                    Write::Add,
+                );
             }
         });
         for (row, x) in alive.iter().zip(d_live.chunks_exact(d)) {
-            d_hidden[row * d..(row + 1) * d].copy_from_slice(x);
+            convert(x, &mut d_hidden[row * d..(row + 1) * d]);
         }
     }
 }

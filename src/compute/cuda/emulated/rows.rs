@@ -89,7 +89,7 @@ fn norms_backward_equals_the_cpus() {
                 let blocks = t.div_ceil(rows);
                 let (mut mdx, mut mdw) = (Memory::f32(&dx), Memory::f32(&dw));
                 let (mut partial, mut rounded) = (Memory::room(blocks * d), Memory::real_room(real, t * d));
-                rms_norm_backward(&x, &w, &inv, &dy, &mut dx, &mut dw, accumulate);
+                rms_norm_backward(&x, &w, &inv, &dy, &mut dx, None, &mut dw, accumulate);
                 gpu.launch(
                     kernel,
                     [blocks, 1, 1],

@@ -1,7 +1,7 @@
 //! The kernel on AVX-512: the sums of a 14 x 32 block stay in 28 of the 32 registers. In bf16, `vdpbf16ps` multiplies the
 //! two numbers of a unit and adds both into an f32 sum.
 
-use super::{Block, Isa, LINE, by_constants, fetch_row, prefetch};
+use super::{Block, Isa, LINE, Rounded, by_constants, fetch_row, prefetch};
 use std::arch::x86_64::*;
 
 /// Columns of a block: two registers.
@@ -33,7 +33,7 @@ pub unsafe fn block(rows: usize, units: usize, a: *const u32, b: *const u32, ahe
 }
 
 /// # Safety
-/// As [`super::block`], on AVX-512F and AVX512-BF16.
+/// As [`super::block`], on AVX-512F and AVX512-BF16 with BW and VL.
 pub unsafe fn block_bf16(rows: usize, units: usize, a: *const u32, b: *const u32, ahead: *const u32, out: Block) {
     // SAFETY: by the caller's promise.
     unsafe {
@@ -112,7 +112,7 @@ unsafe fn f32_unpacked<const R: usize>(
 
 /// # Safety
 /// As [`block`], with R rows.
-#[target_feature(enable = "avx512f,avx512bf16")]
+#[target_feature(enable = "avx512f,avx512bf16,avx512bw,avx512vl")]
 unsafe fn bf16_block<const R: usize>(units: usize, a: *const u32, b: *const u32, ahead: *const u32, out: Block) {
     let (mut a, mut b, mut ahead) = (a.cast::<i32>(), b.cast::<i32>(), ahead.cast::<f32>());
     let mut sums = [[_mm512_setzero_ps(); 2]; R];
@@ -131,7 +131,7 @@ unsafe fn bf16_block<const R: usize>(units: usize, a: *const u32, b: *const u32,
         }
     });
     // SAFETY: by the caller's promise.
-    unsafe { store(sums, out) }
+    unsafe { store_bf16(sums, out) }
 }
 
 /// # Safety
@@ -139,8 +139,7 @@ unsafe fn bf16_block<const R: usize>(units: usize, a: *const u32, b: *const u32,
 #[inline]
 #[target_feature(enable = "avx512f")]
 unsafe fn store<const R: usize>(sums: [[__m512; 2]; R], out: Block) {
-    let mask = |cols: usize| ((1u32 << cols.min(16)) - 1) as __mmask16;
-    let (m0, m1) = (mask(out.cols), mask(out.cols.saturating_sub(16)));
+    let (m0, m1) = masks(out.cols);
     for (r, sum) in sums.iter().enumerate() {
         // SAFETY: masked to the block's columns.
         unsafe {
@@ -154,4 +153,48 @@ unsafe fn store<const R: usize>(sums: [[__m512; 2]; R], out: Block) {
             _mm512_mask_storeu_ps(c.wrapping_add(16), m1, s1);
         }
     }
+}
+
+/// [`store`] where the result may be in bf16.
+///
+/// # Safety
+/// AVX-512F and AVX512-BF16 with BW and VL; the block of R rows may be written, in either place.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16,avx512bw,avx512vl")]
+unsafe fn store_bf16<const R: usize>(sums: [[__m512; 2]; R], out: Block) {
+    let Some(Rounded { c, row_stride, read, write }) = out.rounded else {
+        // SAFETY: by the caller's promise.
+        return unsafe { store(sums, out) };
+    };
+    let (m0, m1) = masks(out.cols);
+    for (r, sum) in sums.iter().enumerate() {
+        let (exact, rounded) = (out.c.wrapping_add(r * out.row_stride), c.wrapping_add(r * row_stride));
+        for (half, mask) in [m0, m1].into_iter().enumerate() {
+            let (exact, rounded) = (exact.wrapping_add(16 * half), rounded.wrapping_add(16 * half));
+            let mut sum = sum[half];
+            // SAFETY: masked to the block's columns; sixteen bf16 are as many numbers of 16 bits, the upper halves of an f32.
+            unsafe {
+                if out.add && read {
+                    let before = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, rounded.cast()));
+                    sum = _mm512_add_ps(sum, _mm512_castsi512_ps(_mm512_slli_epi32::<16>(before)));
+                } else if out.add {
+                    sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, exact));
+                }
+                if write {
+                    let sum = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(sum));
+                    _mm256_mask_storeu_epi16(rounded.cast(), mask, sum);
+                } else {
+                    _mm512_mask_storeu_ps(exact, mask, sum);
+                }
+            }
+        }
+    }
+}
+
+/// Lanes of a block's two registers that C has.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn masks(cols: usize) -> (__mmask16, __mmask16) {
+    let mask = |cols: usize| ((1u32 << cols.min(16)) - 1) as __mmask16;
+    (mask(cols), mask(cols.saturating_sub(16)))
 }

@@ -6,7 +6,7 @@ use std::arch::x86_64::*;
 
 /// # Safety
 /// As [`super::panel`], on AVX2.
-pub unsafe fn panel(source: Source, width: usize, k: usize, step: usize, out: *mut u32) {
+pub unsafe fn panel(source: Source<*const f32>, width: usize, k: usize, step: usize, out: *mut u32) {
     // SAFETY: by the caller's promise.
     unsafe {
         match (source.inner_stride, step) {
@@ -27,7 +27,7 @@ fn lanes(n: usize) -> __m256i {
 /// # Safety
 /// As [`super::panel`].
 #[target_feature(enable = "avx2")]
-unsafe fn copy(source: Source, width: usize, k: usize, step: usize, out: *mut u32) {
+unsafe fn copy(source: Source<*const f32>, width: usize, k: usize, step: usize, out: *mut u32) {
     for from in (0..step).step_by(8) {
         let mask = lanes(width.saturating_sub(from));
         for i in 0..k {
@@ -45,7 +45,7 @@ unsafe fn copy(source: Source, width: usize, k: usize, step: usize, out: *mut u3
 /// # Safety
 /// As [`super::panel`].
 #[target_feature(enable = "avx2")]
-unsafe fn transpose(source: Source, width: usize, k: usize, step: usize, out: *mut u32) {
+unsafe fn transpose(source: Source<*const f32>, width: usize, k: usize, step: usize, out: *mut u32) {
     for from in (0..step).step_by(8) {
         let rows = width.saturating_sub(from).min(8);
         for k0 in (0..k).step_by(8) {
@@ -79,7 +79,7 @@ fn few_lanes(n: usize) -> __m128i {
 /// # Safety
 /// As [`super::panel`].
 #[target_feature(enable = "avx2")]
-unsafe fn copy_narrow(source: Source, width: usize, k: usize, step: usize, out: *mut u32) {
+unsafe fn copy_narrow(source: Source<*const f32>, width: usize, k: usize, step: usize, out: *mut u32) {
     let (mask, written) = (few_lanes(width), few_lanes(step));
     for i in 0..k {
         // SAFETY: masked to the source's elements; the destination by the caller's promise.
@@ -103,7 +103,7 @@ unsafe fn copy_narrow(source: Source, width: usize, k: usize, step: usize, out: 
 /// # Safety
 /// As [`super::panel`].
 #[target_feature(enable = "avx2")]
-unsafe fn transpose_narrow(source: Source, width: usize, k: usize, step: usize, out: *mut u32) {
+unsafe fn transpose_narrow(source: Source<*const f32>, width: usize, k: usize, step: usize, out: *mut u32) {
     for k0 in (0..k).step_by(8) {
         let mask = lanes(k - k0);
         let mut x = [_mm256_setzero_ps(); 4];

@@ -5,7 +5,7 @@ use crate::compute::cpu::prefetch::prefetch;
 
 /// # Safety
 /// As [`super::panel`].
-pub unsafe fn panel(source: Source, width: usize, k: usize, step: usize, out: *mut u32) {
+pub unsafe fn panel(source: Source<*const f32>, width: usize, k: usize, step: usize, out: *mut u32) {
     // SAFETY: by the caller's promise.
     unsafe {
         match source.inner_stride {
@@ -17,7 +17,7 @@ pub unsafe fn panel(source: Source, width: usize, k: usize, step: usize, out: *m
 
 /// # Safety
 /// As [`super::panel`].
-unsafe fn copy(source: Source, width: usize, k: usize, step: usize, out: *mut u32) {
+unsafe fn copy(source: Source<*const f32>, width: usize, k: usize, step: usize, out: *mut u32) {
     for i in 0..k {
         // SAFETY: the source's elements; the destination by the caller's promise.
         unsafe {
@@ -32,7 +32,7 @@ unsafe fn copy(source: Source, width: usize, k: usize, step: usize, out: *mut u3
 
 /// # Safety
 /// As [`super::panel`].
-unsafe fn transpose(source: Source, width: usize, k: usize, step: usize, out: *mut u32) {
+unsafe fn transpose(source: Source<*const f32>, width: usize, k: usize, step: usize, out: *mut u32) {
     // A few inner elements at a time, so that a line of the panel is filled while it is near.
     const INNER: usize = 16;
     for k0 in (0..k).step_by(INNER) {
