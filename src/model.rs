@@ -19,9 +19,11 @@ use crate::compute::backend::Unembedding;
 use crate::compute::cpu::Cpu;
 use crate::compute::cpu::head::Head;
 use anyhow::{Result, bail, ensure};
+use packed::PackedModel;
 use std::borrow::Cow;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
 pub use crate::compute::cpu::gemm::Compute;
 pub use config::ModelConfig;
@@ -38,11 +40,18 @@ pub struct Model<B: Backend = Cpu> {
     pub layout: ParamLayout,
     pub params: B::Params,
     pub backend: B,
+    /// The weights as decoding reads them, where they are there as nothing else ([`Model::for_sampling`]).
+    packed: Option<Arc<PackedModel<B>>>,
 }
 
 impl<B: Backend> Model<B> {
     /// The values of one range of the layout.
     pub fn param(&self, range: &Range<usize>) -> B::View<'_> {
+        let given_up = self.packed.as_ref().is_some_and(|packed| packed.replaces(range));
+        assert!(
+            !given_up,
+            "weights {range:?} are there only as decoding reads them: the model can be sampled from, no more"
+        );
         B::params(&self.params, range)
     }
 
@@ -58,13 +67,22 @@ impl<B: Backend> Model<B> {
 
     /// The same model on the host, which multiplies in f32.
     pub fn into_host(self) -> Model {
+        self.assert_whole();
         let params = self.backend.unload(self.params);
-        Model { config: self.config, layout: self.layout, params, backend: Cpu::default() }
+        Model { config: self.config, layout: self.layout, params, backend: Cpu::default(), packed: None }
     }
 
     /// The parameters on the host, `[layout.len()]`.
     pub fn host_params(&self) -> Cow<'_, [f32]> {
+        self.assert_whole();
         self.backend.store(&self.params)
+    }
+
+    fn assert_whole(&self) {
+        assert!(
+            self.packed.is_none(),
+            "some weights are there only as decoding reads them: the model can be sampled from, no more"
+        );
     }
 
     /// Fails if a sequence does not fit the context or holds an id outside of the vocabulary.
@@ -91,7 +109,7 @@ impl Model {
     pub fn new(config: ModelConfig, params: Vec<f32>) -> Model {
         let layout = ParamLayout::new(&config);
         assert_eq!(params.len(), layout.len(), "parameters do not match the layout");
-        Model { config, layout, params, backend: Cpu::default() }
+        Model { config, layout, params, backend: Cpu::default(), packed: None }
     }
 
     /// Opens a HuggingFace checkpoint folder: `config.json` and safetensors.
@@ -99,7 +117,7 @@ impl Model {
         let config = ModelConfig::from_dir(dir)?;
         let layout = ParamLayout::new(&config);
         let params = weights::load(dir, &config, &layout)?;
-        Ok(Model { config, layout, params, backend: Cpu::default() })
+        Ok(Model { config, layout, params, backend: Cpu::default(), packed: None })
     }
 
     /// The unembedding `E_u` as a distribution over tokens.
@@ -114,6 +132,8 @@ impl Model {
 
     /// The same model on a device.
     pub fn on<B: Backend>(self, backend: B) -> Model<B> {
-        Model { config: self.config, layout: self.layout, params: backend.load(self.params), backend }
+        self.assert_whole();
+        let params = backend.load(self.params);
+        Model { config: self.config, layout: self.layout, params, backend, packed: None }
     }
 }

@@ -54,6 +54,7 @@ fn run_on<B: Device>(args: &EvaluateArgs, name: &str, out: &Path, plans: &[Plan]
     let weights = fingerprint(&opened.model);
     let (model, asked) = (opened.model.on(backend), opened.prompts);
     let policy = InternalPolicy::parse(&args.policy, model.config.layers)?;
+    let model = model.for_sampling(policy.tap());
     let mut ws = Workspace::new(&model);
     let mut done = Vec::with_capacity(plans.len());
     for plan in plans {

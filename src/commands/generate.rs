@@ -7,7 +7,7 @@ use side_by_side::{Answer, side_by_side};
 use super::device::{self, Device, on_device};
 use super::{open, row_tokens};
 use crate::cli::GenerateArgs;
-use crate::model::Workspace;
+use crate::model::{LayerIndex, Tap, Workspace};
 use crate::policy::InternalPolicy;
 use crate::rollout::engine::{Engine, Finish, Request, generate};
 use crate::rollout::sampler::{Sampling, check_temperature_or_greedy};
@@ -45,13 +45,18 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
 
 fn run_on<B: Device>(args: &GenerateArgs, backend: B) -> Result<()> {
     let opened = open(&args.model, &args.style)?;
-    let (model, prompts) = (&opened.model.on(backend), &opened.prompts);
+    let (model, prompts) = (opened.model.on(backend), &opened.prompts);
     let mut policies: Vec<InternalPolicy> = Vec::with_capacity(args.policy.len());
     for name in &args.policy {
         let policy = InternalPolicy::parse(name, model.config.layers)?;
         ensure!(!policies.contains(&policy), "--policy names {policy} twice: its samples would be the same");
         policies.push(policy);
     }
+    let deepest = policies
+        .iter()
+        .map(|policy| policy.tap())
+        .max_by_key(|tap| tap.layer().map_or(usize::MAX, LayerIndex::one_based));
+    let model = &model.for_sampling(deepest.unwrap_or(Tap::Final));
     let rows = match (&args.prompt, &args.data) {
         (Some(text), _) => vec![Row::Prompt { messages: vec![Message { role: "user".into(), content: text.clone() }] }],
         (None, Some(path)) => read_rows(path)?,

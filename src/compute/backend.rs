@@ -62,6 +62,14 @@ pub struct LinearShape {
     pub outputs: usize,
 }
 
+/// A linear layer's weight `[outputs, inputs]`.
+#[derive(Debug)]
+pub enum Weight<'a, B: Backend> {
+    AsItLies(B::View<'a>),
+    /// As [`Backend::pack`] made it.
+    Packed(&'a B::Packed),
+}
+
 /// The low-rank path beside a (fused) linear layer, `y += B (s A x)`.
 #[derive(Clone, Debug)]
 pub struct LowRank<V> {
@@ -182,7 +190,7 @@ pub trait Backend: Clone + Debug + Send + Sync + 'static {
     /// Ids and positions of a forward's tokens, packed or one for each sequence.
     type Tokens<'a>: Copy;
     /// A weight laid out for many products of few rows.
-    type Packed: Send + Sync;
+    type Packed: Debug + Send + Sync;
 
     // ---- arrays ----
 
@@ -220,6 +228,8 @@ pub trait Backend: Clone + Debug + Send + Sync + 'static {
     fn zero_part(&self, part: Self::Part<'_>);
     /// A layout for products of few rows, of a weight `[outputs, inputs]`; none where the weight serves as it lies.
     fn pack(&self, weight: Self::View<'_>, outputs: usize, inputs: usize) -> Option<Self::Packed>;
+    /// Gives the memory of some of the parameters back: they hold nothing any more. Only where the device packs weights.
+    fn give_up(&self, params: &mut Self::Params, range: &Range<usize>);
 
     // ---- batches ----
 
@@ -282,12 +292,11 @@ pub trait Backend: Clone + Debug + Send + Sync + 'static {
 
     // ---- linear layers ----
 
-    /// `y = x W^T (+ bias)`, y a factor; `packed`: W as [`Backend::pack`] made it.
+    /// `y = x W^T (+ bias)`, y a factor.
     fn linear(
         &self,
         x: &Self::Array,
-        w: Self::View<'_>,
-        packed: Option<&Self::Packed>,
+        w: Weight<'_, Self>,
         bias: Option<Self::View<'_>>,
         y: &mut Self::Array,
         shape: LinearShape,

@@ -245,7 +245,7 @@ impl<B: Backend> Workspace<B> {
     /// Lays out the weights below `until` for many forwards of few rows, until [`Workspace::unpack`]. The weights must not
     /// change in between. Values stay the same, bit for bit.
     pub fn pack(&mut self, model: &Model<B>, until: Tap) {
-        self.packed = PackedModel::new(model, until).map(Arc::new);
+        self.packed = PackedModel::of(model, until);
     }
 
     /// A workspace for another thread, which shares what [`Workspace::pack`] made.

@@ -6,16 +6,15 @@ use super::lora::{LayerAdapters, LinearAdapter, low_rank};
 use super::taps::LayerIndex;
 use super::{Model, Trained};
 use crate::compute::Backend;
-use crate::compute::backend::{LinearShape, LowRank};
+use crate::compute::backend::{LinearShape, LowRank, Weight};
 use std::ops::Range;
 
 /// `y = W x + s B (A x)`, of `inputs` to `outputs`.
 pub(super) struct Linear<'a, B: Backend> {
-    backend: &'a B,
+    model: &'a Model<B>,
     inputs: usize,
     outputs: usize,
-    /// `[outputs, inputs]`, and where it lies.
-    weight: B::View<'a>,
+    /// Where the weight lies, `[outputs, inputs]`.
     range: Range<usize>,
     /// The path beside it, and where its parameters lie.
     beside: Option<(LowRank<B::View<'a>>, Range<usize>)>,
@@ -34,10 +33,9 @@ impl<B: Backend> Model<B> {
         let (c, p) = (&self.config, &self.layout.layers[layer.index()]);
         let adapter = self.layout.adapter.as_ref();
         let linear = |range: &Range<usize>, of: fn(&LayerAdapters) -> &Option<LinearAdapter>, inputs, outputs| Linear {
-            backend: &self.backend,
+            model: self,
             inputs,
             outputs,
-            weight: self.param(range),
             range: range.clone(),
             beside: adapter.and_then(|adapter| {
                 let of = of(&adapter.layers[layer.index()]).as_ref()?;
@@ -60,6 +58,10 @@ impl<B: Backend> Linear<'_, B> {
         LinearShape { t, inputs: self.inputs, outputs: self.outputs }
     }
 
+    fn weight(&self) -> B::View<'_> {
+        self.model.param(&self.range)
+    }
+
     /// The layer's output for rows `[t, inputs]`, with the weight as it lies or as it was packed. `inner` is scratch.
     pub fn forward(
         &self,
@@ -70,9 +72,10 @@ impl<B: Backend> Linear<'_, B> {
         t: usize,
         inner: &mut B::Array,
     ) {
-        self.backend.linear(x, self.weight, packed, bias, y, self.shape(t));
+        let weight = packed.map_or_else(|| Weight::AsItLies(self.weight()), Weight::Packed);
+        self.model.backend.linear(x, weight, bias, y, self.shape(t));
         if let Some((beside, _)) = &self.beside {
-            self.backend.low_rank(beside, x, y, t, inner);
+            self.model.backend.low_rank(beside, x, y, t, inner);
         }
     }
 
@@ -91,19 +94,19 @@ impl<B: Backend> Linear<'_, B> {
         inner: &mut B::Array,
     ) {
         if let Some(dw) = grads.of(&self.range) {
-            self.backend.linear_backward_weight(dy, x, dw, self.shape(t));
+            self.model.backend.linear_backward_weight(dy, x, dw, self.shape(t));
         }
         let Some((beside, range)) = &self.beside else { return };
         if let Some(d) = grads.of(range) {
-            self.backend.low_rank_backward_weight(beside, x, dy, d, t, inner);
+            self.model.backend.low_rank_backward_weight(beside, x, dy, d, t, inner);
         }
     }
 
     /// Gradient of the input, in place of what dx held.
     pub fn backward_input(&self, dy: &B::Array, dx: &mut B::Array, t: usize, inner: &mut B::Array) {
-        self.backend.linear_backward_input(dy, self.weight, dx, self.shape(t));
+        self.model.backend.linear_backward_input(dy, self.weight(), dx, self.shape(t));
         if let Some((beside, _)) = &self.beside {
-            self.backend.low_rank_backward_input(beside, dy, dx, t, inner);
+            self.model.backend.low_rank_backward_input(beside, dy, dx, t, inner);
         }
     }
 }

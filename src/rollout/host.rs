@@ -6,6 +6,7 @@ use super::session::{Live, Rollout, Session};
 use crate::compute::Packing;
 use crate::compute::cpu::Cpu;
 use crate::compute::cpu::array::{Array, Elements};
+use crate::compute::cpu::head::packed_logits;
 use crate::model::kv_cache::{KvSequence, KvTokens};
 use crate::model::{Model, Workspace};
 use anyhow::Result;
@@ -14,6 +15,10 @@ use std::sync::Arc;
 
 /// Logits that a worker holds at once while sampling, in f32: 32 MiB.
 const LOGITS: usize = 1 << 23;
+
+/// Prompt tokens that go through the decoder together: as many as make products efficient. Their activations stay in memory while the
+/// caches grow.
+const PREFILL: usize = 1024;
 
 /// Sequences that are worth a worker of their own: two full panels of the matrix product.
 const FEWEST_ROWS: usize = 28;
@@ -64,14 +69,22 @@ impl Session for HostSession<'_> {
     type Sequence = HostSequence;
 
     fn prefill(&mut self, prompts: &[&[u32]]) -> Result<Vec<HostPrompt>> {
-        let mut packing = Packing::new();
-        prompts.iter().for_each(|prompt| _ = packing.push(prompt));
-        let caches = self.model.prefill(self.ws, &packing, self.engine.policy.tap());
-        let prompt = |(cache, rows): (Arc<KvTokens>, std::ops::Range<usize>)| {
-            let state = Elements::from(self.ws.state()).rows(&[rows.end - 1], self.model.config.hidden_size);
-            HostPrompt { cache, state: Arc::new(state) }
-        };
-        Ok(caches.into_iter().map(prompt).collect())
+        let mut done = Vec::with_capacity(prompts.len());
+        while done.len() < prompts.len() {
+            let mut packing = Packing::new();
+            for prompt in &prompts[done.len()..] {
+                if packing.rows() > 0 && packing.rows() + prompt.len() > PREFILL {
+                    break;
+                }
+                packing.push(prompt);
+            }
+            let caches = self.model.prefill(self.ws, &packing, self.engine.policy.tap());
+            done.extend(caches.into_iter().map(|(cache, rows)| {
+                let state = Elements::from(self.ws.state()).rows(&[rows.end - 1], self.model.config.hidden_size);
+                HostPrompt { cache, state: Arc::new(state) }
+            }));
+        }
+        Ok(done)
     }
 
     fn begin(&self, prompt: &HostPrompt, prompt_len: usize) -> HostSequence {
@@ -119,7 +132,7 @@ impl Worker {
         live: &mut [Live<HostSequence>],
     ) {
         let (d, vocab) = (model.config.hidden_size, model.config.vocab_size);
-        let head = model.head(engine.sampling.head_temperature());
+        let temperature = engine.sampling.head_temperature();
         let rows = (LOGITS / vocab).max(1);
         let Worker { ws, logits } = self;
         let states = states.unwrap_or(Elements::from(ws.state()));
@@ -127,7 +140,10 @@ impl Worker {
         for (first, live) in (0..).step_by(rows).zip(live.chunks_mut(rows)) {
             let states = states.part(first * d..(first + live.len()) * d);
             let logits = &mut logits[..live.len() * vocab];
-            head.logits(ws.packed_unembed(), states, logits);
+            match ws.packed_unembed() {
+                Some(unembed) => packed_logits(unembed, temperature, states, live.len(), logits),
+                None => model.head(temperature).logits(states, logits),
+            }
             live.par_iter_mut().zip(logits.par_chunks_mut(vocab)).with_min_len(4).for_each(|(live, logits)| {
                 let Draw { token, log_prob, entropy } = sample(logits, &engine.sampling, &mut live.rng);
                 live.completion.push(token, log_prob, entropy);

@@ -16,7 +16,7 @@ pub fn run(args: &BenchRolloutArgs) -> Result<()> {
 }
 
 fn run_on<B: Device>(args: &BenchRolloutArgs, backend: B) -> Result<()> {
-    let model = model(&args.model)?.on(backend);
+    let model = model(&args.model)?.on(backend).for_sampling(InternalPolicy::Final.tap());
     let requests = random_requests(&model, args.batch, args.prompt, 1);
     let sampling = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, max_new_tokens: args.new };
     // No token ends a response: every sequence gets its full length.

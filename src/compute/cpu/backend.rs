@@ -13,7 +13,9 @@ use super::{adamw, low_rank};
 use crate::compute::Packing;
 use crate::compute::backend::{
     AdamwStep, AttentionForward, Backend, HeadStats, Heads, Kind, LinearShape, QkNorms, RowGradients, Unembedding,
+    Weight,
 };
+use crate::compute::memory::give_back;
 use rayon::prelude::*;
 use std::borrow::Cow;
 use std::ops::Range;
@@ -204,6 +206,10 @@ impl Backend for Cpu {
         Some(PackedWeight::new(self.compute, weight, outputs, inputs))
     }
 
+    fn give_up(&self, params: &mut Vec<f32>, range: &Range<usize>) {
+        give_back(&mut params[range.clone()]);
+    }
+
     fn batch<'a>(&self, packing: &'a Packing, _: Heads) -> &'a Packing {
         packing
     }
@@ -299,15 +305,7 @@ impl Backend for Cpu {
         if self.format(Kind::Factor) == Compute::F32 { dx } else { rounded }
     }
 
-    fn linear(
-        &self,
-        x: &Array,
-        w: &[f32],
-        packed: Option<&PackedWeight>,
-        bias: Option<&[f32]>,
-        y: &mut Array,
-        shape: LinearShape,
-    ) {
+    fn linear(&self, x: &Array, w: Weight<'_, Cpu>, bias: Option<&[f32]>, y: &mut Array, shape: LinearShape) {
         let write = match bias {
             Some(bias) => {
                 in_format!([y] begin_with_bias(bias, y));
@@ -315,9 +313,9 @@ impl Backend for Cpu {
             }
             None => Write::Replace,
         };
-        match packed {
-            Some(packed) => packed.linear(x, y, shape.t, write),
-            None => linear(self.compute, x, w, y, shape.t, shape.inputs, shape.outputs, write),
+        match w {
+            Weight::Packed(packed) => packed.linear(x, y, shape.t, write),
+            Weight::AsItLies(w) => linear(self.compute, x, w, y, shape.t, shape.inputs, shape.outputs, write),
         }
     }
 

@@ -235,6 +235,7 @@ unsafe fn zeros<E: Element>(c: *mut E, n: usize) {
 
 /// A linear layer's weight, laid out once for many products with few rows: a decoding step would spend more time on
 /// packing it than on multiplying. A copy of the weight, in the number format of its products.
+#[derive(Debug)]
 pub struct PackedWeight {
     outputs: usize,
     inputs: usize,
@@ -252,7 +253,7 @@ impl PackedWeight {
     }
 
     /// `y = x W^T`, or added to y: x `[t, i]`, y `[t, o]`. The same sums in the same order as [`linear`].
-    pub fn linear<'a>(&self, x: impl Into<Elements<'a>>, y: impl Into<ElementsMut<'a>>, t: usize, write: Write) {
+    pub fn linear<'a, 'b>(&self, x: impl Into<Elements<'a>>, y: impl Into<ElementsMut<'b>>, t: usize, write: Write) {
         let (x, mut y) = (x.into(), y.into());
         assert!(
             x.len() == t * self.inputs && y.len() == t * self.outputs,

@@ -175,19 +175,31 @@ impl Head<'_> {
         }
     }
 
-    /// Logits of every row, scaled by the temperature: `[R, V]`, for sampling a few rows. `packed` is the unembedding, where
-    /// it was packed.
-    pub fn logits<'a>(&self, packed: Option<&PackedWeight>, hidden: impl Into<Elements<'a>>, logits: &mut [f32]) {
+    /// Logits of every row, divided by the temperature: `[R, V]`, for looking at a few rows.
+    pub fn logits<'a>(&self, hidden: impl Into<Elements<'a>>, logits: &mut [f32]) {
         let hidden = hidden.into();
         let (d, rows) = (self.hidden_size, hidden.len() / self.hidden_size);
-        match packed {
-            Some(packed) => packed.linear(hidden, &mut *logits, rows, Write::Replace),
-            None => linear(self.compute, hidden, self.embedding, &mut *logits, rows, d, self.vocab(), Write::Replace),
-        }
-        if self.temperature != 1.0 {
-            let inv_t = 1.0 / self.temperature;
-            logits.par_chunks_mut(1 << 14).for_each(|z| z.iter_mut().for_each(|z| *z *= inv_t));
-        }
+        linear(self.compute, hidden, self.embedding, &mut *logits, rows, d, self.vocab(), Write::Replace);
+        divide(logits, self.temperature);
+    }
+}
+
+/// [`Head::logits`] of R rows by an unembedding that was packed, for sampling.
+pub fn packed_logits<'a>(
+    unembed: &PackedWeight,
+    temperature: f32,
+    hidden: impl Into<Elements<'a>>,
+    rows: usize,
+    logits: &mut [f32],
+) {
+    unembed.linear(hidden, &mut *logits, rows, Write::Replace);
+    divide(logits, temperature);
+}
+
+fn divide(logits: &mut [f32], temperature: f32) {
+    if temperature != 1.0 {
+        let inv_t = 1.0 / temperature;
+        logits.par_chunks_mut(1 << 14).for_each(|z| z.iter_mut().for_each(|z| *z *= inv_t));
     }
 }
 

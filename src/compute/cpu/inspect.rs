@@ -76,7 +76,7 @@ impl Inspect for Cpu {
 
     fn logits(&self, head: Unembedding<&[f32]>, hidden: &Array, first: usize, n: usize, _: &mut Array) -> Vec<f32> {
         let (d, mut logits) = (head.hidden_size, vec![0.0; n * head.vocab]);
-        self.head_of(head).logits(None, Elements::from(hidden).part(first * d..(first + n) * d), &mut logits);
+        self.head_of(head).logits(Elements::from(hidden).part(first * d..(first + n) * d), &mut logits);
         logits
     }
 }

@@ -29,7 +29,7 @@ use super::runtime::{Arg, CudaError, Runtime};
 use crate::compute::Packing;
 use crate::compute::backend::{
     AdamwStep, AttentionForward, Backend, HeadStats, Heads, Kind, LinearShape, LowRank, QkNorms, RowGradients,
-    Unembedding,
+    Unembedding, Weight,
 };
 use crate::compute::cpu::gemm::Compute;
 use half::bf16;
@@ -227,6 +227,9 @@ impl Backend for Cuda {
         None
     }
 
+    /// Nothing is packed here, so that nothing is ever given up.
+    fn give_up(&self, _: &mut Params, _: &Range<usize>) {}
+
     fn batch(&self, packing: &Packing, heads: Heads) -> Batch {
         self.batch_of(packing, heads)
     }
@@ -359,16 +362,11 @@ impl Backend for Cuda {
         if dx.real() == self.real { dx } else { rounded }
     }
 
-    fn linear(
-        &self,
-        x: &Array,
-        w: View<'_>,
-        _: Option<&Infallible>,
-        bias: Option<View<'_>>,
-        y: &mut Array,
-        shape: LinearShape,
-    ) {
-        self.multiply_linear(x, w, bias, y, shape);
+    fn linear(&self, x: &Array, w: Weight<'_, Cuda>, bias: Option<View<'_>>, y: &mut Array, shape: LinearShape) {
+        match w {
+            Weight::AsItLies(w) => self.multiply_linear(x, w, bias, y, shape),
+            Weight::Packed(never) => match *never {},
+        }
     }
 
     fn linear_backward_input(&self, dy: &Array, w: View<'_>, dx: &mut Array, shape: LinearShape) {

@@ -371,6 +371,7 @@ impl Piece<'_> {
 }
 
 /// The whole of B `[k, n]`, packed once for many products.
+#[derive(Debug)]
 pub struct PackedColumns {
     isa: Isa,
     n: usize,

@@ -3,7 +3,7 @@
 use super::{EMULATED_BYTES, Real, device, gpu, numbers};
 use crate::compute::backend::{
     AdamwStep, AttentionForward, Branches, FinalNorm, HeadStats, Heads, Inspect, Kind, LinearShape, LowRank, QkNorms,
-    RowGradients, Unembedding, sure,
+    RowGradients, Unembedding, Weight, sure,
 };
 use crate::compute::cpu::Cpu;
 use crate::compute::cuda::backend::Cuda;
@@ -195,10 +195,10 @@ fn linears<B: Backend>(b: &B, real: Real) -> Outputs {
     let [w, bias] = [1, 2].map(|at| B::params(&flat, &ranges[at]));
     let x = factor(b, &real.stored(&numbers(t * inputs, 3)));
     let dy = factor(b, &real.stored(&numbers(t * outputs, 4)));
-    let mut results = vec![];
+    let (mut results, packed) = (vec![], b.pack(w, outputs, inputs));
     for bias in [None, Some(bias)] {
-        let mut y = room(b, t * outputs, Kind::Factor);
-        b.linear(&x, w, b.pack(w, outputs, inputs).as_ref(), bias, &mut y, shape);
+        let (mut y, w) = (room(b, t * outputs, Kind::Factor), B::params(&flat, &ranges[1]));
+        b.linear(&x, packed.as_ref().map_or(Weight::AsItLies(w), Weight::Packed), bias, &mut y, shape);
         results.push(("linear", on_host(b, &y)));
     }
     let mut dx = room(b, t * inputs, Kind::Factor);
@@ -497,7 +497,7 @@ fn optimizer<B: Backend>(b: &B, real: Real) -> Outputs {
     let x = factor(b, &real.stored(&numbers(3 * 40, 4)));
     let mut y = room(b, 3 * 16, Kind::Factor);
     let shape = LinearShape { t: 3, inputs: 40, outputs: 16 };
-    b.linear(&x, B::params(&flat, &ranges[0]), None, None, &mut y, shape);
+    b.linear(&x, Weight::AsItLies(B::params(&flat, &ranges[0])), None, &mut y, shape);
     vec![
         ("sum_of_squares", vec![squares as f32]),
         ("no squares", vec![b.sum_of_squares(&grads, &[]) as f32]),
