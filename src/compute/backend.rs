@@ -228,6 +228,8 @@ pub trait Backend: Clone + Debug + Send + Sync + 'static {
     fn zero_part(&self, part: Self::Part<'_>);
     /// A layout for products of few rows, of a weight `[outputs, inputs]`; none where the weight serves as it lies.
     fn pack(&self, weight: Self::View<'_>, outputs: usize, inputs: usize) -> Option<Self::Packed>;
+    /// Whether what was packed still has the weight's own bits.
+    fn is_exact(packed: &Self::Packed) -> bool;
     /// Gives the memory of some of the parameters back: they hold nothing any more. Only where the device packs weights.
     fn give_up(&self, params: &mut Self::Params, range: &Range<usize>);
 
@@ -244,8 +246,8 @@ pub trait Backend: Clone + Debug + Send + Sync + 'static {
 
     // ---- embedding ----
 
-    /// `out[t] = table[ids[t]]`, out `[T, d]` f32.
-    fn embed(&self, table: Self::View<'_>, tokens: Self::Tokens<'_>, out: &mut Self::Array, d: usize);
+    /// `out[t] = table[ids[t]]`, out `[T, d]` f32. A table that is packed must be [`Backend::is_exact`].
+    fn embed(&self, table: Weight<'_, Self>, tokens: Self::Tokens<'_>, out: &mut Self::Array, d: usize);
     /// `d_table[ids[t]] += d_out[t]`.
     fn embed_backward(&self, d_out: &Self::Array, batch: &Self::Batch<'_>, d_table: Self::Part<'_>, d: usize);
 

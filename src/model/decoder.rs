@@ -368,7 +368,7 @@ impl<B: Backend> Model<B> {
         ws.streams.resize_with(if keep == Keep::Nothing { 2 } else { layers + 1 }, Default::default);
         ws.layers.resize_with(if keep == Keep::Activations { layers } else { 1 }, Default::default);
         self.backend.resize(&mut ws.streams[0], t * d, Kind::F32);
-        self.backend.embed(self.param(&self.layout.embed), rows.tokens, &mut ws.streams[0], d);
+        self.backend.embed(self.embedding(), rows.tokens, &mut ws.streams[0], d);
         let mut watch = Watch { until, observe };
         for layer in LayerIndex::all(layers) {
             let i = layer.index();

@@ -13,7 +13,8 @@ use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Blocks by which a sequence's cache grows: few, so that short answers do not reserve room for long ones.
+/// Blocks of a piece of a sequence's cache: few, so that short answers do not reserve room for long ones. A piece stays where it is:
+/// one memory that grew would be copied, and leave holes of its former sizes behind.
 const GROWTH: usize = 4;
 
 /// Rotated keys and values of consecutive tokens, by layer.
@@ -26,8 +27,8 @@ pub struct KvTokens {
 #[derive(Clone, Debug, Default)]
 struct LayerTokens {
     tokens: usize,
-    keys: Vec<u32>,
-    values: Vec<u32>,
+    keys: Vec<Vec<u32>>,
+    values: Vec<Vec<u32>>,
 }
 
 impl KvTokens {
@@ -37,16 +38,9 @@ impl KvTokens {
         }
         let LayerTokens { tokens, keys, values } = &mut self.layers[layer];
         let (heads, (of_keys, of_values)) = (shape.kv_heads, block_units(shape.compute, shape.head_dim));
-        let (slot, last) = (*tokens % KV_BLOCK, *tokens / KV_BLOCK * heads);
-        for (cache, block) in [(&mut *keys, heads * of_keys), (&mut *values, heads * of_values)] {
-            if slot == 0 {
-                if cache.capacity() < cache.len() + block {
-                    cache.reserve_exact(GROWTH * block);
-                }
-                cache.resize(cache.len() + block, 0);
-            }
-        }
-        let (keys, values) = (&mut keys[last * of_keys..], &mut values[last * of_values..]);
+        let keys = last_block(keys, heads * of_keys, *tokens);
+        let values = last_block(values, heads * of_values, *tokens);
+        let slot = *tokens % KV_BLOCK;
         write_key_value(shape.compute, keys, values, slot, &key.to_f32(), &value.to_f32(), shape.head_dim);
         *tokens += 1;
     }
@@ -55,6 +49,19 @@ impl KvTokens {
         let layer = self.layers.get(layer);
         layer.map_or(KvSpan::default(), |l| KvSpan { tokens: l.tokens, keys: &l.keys, values: &l.values })
     }
+}
+
+/// The block of the token after so many, made if it is the first of it.
+fn last_block(pieces: &mut Vec<Vec<u32>>, block: usize, tokens: usize) -> &mut [u32] {
+    let blocks = tokens / KV_BLOCK;
+    if tokens.is_multiple_of(KV_BLOCK * GROWTH) {
+        pieces.push(Vec::with_capacity(GROWTH * block));
+    }
+    let piece = &mut pieces[blocks / GROWTH];
+    if tokens.is_multiple_of(KV_BLOCK) {
+        piece.resize(piece.len() + block, 0);
+    }
+    &mut piece[blocks % GROWTH * block..]
 }
 
 /// A sequence in the making: a prompt that others may share, and its own tokens after it.

@@ -3,6 +3,7 @@
 use super::taps::{LayerIndex, Tap};
 use super::{Model, ModelConfig, ParamLayout};
 use crate::compute::Backend;
+use crate::compute::backend::Weight;
 use crate::compute::cpu::Cpu;
 use std::ops::Range;
 use std::sync::Arc;
@@ -70,6 +71,14 @@ fn depth<B: Backend>(model: &Model<B>, until: Tap) -> usize {
 }
 
 impl<B: Backend> Model<B> {
+    /// The embeddings, wherever they are.
+    pub(super) fn embedding(&self) -> Weight<'_, B> {
+        match &self.packed {
+            Some(packed) if packed.replaces(&self.layout.embed) => Weight::Packed(&packed.unembed),
+            _ => Weight::AsItLies(self.param(&self.layout.embed)),
+        }
+    }
+
     /// A model of which nothing is wanted but samples, of policies that lie no higher than `until`: where the device packs weights for
     /// that, the memory of those that it packs goes back, one after the other. Whoever asks for them afterwards is refused.
     pub fn for_sampling(mut self, until: Tap) -> Model<B> {
@@ -78,8 +87,8 @@ impl<B: Backend> Model<B> {
         let mut replaced = Vec::new();
         let packed = PackedModel::made(config, layout, depth, |range, outputs, inputs| {
             let packed = backend.pack(B::params(params, range), outputs, inputs)?;
-            // Embeddings that are tied to the unembedding are still looked up.
-            if *range != layout.embed {
+            // Tied embeddings are still looked up, where the packed ones were not rounded in those.
+            if *range != layout.embed || B::is_exact(&packed) {
                 backend.give_up(params, range);
                 replaced.push(range.clone());
             }
@@ -96,7 +105,7 @@ mod tests {
     use super::*;
     use crate::compute::Packing;
     use crate::model::init::{InitConfig, random_params};
-    use crate::model::{Keep, Workspace};
+    use crate::model::{Compute, Keep, Workspace};
 
     fn model(tied: bool) -> Model {
         let init =
@@ -110,7 +119,13 @@ mod tests {
     #[test]
     fn a_model_for_sampling_decodes_the_same_bits() {
         let packing = Packing::single(&[5, 17, 250, 3]);
-        for tied in [true, false] {
+        for (tied, compute) in [true, false].into_iter().flat_map(|tied| [(tied, Compute::F32), (tied, Compute::Bf16)])
+        {
+            let model = |tied| {
+                let mut model = model(tied);
+                model.backend.compute = compute;
+                model
+            };
             let states = |model: Model, until: Tap| {
                 let mut ws = Workspace::new(&model);
                 ws.pack(&model, until);
@@ -138,7 +153,12 @@ mod tests {
         for range in [&below.attn_norm, &below.ffn_norm, &above.qkv, &whole.layout.embed, &whole.layout.final_norm] {
             assert_eq!(sampled.param(range), whole.param(range));
         }
-        let (embed, tied) = (whole.layout.embed.clone(), model(true));
-        assert_eq!(tied.clone().for_sampling(Tap::Final).param(&embed), tied.param(&embed));
+        // Tied embeddings stay where the packed ones are rounded.
+        let mut tied = model(true);
+        for compute in [Compute::F32, Compute::Bf16] {
+            tied.backend.compute = compute;
+            let (sampled, embed) = (tied.clone().for_sampling(Tap::Final), &tied.layout.embed);
+            assert_eq!(refused(&sampled, embed), compute.here() == Compute::F32);
+        }
     }
 }

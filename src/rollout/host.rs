@@ -16,9 +16,9 @@ use std::sync::Arc;
 /// Logits that a worker holds at once while sampling, in f32: 32 MiB.
 const LOGITS: usize = 1 << 23;
 
-/// Prompt tokens that go through the decoder together: as many as make products efficient. Their activations stay in memory while the
-/// caches grow.
-const PREFILL: usize = 1024;
+/// Prompt tokens that go through the decoder together: enough for efficient products. Their activations stay in memory while the caches
+/// grow.
+const PREFILL: usize = 512;
 
 /// Sequences that are worth a worker of their own: two full panels of the matrix product.
 const FEWEST_ROWS: usize = 28;

@@ -29,10 +29,10 @@ const AHEAD: usize = 2;
 #[derive(Clone, Copy, Default)]
 pub struct KvSpan<'a> {
     pub tokens: usize,
-    /// f32 `[blocks, kv_heads, head_dim, KV_BLOCK]`, bf16 `[blocks, kv_heads, head_dim / 2, KV_BLOCK]`
-    pub keys: &'a [u32],
-    /// f32 `[blocks, kv_heads, KV_BLOCK, head_dim]`, bf16 `[blocks, kv_heads, KV_BLOCK / 2, head_dim]`
-    pub values: &'a [u32],
+    /// f32 `[blocks, kv_heads, head_dim, KV_BLOCK]`, bf16 `[blocks, kv_heads, head_dim / 2, KV_BLOCK]`, in pieces of whole blocks
+    pub keys: &'a [Vec<u32>],
+    /// f32 `[blocks, kv_heads, KV_BLOCK, head_dim]`, bf16 `[blocks, kv_heads, KV_BLOCK / 2, head_dim]`, in pieces of whole blocks
+    pub values: &'a [Vec<u32>],
 }
 
 /// Units of one head's keys, and of its values, in a block.
@@ -198,8 +198,9 @@ impl<'a> OneToken<'a> {
     fn reads(&self) -> Reads<'a> {
         let (of_keys, of_values) = block_units(self.shape.compute, self.shape.head_dim);
         let (keys, values) = (self.shape.kv_heads * of_keys, self.shape.kv_heads * of_values);
-        let keys = self.spans.iter().flat_map(|span| span.keys.chunks_exact(keys));
-        Reads(keys.chain(self.spans.iter().flat_map(|span| span.values.chunks_exact(values))).collect())
+        let keys = self.spans.iter().flat_map(|span| span.keys).flat_map(|piece| piece.chunks_exact(keys));
+        let values = self.spans.iter().flat_map(|span| span.values).flat_map(|piece| piece.chunks_exact(values));
+        Reads(keys.chain(values).collect())
     }
 
     /// The heads, group by group, `most` at a time.

@@ -206,6 +206,10 @@ impl Backend for Cpu {
         Some(PackedWeight::new(self.compute, weight, outputs, inputs))
     }
 
+    fn is_exact(packed: &PackedWeight) -> bool {
+        packed.is_exact()
+    }
+
     fn give_up(&self, params: &mut Vec<f32>, range: &Range<usize>) {
         give_back(&mut params[range.clone()]);
     }
@@ -228,8 +232,15 @@ impl Backend for Cpu {
 
     fn release_rope(&self, _: &mut RopeTable) {}
 
-    fn embed(&self, table: &[f32], tokens: Tokens<'_>, out: &mut Array, d: usize) {
-        embed(table, tokens.ids, out.f32_mut(), d);
+    fn embed(&self, table: Weight<'_, Cpu>, tokens: Tokens<'_>, out: &mut Array, d: usize) {
+        match table {
+            Weight::AsItLies(table) => embed(table, tokens.ids, out.f32_mut(), d),
+            Weight::Packed(table) => {
+                for (id, out) in tokens.ids.iter().zip(out.f32_mut().chunks_exact_mut(d)) {
+                    table.row(*id as usize, out);
+                }
+            }
+        }
     }
 
     fn embed_backward(&self, d_out: &Array, batch: &&Packing, d_table: &mut [f32], d: usize) {
@@ -477,3 +488,6 @@ impl Backend for Cpu {
         adamw::adamw(&mut params[range], grads, m, v, step);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -276,6 +276,19 @@ impl PackedWeight {
     }
 }
 
+impl PackedWeight {
+    /// Whether the weight's own bits are here: in f32.
+    pub fn is_exact(&self) -> bool {
+        !self.columns.are_bf16()
+    }
+
+    /// Row `output` of the weight `[outputs, inputs]`, which is exact.
+    pub fn row(&self, output: usize, row: &mut [f32]) {
+        assert!(self.is_exact() && output < self.outputs && row.len() == self.inputs, "row {output} of {self:?}");
+        self.columns.column(output, row);
+    }
+}
+
 /// Rows that many right-hand sides are multiplied with, packed once for all of them, in blocks.
 pub struct PackedRows<'a> {
     rows: Mat<'a>,

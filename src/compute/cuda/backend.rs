@@ -227,6 +227,10 @@ impl Backend for Cuda {
         None
     }
 
+    fn is_exact(packed: &Infallible) -> bool {
+        match *packed {}
+    }
+
     /// Nothing is packed here, so that nothing is ever given up.
     fn give_up(&self, _: &mut Params, _: &Range<usize>) {}
 
@@ -250,8 +254,11 @@ impl Backend for Cuda {
         rope.release();
     }
 
-    fn embed(&self, table: View<'_>, tokens: Tokens<'_>, out: &mut Array, d: usize) {
-        self.embed_rows(table, tokens, out, d);
+    fn embed(&self, table: Weight<'_, Cuda>, tokens: Tokens<'_>, out: &mut Array, d: usize) {
+        match table {
+            Weight::AsItLies(table) => self.embed_rows(table, tokens, out, d),
+            Weight::Packed(never) => match *never {},
+        }
     }
 
     fn embed_backward(&self, d_out: &Array, batch: &Batch, d_table: Part<'_>, d: usize) {

@@ -6,7 +6,7 @@ fn number(i: usize, seed: usize) -> f32 {
 }
 
 /// One span in the cache's layout, from keys and values `[tokens, kv_heads * head_dim]`.
-fn cached(compute: Compute, keys: &[f32], values: &[f32], row: usize, hd: usize) -> (Vec<u32>, Vec<u32>) {
+fn cached(compute: Compute, keys: &[f32], values: &[f32], row: usize, hd: usize) -> (Vec<Vec<u32>>, Vec<Vec<u32>>) {
     let (of_keys, of_values) = block_units(compute, hd);
     let heads = row / hd;
     let (mut k, mut v) = (Vec::new(), Vec::new());
@@ -18,7 +18,8 @@ fn cached(compute: Compute, keys: &[f32], values: &[f32], row: usize, hd: usize)
         let (from_k, from_v) = (k.len() - heads * of_keys, v.len() - heads * of_values);
         write_key_value(compute, &mut k[from_k..], &mut v[from_v..], t % KV_BLOCK, key, value, hd);
     }
-    (k, v)
+    let pieces = |x: Vec<u32>, block: usize| x.chunks(2 * block).map(<[u32]>::to_vec).collect();
+    (pieces(k, heads * of_keys), pieces(v, heads * of_values))
 }
 
 proptest! {
@@ -62,7 +63,7 @@ proptest! {
     }
 }
 
-fn spans_of(shape: AttentionShape, tokens: usize) -> (Vec<u32>, Vec<u32>) {
+fn spans_of(shape: AttentionShape, tokens: usize) -> (Vec<Vec<u32>>, Vec<Vec<u32>>) {
     let n = tokens * shape.kv_heads * shape.head_dim;
     let fill = |seed: usize| -> Vec<f32> { (0..n).map(|i| number(i, seed)).collect() };
     cached(shape.compute, &fill(1), &fill(2), shape.kv_heads * shape.head_dim, shape.head_dim)

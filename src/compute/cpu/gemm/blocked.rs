@@ -390,6 +390,17 @@ impl PackedColumns {
         packed
     }
 
+    /// Column `j` of B, in f32.
+    pub fn column(&self, j: usize, column: &mut [f32]) {
+        let (panel, _) = ColumnPanels::of(self.isa, self.n).holding(j);
+        for (k0, depth, panels) in &self.blocks {
+            let units = &panels.as_slice()[panel.start * depth..][..panel.len() * depth];
+            for (x, units) in column[*k0..*k0 + *depth].iter_mut().zip(units.chunks_exact(panel.len())) {
+                *x = f32::from_bits(units[j - panel.start]);
+            }
+        }
+    }
+
     /// Whether products with them are in bf16.
     pub fn are_bf16(&self) -> bool {
         self.isa == Isa::Avx512Bf16

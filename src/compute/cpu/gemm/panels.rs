@@ -69,11 +69,23 @@ impl ColumnPanels {
 
     /// Each panel: its columns, and how many of them the matrix has.
     pub fn iter(self) -> impl Iterator<Item = (Range<usize>, usize)> + Clone {
-        (self.from..self.to).map(move |i| {
-            let columns = self.start(i)..self.start(i + 1);
-            let there = columns.len().min(self.columns - columns.start);
-            (columns, there)
-        })
+        (self.from..self.to).map(move |i| self.panel(i))
+    }
+
+    fn panel(self, i: usize) -> (Range<usize>, usize) {
+        let columns = self.start(i)..self.start(i + 1);
+        let there = columns.len().min(self.columns - columns.start);
+        (columns, there)
+    }
+
+    /// The panel of all that holds a column, as [`ColumnPanels::iter`] has it.
+    pub fn holding(self, column: usize) -> (Range<usize>, usize) {
+        let (mut first, mut behind) = (0, self.count());
+        while behind - first > 1 {
+            let middle = (first + behind) / 2;
+            (first, behind) = if self.start(middle) <= column { (middle, behind) } else { (first, middle) };
+        }
+        self.panel(first)
     }
 }
 
@@ -117,6 +129,8 @@ mod tests {
                 prop_assert_eq!(all.chunks(parts).flat_map(|c| c.iter().collect::<Vec<_>>()).collect::<Vec<_>>(), all.iter().collect::<Vec<_>>());
                 let mut next = 0;
                 for (panel, there) in pieces {
+                    prop_assert_eq!(all.holding(panel.start), (panel.clone(), there));
+                    prop_assert_eq!(all.holding(panel.start + there - 1), (panel.clone(), there));
                     prop_assert_eq!(panel.start, next);
                     prop_assert!(panel.len() <= isa.columns() && panel.len() % isa.column_step() == 0);
                     prop_assert!(there > panel.len() - isa.column_step() && there <= panel.len());

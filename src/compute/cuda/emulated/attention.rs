@@ -6,6 +6,7 @@ use crate::compute::cpu::attention::{AttentionSaved, AttentionShape, attention, 
 use crate::compute::cpu::attention_decode::{KV_BLOCK, KvSpan, attention_decode, block_units, write_key_value};
 use crate::compute::cpu::gemm::Compute;
 use crate::compute::cuda::lists::AttentionLists;
+use std::slice::from_ref;
 
 /// Trees: a prompt's length, and those of its continuations.
 fn packing(trees: &[(usize, &[usize])]) -> Packing {
@@ -234,7 +235,9 @@ fn one_token_against_the_cache() {
                 units.into_iter().map(|spans| spans.map(|(n, rows)| (n, span_units(shape, rows, &qk, &qkv)))).collect();
             let spans: Vec<[KvSpan<'_>; 2]> = units
                 .iter()
-                .map(|s| [0, 1].map(|i| KvSpan { tokens: s[i].0, keys: &s[i].1.0, values: &s[i].1.1 }))
+                .map(|s| {
+                    [0, 1].map(|i| KvSpan { tokens: s[i].0, keys: from_ref(&s[i].1.0), values: from_ref(&s[i].1.1) })
+                })
                 .collect();
             let mut expected = vec![0f32; lens.len() * q_dim];
             attention_decode(shape, &queries, qk_dim, &spans, &mut expected);

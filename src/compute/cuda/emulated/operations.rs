@@ -138,7 +138,7 @@ fn embedding<B: Backend>(b: &B, _: Real) -> Outputs {
     let (flat, ranges) = params(b, &[numbers(11 * d, 1)]);
     let batch = b.batch(&packing, HEADS);
     let mut out = room(b, t * d, Kind::F32);
-    b.embed(B::params(&flat, &ranges[0]), B::tokens(&batch), &mut out, d);
+    b.embed(Weight::AsItLies(B::params(&flat, &ranges[0])), B::tokens(&batch), &mut out, d);
     let mut grads = array(b, &numbers(16 + 11 * d, 2));
     b.embed_backward(&array(b, &numbers(t * d, 3)), &batch, B::part(&mut grads, 16..16 + 11 * d), d);
     vec![("embed", on_host(b, &out)), ("embed_backward", on_host(b, &grads))]
