@@ -4,6 +4,7 @@
 //! ([`Elements`]), which they convert while they pack.
 
 use super::gemm::Compute;
+use super::simd::vectorize;
 use half::bf16;
 use std::borrow::Cow;
 use std::ops::Range;
@@ -44,8 +45,23 @@ impl Element for bf16 {
 }
 
 /// `to = from`, rounded where that is shorter.
-#[inline(always)]
 pub fn convert<A: Element, B: Element>(from: &[A], to: &mut [B]) {
+    vectorize(
+        #[inline(always)]
+        || convert_row(from, to),
+    )
+}
+
+/// Appends numbers as f32.
+pub fn append<E: Element>(from: &[E], to: &mut Vec<f32>) {
+    let before = to.len();
+    to.resize(before + from.len(), 0.0);
+    convert(from, &mut to[before..]);
+}
+
+/// [`convert`] inside of what is vectorised already.
+#[inline(always)]
+pub fn convert_row<A: Element, B: Element>(from: &[A], to: &mut [B]) {
     for (to, from) in to.iter_mut().zip(from) {
         *to = B::of(from.get());
     }
@@ -164,7 +180,11 @@ impl<'a> Elements<'a> {
     pub fn to_f32(self) -> Cow<'a, [f32]> {
         match self {
             Elements::F32(x) => Cow::Borrowed(x),
-            Elements::Bf16(x) => Cow::Owned(x.iter().map(|x| x.get()).collect()),
+            Elements::Bf16(x) => {
+                let mut values = vec![0.0; x.len()];
+                convert(x, &mut values);
+                Cow::Owned(values)
+            }
         }
     }
 

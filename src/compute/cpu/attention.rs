@@ -8,7 +8,7 @@
 
 mod split;
 
-use super::array::{Element, convert};
+use super::array::{Element, append, convert};
 use super::gemm::{Compute, Mat, MatMut, Write, matmul_seq};
 use super::shared::SharedMut;
 use super::simd::{LANES, axpy, dot, exp, horizontal, max, vectorize};
@@ -168,8 +168,8 @@ fn gather_keys_values<E: Element>(
     for token in key_rows(segment, keys) {
         let key = token * shape.qk_dim() + shape.q_dim() + kv_head * hd;
         let value = token * shape.qkv_dim() + shape.qk_dim() + kv_head * hd;
-        s.keys.extend(qk[key..key + hd].iter().map(|x| x.get()));
-        s.values.extend(qkv[value..value + hd].iter().map(|x| x.get()));
+        append(&qk[key..key + hd], &mut s.keys);
+        append(&qkv[value..value + hd], &mut s.values);
     }
 }
 
@@ -373,7 +373,7 @@ fn scores_backward<E: Element>(
     s.d_out.clear();
     for token in first_row..first_row + queries.len() {
         let start = token * shape.q_dim() + kv_head * group * hd;
-        s.d_out.extend(d_out[start..start + group * hd].iter().map(|x| x.get()));
+        append(&d_out[start..start + group * hd], &mut s.d_out);
     }
     s.d_scores.resize(rows * visible, 0.0);
     let values = Mat::new(&s.values, visible, hd).t();

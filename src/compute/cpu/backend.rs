@@ -7,6 +7,7 @@ use super::gemm::{Compute, PackedWeight, Write, linear, linear_backward_input, l
 use super::head::Head;
 use super::norm::{add_rms_norm, rms_norm, rms_norm_again, rms_norm_backward};
 use super::rope::{QkRope, RopeTable};
+use super::simd::vectorize;
 use super::swiglu::{swiglu, swiglu_backward};
 use super::value::{values, values_backward};
 use super::{adamw, low_rank};
@@ -88,9 +89,14 @@ pub(super) use in_format;
 fn add<E: Element>(a: &[f32], b: &[E], sum: &mut [f32]) {
     const BLOCK: usize = 1 << 14;
     sum.par_chunks_mut(BLOCK).zip(a.par_chunks(BLOCK).zip(b.par_chunks(BLOCK))).for_each(|(sum, (a, b))| {
-        for ((sum, a), b) in sum.iter_mut().zip(a).zip(b) {
-            *sum = a + b.get();
-        }
+        vectorize(
+            #[inline(always)]
+            || {
+                for ((sum, a), b) in sum.iter_mut().zip(a).zip(b) {
+                    *sum = a + b.get();
+                }
+            },
+        )
     });
 }
 

@@ -1,6 +1,6 @@
 //! RMS norm, alone or fused with the residual addition before it.
 
-use super::array::{Element, convert};
+use super::array::{Element, convert_row};
 use super::simd::{dot, vectorize};
 use half::bf16;
 use rayon::prelude::*;
@@ -125,7 +125,7 @@ pub fn rms_norm_backward<Y: Element>(
                         backward_row(x, w, *inv, dy, dx, &mut dw, accumulate);
                     }
                     if let Some(rounded) = rounded {
-                        convert(dx, rounded);
+                        convert_row(dx, rounded);
                     }
                 },
             );

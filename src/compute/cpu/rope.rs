@@ -1,6 +1,6 @@
 //! Queries and keys made ready for attention: the per-head RMS norm (Qwen3) and the rotary position embedding.
 
-use super::array::{Element, convert};
+use super::array::{Element, convert_row};
 use super::norm::{backward_row, inverse_rms, scale_row};
 use super::simd::vectorize;
 use rayon::prelude::*;
@@ -91,10 +91,10 @@ impl QkRope<'_> {
                         for (head, (out, x)) in out.chunks_exact_mut(hd).zip(row.chunks_exact(hd)).enumerate() {
                             match self.norm_of(head) {
                                 Some(w) => scale_row(x, w, inverse_rms(x, self.eps), &mut turned),
-                                None => convert(x, &mut turned),
+                                None => convert_row(x, &mut turned),
                             }
                             rotate(&mut turned, cos, sin, 1.0);
-                            convert(&turned, out);
+                            convert_row(&turned, out);
                         }
                     }
                 },
@@ -121,10 +121,10 @@ impl QkRope<'_> {
                             let (cos, sin) = self.table.row(*position);
                             let heads = d_row.chunks_exact_mut(hd).zip(row.chunks_exact(hd));
                             for (head, (d, x)) in heads.enumerate().take(self.heads + self.kv_heads) {
-                                convert(d, &mut dy);
+                                convert_row(d, &mut dy);
                                 rotate(&mut dy, cos, sin, -1.0);
                                 let Some(w) = self.norm_of(head) else {
-                                    convert(&dy, d);
+                                    convert_row(&dy, d);
                                     continue;
                                 };
                                 let (dq, dk) = dw.split_at_mut(hd);
