@@ -185,6 +185,11 @@ unsafe impl Send for Destination {}
 unsafe impl Sync for Destination {}
 
 impl Destination {
+    /// Its first element, and the distance between its rows.
+    fn whole(self) -> (blocked::Place, usize) {
+        (self.place, self.row_stride)
+    }
+
     /// A block of the product.
     ///
     /// # Safety
@@ -269,9 +274,8 @@ impl PackedWeight {
         let (x, y) = (view(&Mat::new(x, t, self.inputs)), Destination { place: place(&mut y), row_stride: n });
         let parts = if t * n * self.inputs < PARALLEL_FROM { 1 } else { rayon::current_num_threads() };
         (0..parts).into_par_iter().with_max_len(1).for_each(|i| {
-            let y = y;
             // SAFETY: x and y were measured above; parts own columns of their own.
-            unsafe { self.columns.product(t, (i, parts), x, (y.place, n), write == Write::Add) };
+            unsafe { self.columns.product(t, (i, parts), x, y.whole(), write == Write::Add) };
         });
     }
 }
