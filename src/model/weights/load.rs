@@ -36,6 +36,9 @@ pub fn load(dir: &Path, config: &ModelConfig, layout: &ParamLayout) -> Result<Ve
         rest = after;
         pieces.extend(tensors.pieces(&spec.name, out)?);
     }
+    // In the files' order, which is not the layout's within a layer: the system reads ahead only of a reader that goes
+    // straight on.
+    pieces.sort_by_key(Piece::place);
     convert(pieces)?;
     if config.tie_word_embeddings && tensors.by_name.contains_key(UNEMBEDDING) {
         tensors.check_tied(&params[layout.embed.clone()])?;
@@ -234,10 +237,15 @@ pub(super) struct Piece<'a, 'o> {
     out: &'o mut [f32],
 }
 
-impl Piece<'_, '_> {
+impl<'a> Piece<'a, '_> {
+    /// Its file and the byte there at which it begins.
+    fn place(&self) -> (&'a Path, u64) {
+        (&self.shard.path, self.tensor + (self.start * self.dtype.bitsize() / 8) as u64)
+    }
+
     fn read(self, buffer: &mut Vec<u8>) -> Result<()> {
         let size = self.dtype.bitsize() / 8;
-        let offset = self.tensor + (self.start * size) as u64;
+        let (_, offset) = self.place();
         if self.dtype == Dtype::F32 {
             // Straight to where it belongs.
             self.shard.read_at(bytemuck::cast_slice_mut(self.out), offset)?;
