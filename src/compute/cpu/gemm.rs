@@ -278,9 +278,7 @@ impl PackedWeight {
             unsafe { self.columns.product(t, (i, parts), x, y.whole(), write == Write::Add) };
         });
     }
-}
 
-impl PackedWeight {
     /// Whether the weight's own bits are here: in f32.
     pub fn is_exact(&self) -> bool {
         !self.columns.are_bf16()
@@ -288,7 +286,9 @@ impl PackedWeight {
 
     /// Row `output` of the weight `[outputs, inputs]`, which is exact.
     pub fn row(&self, output: usize, row: &mut [f32]) {
-        assert!(self.is_exact() && output < self.outputs && row.len() == self.inputs, "row {output} of {self:?}");
+        let (outputs, inputs) = (self.outputs, self.inputs);
+        assert!(output < outputs && row.len() == inputs, "row {output} of [{outputs}, {inputs}] to {}", row.len());
+        assert!(self.is_exact(), "a row of a weight that was rounded when it was packed");
         self.columns.column(output, row);
     }
 }
