@@ -41,7 +41,16 @@ impl KvTokens {
         let keys = last_block(keys, heads * of_keys, *tokens);
         let values = last_block(values, heads * of_values, *tokens);
         let slot = *tokens % KV_BLOCK;
-        write_key_value(shape.compute, keys, values, slot, &key.to_f32(), &value.to_f32(), shape.head_dim);
+        let AttentionShape { compute, head_dim, .. } = shape;
+        match (key, value) {
+            (Elements::F32(key), Elements::F32(value)) => {
+                write_key_value(compute, keys, values, slot, key, value, head_dim);
+            }
+            (Elements::Bf16(key), Elements::Bf16(value)) => {
+                write_key_value(compute, keys, values, slot, key, value, head_dim);
+            }
+            _ => unreachable!("keys and values are factors, which have one format"),
+        }
         *tokens += 1;
     }
 

@@ -3,10 +3,10 @@
 use super::engine::{Engine, Request};
 use super::sampler::{Draw, sample};
 use super::session::{Live, Rollout, Session};
-use crate::compute::Packing;
 use crate::compute::cpu::Cpu;
 use crate::compute::cpu::array::{Array, Elements};
 use crate::compute::cpu::head::packed_logits;
+use crate::compute::{Backend, Packing};
 use crate::model::kv_cache::{KvSequence, KvTokens};
 use crate::model::{Model, Workspace};
 use anyhow::Result;
@@ -80,7 +80,8 @@ impl Session for HostSession<'_> {
             }
             let caches = self.model.prefill(self.ws, &packing, self.engine.policy.tap());
             done.extend(caches.into_iter().map(|(cache, rows)| {
-                let state = Elements::from(self.ws.state()).rows(&[rows.end - 1], self.model.config.hidden_size);
+                let (model, mut state) = (self.model, Array::default());
+                model.backend.gather_rows(self.ws.state(), &[rows.end - 1], model.config.hidden_size, &mut state);
                 HostPrompt { cache, state: Arc::new(state) }
             }));
         }

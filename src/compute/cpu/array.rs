@@ -67,6 +67,10 @@ pub fn convert_row<A: Element, B: Element>(from: &[A], to: &mut [B]) {
     }
 }
 
+fn not_f32() -> ! {
+    panic!("an array of bf16 where sums are kept, which is done in f32")
+}
+
 /// An array of the CPU.
 #[derive(Clone, Debug)]
 pub enum Array {
@@ -123,7 +127,7 @@ impl Array {
     pub fn f32(&self) -> &[f32] {
         match self {
             Array::F32(values) => values,
-            Array::Bf16(_) => panic!("an array of bf16 where sums are kept, which is done in f32"),
+            Array::Bf16(_) => not_f32(),
         }
     }
 
@@ -131,7 +135,7 @@ impl Array {
     pub fn f32_mut(&mut self) -> &mut Vec<f32> {
         match self {
             Array::F32(values) => values,
-            Array::Bf16(_) => panic!("an array of bf16 where sums are kept, which is done in f32"),
+            Array::Bf16(_) => not_f32(),
         }
     }
 
@@ -139,7 +143,7 @@ impl Array {
     pub fn into_f32(self) -> Vec<f32> {
         match self {
             Array::F32(values) => values,
-            Array::Bf16(_) => panic!("an array of bf16 where sums are kept, which is done in f32"),
+            Array::Bf16(_) => not_f32(),
         }
     }
 

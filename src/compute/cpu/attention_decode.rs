@@ -7,7 +7,7 @@
 #[cfg(target_arch = "x86_64")]
 mod bf16;
 
-use super::array::Element;
+use super::array::{Element, convert_row};
 use super::attention::{AttentionShape, exp_sum};
 use super::gemm::Compute;
 use super::prefetch::{LINE, prefetch};
@@ -44,13 +44,13 @@ pub fn block_units(compute: Compute, head_dim: usize) -> (usize, usize) {
 }
 
 /// Writes a token to place `slot` of a block; key and value are `[kv_heads * head_dim]`, the block's as [`KvSpan`] says.
-pub fn write_key_value(
+pub fn write_key_value<E: Element>(
     compute: Compute,
     keys: &mut [u32],
     values: &mut [u32],
     slot: usize,
-    key: &[f32],
-    value: &[f32],
+    key: &[E],
+    value: &[E],
     head_dim: usize,
 ) {
     let (of_keys, of_values) = block_units(compute, head_dim);
@@ -66,9 +66,12 @@ pub fn write_key_value(
                     continue;
                 }
                 for (lanes, x) in keys.chunks_exact_mut(KV_BLOCK).zip(key) {
-                    lanes[slot] = x.to_bits();
+                    lanes[slot] = x.get().to_bits();
                 }
-                values[slot * head_dim..(slot + 1) * head_dim].copy_from_slice(bytemuck::cast_slice(value));
+                convert_row(
+                    value,
+                    bytemuck::cast_slice_mut::<u32, f32>(&mut values[slot * head_dim..(slot + 1) * head_dim]),
+                );
             }
         },
     )
@@ -76,22 +79,22 @@ pub fn write_key_value(
 
 /// One head of [`write_key_value`] in bf16.
 #[inline(always)]
-fn write_bf16(keys: &mut [u32], values: &mut [u32], slot: usize, key: &[f32], value: &[f32]) {
+fn write_bf16<E: Element>(keys: &mut [u32], values: &mut [u32], slot: usize, key: &[E], value: &[E]) {
     for (lanes, x) in keys.chunks_exact_mut(KV_BLOCK).zip(key.chunks(2)) {
         lanes[slot] = bf16_pair(x, 1.0);
     }
     let values = values[slot / 2 * value.len()..].iter_mut().zip(value);
     if slot.is_multiple_of(2) {
-        values.for_each(|(unit, x)| *unit = bf16_bits(*x));
+        values.for_each(|(unit, x)| *unit = bf16_bits(x.get()));
     } else {
-        values.for_each(|(unit, x)| *unit |= bf16_bits(*x) << 16);
+        values.for_each(|(unit, x)| *unit |= bf16_bits(x.get()) << 16);
     }
 }
 
 /// A unit: one number or two in bf16, times `scale`.
 #[inline(always)]
-fn bf16_pair(x: &[f32], scale: f32) -> u32 {
-    bf16_bits(x[0] * scale) | x.get(1).map_or(0, |x| bf16_bits(x * scale) << 16)
+fn bf16_pair<E: Element>(x: &[E], scale: f32) -> u32 {
+    bf16_bits(x[0].get() * scale) | x.get(1).map_or(0, |x| bf16_bits(x.get() * scale) << 16)
 }
 
 /// A number's bits in bf16.

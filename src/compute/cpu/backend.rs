@@ -85,9 +85,11 @@ macro_rules! in_format {
 }
 pub(super) use in_format;
 
+/// Elements that a thread takes at a time where there are no rows.
+const BLOCK: usize = 1 << 14;
+
 /// `sum = a + b`.
 fn add<E: Element>(a: &[f32], b: &[E], sum: &mut [f32]) {
-    const BLOCK: usize = 1 << 14;
     sum.par_chunks_mut(BLOCK).zip(a.par_chunks(BLOCK).zip(b.par_chunks(BLOCK))).for_each(|(sum, (a, b))| {
         vectorize(
             #[inline(always)]
@@ -291,8 +293,8 @@ impl Backend for Cpu {
             unwanted.resize(w.len(), 0.0);
             &mut unwanted
         });
-        rounded
-            .resize(if self.format(Kind::Factor) == Compute::Bf16 { dx.len() } else { 0 }, self.format(Kind::Factor));
+        let wanted = if self.format(Kind::Factor) == Compute::F32 { 0 } else { dx.len() };
+        self.resize(rounded, wanted, Kind::Factor);
         let rounded = if let Array::Bf16(rounded) = rounded { Some(&mut rounded[..]) } else { None };
         let (x, inv_rms, dx) = (x.f32(), inv_rms.f32(), dx.f32_mut());
         in_format!([dy] rms_norm_backward(x, w, inv_rms, dy, dx, rounded, dw, accumulate));
@@ -310,7 +312,6 @@ impl Backend for Cpu {
         if self.format(Kind::Factor) == Compute::F32 {
             return x;
         }
-        const BLOCK: usize = 1 << 14;
         self.resize(room, x.len(), Kind::Factor);
         in_format!([room] {
             room.par_chunks_mut(BLOCK).zip(x.f32().par_chunks(BLOCK)).for_each(|(to, from)| convert(from, to));
