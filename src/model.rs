@@ -1,5 +1,6 @@
 //! The model: one decoder for every family. A family is a [`ModelConfig`], never a file of its own.
 
+pub mod ablation;
 pub mod backward;
 pub mod config;
 pub mod decoder;
@@ -18,6 +19,7 @@ use crate::compute::Backend;
 use crate::compute::backend::Unembedding;
 use crate::compute::cpu::Cpu;
 use crate::compute::cpu::head::Head;
+use ablation::Ablation;
 use anyhow::{Result, bail, ensure};
 use packed::PackedModel;
 use std::borrow::Cow;
@@ -42,6 +44,8 @@ pub struct Model<B: Backend = Cpu> {
     pub backend: B,
     /// The weights as decoding reads them, where they are there as nothing else ([`Model::for_sampling`]).
     packed: Option<Arc<PackedModel<B>>>,
+    /// What stands in for some modules' outputs ([`Model::ablate`]).
+    ablation: Option<Arc<Ablation<B>>>,
 }
 
 impl<B: Backend> Model<B> {
@@ -69,7 +73,14 @@ impl<B: Backend> Model<B> {
     pub fn into_host(self) -> Model {
         self.assert_whole();
         let params = self.backend.unload(self.params);
-        Model { config: self.config, layout: self.layout, params, backend: Cpu::default(), packed: None }
+        Model {
+            config: self.config,
+            layout: self.layout,
+            params,
+            backend: Cpu::default(),
+            packed: None,
+            ablation: None,
+        }
     }
 
     /// The parameters on the host, `[layout.len()]`.
@@ -109,7 +120,7 @@ impl Model {
     pub fn new(config: ModelConfig, params: Vec<f32>) -> Model {
         let layout = ParamLayout::new(&config);
         assert_eq!(params.len(), layout.len(), "parameters do not match the layout");
-        Model { config, layout, params, backend: Cpu::default(), packed: None }
+        Model { config, layout, params, backend: Cpu::default(), packed: None, ablation: None }
     }
 
     /// Opens a HuggingFace checkpoint folder: `config.json` and safetensors.
@@ -117,7 +128,7 @@ impl Model {
         let config = ModelConfig::from_dir(dir)?;
         let layout = ParamLayout::new(&config);
         let params = weights::load(dir, &config, &layout)?;
-        Ok(Model { config, layout, params, backend: Cpu::default(), packed: None })
+        Ok(Model { config, layout, params, backend: Cpu::default(), packed: None, ablation: None })
     }
 
     /// The unembedding `E_u` as a distribution over tokens.
@@ -134,6 +145,6 @@ impl Model {
     pub fn on<B: Backend>(self, backend: B) -> Model<B> {
         self.assert_whole();
         let params = backend.load(self.params);
-        Model { config: self.config, layout: self.layout, params, backend, packed: None }
+        Model { config: self.config, layout: self.layout, params, backend, packed: None, ablation: None }
     }
 }

@@ -188,8 +188,8 @@ impl<B: Inspect> Flow<B> {
                 backend.place_rows(state, rows, stream, block(0));
             }
             Tap::Final => backend.place_rows(state, rows, branches, side_by_side(of.last())),
-            // Only shown to whoever stops at it.
-            Tap::Normed(_) => {}
+            // What the attention makes of them is read; the other is only shown to whoever stops at it.
+            Tap::Z(_) | Tap::Normed(_) => {}
         });
         let comparison = self.compare(model, targets);
         self.sums.add_tokens(&of_inputs, &comparison);

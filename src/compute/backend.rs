@@ -287,6 +287,8 @@ pub trait Backend: Clone + Debug + Send + Sync + 'static {
     fn add(&self, a: &Self::Array, branch: &Self::Array, sum: &mut Self::Array);
     /// `sum += x`, both f32.
     fn accumulate(&self, x: &Self::Array, sum: &mut Self::Array);
+    /// `x[t, first..first + n] = values` in every row: values f32 `[n]`, x a factor `[T, width]`.
+    fn fill_columns(&self, values: &Self::Array, x: &mut Self::Array, width: usize, first: usize);
     /// x as products read it: itself, or rounded into `room`.
     fn factor<'a>(&self, x: &'a Self::Array, room: &'a mut Self::Array) -> &'a Self::Array;
     /// [`Backend::factor`] of a dx that [`Backend::rms_norm_backward`] has rounded already.

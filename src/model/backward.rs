@@ -72,6 +72,7 @@ impl<B: Backend> Model<B> {
         grads: &mut B::Array,
     ) {
         assert!(ws.keep != Keep::Nothing, "the forward kept nothing for a backward");
+        assert!(!self.is_ablated(), "a model without some of its modules can be looked at, not trained");
         let StateGradients { d_state, beside } = states;
         let top = tap.layer().or_else(|| LayerIndex::all(self.config.layers).next_back());
         let mut entry = tap.entry();

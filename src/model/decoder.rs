@@ -309,8 +309,13 @@ impl<B: Backend> Model<B> {
     /// Runs the decoder on a packed batch until `until` is known, and no further: a policy of depth k costs k layers.
     /// Its state `[T, d]` is then in [`Workspace::state`].
     pub fn forward(&self, ws: &mut Workspace<B>, packing: &Packing, until: Tap, keep: Keep) {
+        self.forward_on(ws, &self.batched(packing), until, keep);
+    }
+
+    /// [`Model::forward`] of a batch that the device has.
+    pub fn forward_on(&self, ws: &mut Workspace<B>, batched: &Batched<'_, B>, until: Tap, keep: Keep) {
         ws.kept_from = 0;
-        self.forward_batched(ws, &self.batched(packing), until, keep, &mut |_, _| ());
+        self.forward_batched(ws, batched, until, keep, &mut |_, _| ());
     }
 
     /// [`Model::forward`] for a backward to what is in `trained`: of the layers below the lowest of them nothing is kept, but for
@@ -352,6 +357,14 @@ impl<B: Backend> Model<B> {
         self.forward_with(ws, batched.rows(), &mut Packed(&batched.batch), until, keep, observe);
     }
 
+    /// Runs layers from `first` on again, up to the final state, on the stream below them that a forward of the same batch kept. What it
+    /// kept of the streams above is overwritten; what lies below `first` stays.
+    pub fn forward_again(&self, ws: &mut Workspace<B>, batched: &Batched<'_, B>, first: LayerIndex) {
+        assert!(ws.keeps(first.index()), "the forward did not keep the stream below layer {first}");
+        let watch = Watch { until: Tap::Final, observe: &mut |_, _| () };
+        self.climb(ws, first, batched.rows(), &mut Packed(&batched.batch), watch);
+    }
+
     /// The general form. Ids must be below the vocabulary's size.
     pub fn forward_with(
         &self,
@@ -369,45 +382,59 @@ impl<B: Backend> Model<B> {
         ws.layers.resize_with(if keep == Keep::Activations { layers } else { 1 }, Default::default);
         self.backend.resize(&mut ws.streams[0], t * d, Kind::F32);
         self.backend.embed(self.embedding(), rows.tokens, &mut ws.streams[0], d);
-        let mut watch = Watch { until, observe };
-        for layer in LayerIndex::all(layers) {
+        if let Some(first) = LayerIndex::all(layers).next() {
+            self.climb(ws, first, rows, attend, Watch { until, observe });
+        }
+    }
+
+    /// Goes on from layer `first`, whose input [`Workspace::streams`] has, to where the watch ends.
+    fn climb(
+        &self,
+        ws: &mut Workspace<B>,
+        first: LayerIndex,
+        rows: Rows<B::Tokens<'_>>,
+        attend: &mut dyn Attend<B>,
+        mut watch: Watch<'_, B>,
+    ) {
+        for layer in LayerIndex::all(self.config.layers).skip(first.index()) {
             let i = layer.index();
             let (input, output) = (ws.stream_slot(i), ws.stream_slot(i + 1));
             let x = std::mem::take(&mut ws.streams[input]);
             let mut post = std::mem::take(&mut ws.streams[output]);
             let stopped = watch.reached(&self.backend, Tap::ResidPre(layer), &x, &mut ws.state)
-                || self.forward_layer(ws, layer, &x, &mut post, rows, attend, &mut watch);
+                || self.forward_layer(ws, layer, &x, layer > first, &mut post, rows, attend, &mut watch);
             ws.streams[input] = x;
             ws.streams[output] = post;
             if stopped {
                 return;
             }
-            if until == Tap::Normed(layer) {
-                return (watch.observe)(until, &ws.state);
+            if watch.until == Tap::Normed(layer) {
+                return (watch.observe)(watch.until, &ws.state);
             }
         }
         (watch.observe)(Tap::Final, &ws.state);
     }
 
-    /// One layer: `x = H^{l-1}` to `post = H^l`. True if the watch ends in this layer, with its state saved.
+    /// One layer: `x = H^{l-1}` to `post = H^l`. `is_normed`: the layer below left the norm of x. True if the watch ends in this layer, with its state saved.
     #[allow(clippy::too_many_arguments)]
     fn forward_layer(
         &self,
         ws: &mut Workspace<B>,
         layer: LayerIndex,
         x: &B::Array,
+        is_normed: bool,
         post: &mut B::Array,
         rows: Rows<B::Tokens<'_>>,
         attend: &mut dyn Attend<B>,
         watch: &mut Watch<'_, B>,
     ) -> bool {
-        let is_normed = layer.index() > 0;
         if self.forward_to_act(ws, layer, x, is_normed, rows, attend, watch) {
             return true;
         }
         let Workspace { branch, act, low_rank, state, packed, .. } = &mut *ws;
         let packed = packed.as_ref().map(|p| &p.layers[layer.index()].down);
         self.linears(layer).down.forward(packed, act, None, branch, rows.count, low_rank);
+        self.replace_ffn(layer, branch);
         if watch.reached(&self.backend, Tap::Ffn(layer), branch, state) {
             return true;
         }
@@ -486,7 +513,12 @@ impl<B: Backend> Model<B> {
         let norms = self.qk_norms(p);
         attend.rotate(backend, layer.index(), heads, norms, c.rms_norm_eps, rope, rows.tokens, &a.qkv, qk);
         attend.attend(backend, layer.index(), heads, qk, &a.qkv, &mut a.attn, &mut a.lse);
+        self.replace_heads(layer, &mut a.attn);
+        if watch.reached(backend, Tap::Z(layer), &a.attn, state) {
+            return true;
+        }
         linears.o.forward(packed.map(|p| &p.o), &a.attn, None, branch, t, low_rank);
+        self.replace_attention(layer, branch);
         if watch.reached(backend, Tap::Attn(layer), branch, state) {
             return true;
         }

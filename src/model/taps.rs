@@ -1,5 +1,6 @@
 //! Names for the places of a decoder where a hidden state can be read.
 
+use super::ModelConfig;
 use anyhow::{Context, Result, ensure};
 use std::fmt;
 use std::num::NonZeroU32;
@@ -70,13 +71,15 @@ impl fmt::Display for LayerIndex {
 /// A kind of state, given the layer.
 type OfLayer = fn(LayerIndex) -> Tap;
 
-/// A hidden state `[T, d]` of the decoder (names as in TransformerLens where it has them).
+/// A hidden state of the decoder, `[T, d]` but for [`Tap::Z`] (names as in TransformerLens where it has them).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Tap {
     /// `H^{l-1}`, the stream that enters layer l.
     ResidPre(LayerIndex),
     /// `LN_attn(H^{l-1})`, what the attention of layer l sees.
     AttnIn(LayerIndex),
+    /// What the heads of layer l hand to the output projection, side by side: `[T, H hd]`.
+    Z(LayerIndex),
     /// `A^l`, what the attention of layer l writes.
     Attn(LayerIndex),
     /// `M^l = H^{l-1} + A^l`.
@@ -111,9 +114,10 @@ impl Tap {
     }
 
     /// Kinds of states that a forward shows of every layer, bottom up.
-    const KINDS: [(&'static str, OfLayer); 7] = [
+    const KINDS: [(&'static str, OfLayer); 8] = [
         ("resid_pre", Tap::ResidPre),
         ("attn_in", Tap::AttnIn),
+        ("z", Tap::Z),
         ("attn", Tap::Attn),
         ("resid_mid", Tap::ResidMid),
         ("ffn_in", Tap::FfnIn),
@@ -130,10 +134,15 @@ impl Tap {
         self.layer().map_or((usize::MAX, 0), of_layer)
     }
 
+    /// Numbers of a token.
+    pub fn width(self, config: &ModelConfig) -> usize {
+        if matches!(self, Tap::Z(_)) { config.q_dim() } else { config.hidden_size }
+    }
+
     /// The layer that it lies in; none for [`Tap::Final`], which lies above them all.
     pub fn layer(self) -> Option<LayerIndex> {
         match self {
-            Tap::ResidPre(l) | Tap::AttnIn(l) | Tap::Attn(l) | Tap::ResidMid(l) => Some(l),
+            Tap::ResidPre(l) | Tap::AttnIn(l) | Tap::Z(l) | Tap::Attn(l) | Tap::ResidMid(l) => Some(l),
             Tap::FfnIn(l) | Tap::Ffn(l) | Tap::ResidPost(l) | Tap::Normed(l) => Some(l),
             Tap::Final => None,
         }
@@ -154,7 +163,8 @@ mod tests {
 
     #[test]
     fn states_have_names_that_are_read_back_and_an_order() {
-        let names = ["resid_pre:2", "attn_in:2", "attn:2", "resid_mid:2", "ffn_in:2", "ffn:2", "resid_post:2", "final"];
+        let names =
+            ["resid_pre:2", "attn_in:2", "z:2", "attn:2", "resid_mid:2", "ffn_in:2", "ffn:2", "resid_post:2", "final"];
         let taps: Vec<Tap> = names.iter().flat_map(|name| Tap::parse_some(name, 3).unwrap()).collect();
         assert_eq!(taps.iter().map(Tap::to_string).collect::<Vec<_>>(), names);
         assert!(taps.is_sorted_by_key(|tap| tap.height()));

@@ -26,7 +26,7 @@ impl Model {
                 params[tensor.range()].copy_from_slice(&self.params[own.range()]);
             }
         }
-        Model { config, layout, params, backend: self.backend, packed: None }
+        Model { config, layout, params, backend: self.backend, packed: None, ablation: None }
     }
 
     /// Opens a value model's folder, as [`weights::save`] writes it: a HuggingFace checkpoint of `...ForTokenClassification`
@@ -35,7 +35,7 @@ impl Model {
         let config = value_config(&ModelConfig::from_dir(dir)?);
         let layout = ParamLayout::with_value_head(&config);
         let params = weights::load(dir, &config, &layout)?;
-        Ok(Model { config, layout, params, backend: Cpu::default(), packed: None })
+        Ok(Model { config, layout, params, backend: Cpu::default(), packed: None, ablation: None })
     }
 }
 

@@ -116,6 +116,11 @@ fn begin_with_bias<E: Element>(bias: &[f32], y: &mut [E]) {
     y.par_chunks_mut(bias.len()).for_each(|row| convert(bias, row));
 }
 
+/// Some columns of every row become the same values.
+fn fill_columns<E: Element>(values: &[f32], x: &mut [E], width: usize, first: usize) {
+    x.par_chunks_mut(width).for_each(|row| convert(values, &mut row[first..first + values.len()]));
+}
+
 /// Rows of a state, one after the other.
 fn gather_rows<A: Element, B: Element>(state: &[A], rows: &[usize], d: usize, out: &mut [B]) {
     for (row, out) in rows.iter().zip(out.chunks_exact_mut(d)) {
@@ -306,6 +311,10 @@ impl Backend for Cpu {
 
     fn accumulate(&self, x: &Array, sum: &mut Array) {
         sum.f32_mut().iter_mut().zip(x.f32()).for_each(|(sum, x)| *sum += x);
+    }
+
+    fn fill_columns(&self, values: &Array, x: &mut Array, width: usize, first: usize) {
+        in_format!([x] fill_columns(values.f32(), x, width, first));
     }
 
     fn factor<'a>(&self, x: &'a Array, room: &'a mut Array) -> &'a Array {

@@ -356,6 +356,14 @@ impl Backend for Cuda {
         self.launch_over("scaled_add", n, &[Arg::Float(1.0), x.arg(), sum.arg(), long(n)]);
     }
 
+    fn fill_columns(&self, values: &Array, x: &mut Array, width: usize, first: usize) {
+        let (n, t) = (values.len(), x.len() / width);
+        if [n, width, first + n].into_iter().all(|n| self.in_eights("fill_columns", n)) {
+            let args = [values.arg(), x.arg(), int(t), int(n), int(width), int(first)];
+            self.launch_over("fill_columns", t * n, &args);
+        }
+    }
+
     fn factor<'a>(&self, x: &'a Array, room: &'a mut Array) -> &'a Array {
         if x.real() == self.real {
             return x;

@@ -70,6 +70,7 @@ const FUNCTIONS: &[(&str, &[&str])] = &[
             "column_sums_partial",
             "add_column_sums",
             "add_bias",
+            "fill_columns",
             "add",
             "scaled_add",
             "scale",

@@ -50,6 +50,18 @@ extern "C" __global__ void add_bias(real* y, const float* bias, int t, int n) {
     }
 }
 
+// x[t, first..first + n] = values in every row (cpu/backend.rs `fill_columns`): values f32 [n], x REAL [T, width]; each value is rounded
+// once. n, first, width: multiples of 8. Grid, block: any.
+extern "C" __global__ void fill_columns(const float* values, real* x, int t, int n, int width, int first) {
+    size_t count = (size_t)t * n / 8, step = (size_t)gridDim.x * blockDim.x;
+    for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += step) {
+        size_t row = i / (n / 8), column = i % (n / 8) * 8;
+        float v[8];
+        load8(values + column, v);
+        store8(x + row * width + first + column, v);
+    }
+}
+
 // sum = a + branch: the residual addition (model/decoder.rs `add`). a, sum f32 [n] (may be one), branch REAL [n]. n: a multiple
 // of 8. Grid, block: any.
 extern "C" __global__ void add(const float* a, const real* branch, float* sum, unsigned long long n) {

@@ -63,9 +63,11 @@ fn norms_and_sums() {
         cpu.rms_norm_backward(&x, &w, &inv, &added, &mut dx, &mut left, None, true);
         let mut again = Array::default();
         assert_eq!(cpu.left_factor(&dx, &left).to_f32(), cpu.factor(&dx, &mut again).to_f32());
+        let mut filled = factor(cpu, numbers(t * d, 6));
+        cpu.fill_columns(&Array::from(numbers(8, 7)), &mut filled, d, 16);
         let mut normed = factor(cpu, numbers(t * d, 5));
         cpu.norm_rows(&mut normed, &w, 1e-6, d);
-        vec![y, z, sum, dx, dw.into(), normed]
+        vec![y, z, sum, dx, dw.into(), filled, normed]
     });
 }
 

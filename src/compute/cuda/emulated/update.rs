@@ -248,6 +248,15 @@ fn sums_and_additions_equal_the_cpus() {
         );
         let expected: Vec<f32> = x.iter().enumerate().map(|(i, x)| x + bias[i % n]).collect();
         assert_eq!(y.floats(), real.stored(&expected));
+        // The last columns of every row, whatever stood there.
+        let (mut filled, first) = (mx.clone(), n - 16);
+        let values = Memory::f32(&bias[..16]);
+        let args =
+            &mut [Arg::In(&values), Arg::Out(&mut filled), Arg::Int(t), Arg::Int(16), Arg::Int(n), Arg::Int(first)];
+        gpu.launch("fill_columns", [2, 1, 1], 32, 0, args);
+        let expected: Vec<f32> =
+            x.iter().enumerate().map(|(i, x)| if i % n < first { *x } else { bias[i % n - first] }).collect();
+        assert_eq!(filled.floats(), real.stored(&expected));
         let mut sum = Memory::room(t * n);
         gpu.launch(
             "add",

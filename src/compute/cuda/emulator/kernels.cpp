@@ -131,6 +131,7 @@ static const Kernel KERNELS[] = {
     KERNEL(reduction, column_sums_partial)
     KERNEL(reduction, add_column_sums)
     KERNEL(reduction, add_bias)
+    KERNEL(reduction, fill_columns)
     KERNEL(reduction, add)
     KERNEL(reduction, scaled_add)
     KERNEL(reduction, scale)
