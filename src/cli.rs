@@ -7,7 +7,7 @@ pub use bench::{
     BenchAnalysisArgs, BenchCommand, BenchModelArgs, BenchNumbersArgs, BenchOpenArgs, BenchRolloutArgs, BenchStepArgs,
     BenchUpdateArgs, Shape,
 };
-pub use inside::{AnalyzeArgs, GenerateArgs, ScoreArgs, StatesArgs};
+pub use inside::{AblateArgs, AnalyzeArgs, GenerateArgs, ScoreArgs, StatesArgs};
 
 use crate::compute::DeviceChoice;
 use crate::model::weights::SaveDtype;
@@ -46,6 +46,8 @@ pub enum Command {
     Analyze(AnalyzeArgs),
     /// Log-probs and entropies of given responses under any policy
     Score(ScoreArgs),
+    /// What each module is worth: the model without each layer's attention, FFN and heads, beside the whole one
+    Ablate(AblateArgs),
     /// Hidden states of given tokens, of any layer and module, as safetensors
     States(StatesArgs),
     /// Sample from any policy
@@ -236,6 +238,14 @@ pub struct ComputeArgs {
     pub device: DeviceChoice,
 }
 
+/// Modules that a model is run without.
+#[derive(Clone, Debug, Args)]
+pub struct WithoutArgs {
+    /// Run the model without some modules, which write zeros: attn:6, ffn:1-6, layer:7-, head:6.3, separated by commas
+    #[arg(long = "ablate", value_delimiter = ',', value_name = "MODULES")]
+    pub modules: Vec<String>,
+}
+
 /// A LoRA adapter in place of the weights, where a recipe does not say.
 #[derive(Clone, Debug, Args)]
 pub struct LoraArgs {
@@ -309,6 +319,8 @@ pub struct EvaluateArgs {
     /// Folder for the results, one below it for each suite [default when rescoring: DIR/rescored-RULE]
     #[arg(long, required_unless_present = "rescore")]
     pub out: Option<PathBuf>,
+    #[command(flatten)]
+    pub ablate: WithoutArgs,
     #[command(flatten)]
     pub numbers: ComputeArgs,
     #[command(flatten)]

@@ -1,5 +1,6 @@
 //! One file a verb: wiring, no maths.
 
+pub mod ablate;
 pub mod adapter;
 pub mod analyze;
 pub mod bench;

@@ -38,6 +38,7 @@ fn run(cli: &Cli) -> Result<()> {
         Command::Sft(args) => start_threads(cli.threads).and_then(|()| commands::sft::run(args)),
         Command::Analyze(args) => start_threads(cli.threads).and_then(|()| commands::analyze::run(args)),
         Command::Score(args) => start_threads(cli.threads).and_then(|()| commands::score::run(args)),
+        Command::Ablate(args) => start_threads(cli.threads).and_then(|()| commands::ablate::run(args)),
         Command::States(args) => start_threads(cli.threads).and_then(|()| commands::states::run(args)),
         Command::Generate(args) => start_threads(cli.threads).and_then(|()| commands::generate::run(args)),
         Command::Evaluate(args) => start_threads(cli.threads).and_then(|()| commands::evaluate::run(args)),

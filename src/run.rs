@@ -1,5 +1,5 @@
 //! A run's folder and its life: checkpoints that appear whole or not at all, metrics, tables, the manifest,
-//! TensorBoard's files, progress, Ctrl-C.
+//! work that is saved before it is finished, TensorBoard's files, progress, Ctrl-C.
 
 pub mod atomic;
 pub mod checkpoint;
@@ -12,3 +12,4 @@ pub mod parquet;
 pub mod progress;
 pub mod reading;
 pub mod tensorboard;
+pub mod unfinished;

@@ -108,19 +108,7 @@ impl<B: Inspect> Flow<B> {
         }
         let mut rest = samples;
         while !rest.is_empty() {
-            let (mut packing, mut targets, mut taken) = (Packing::new(), Targets::default(), 0);
-            for sample in rest {
-                // The last token predicts nothing that is known: its state is not needed.
-                let ids = &sample.ids[..sample.ids.len() - 1];
-                let response = sample.ids.len() - sample.response_start;
-                let full = packing.rows() + ids.len() > PACK_TOKENS || targets.len() + response > most;
-                if taken > 0 && full {
-                    break;
-                }
-                let packed = packing.push(ids);
-                targets.push_response(&sample.ids, packed.start, sample.response_start);
-                taken += 1;
-            }
+            let (packing, targets, taken) = pack(rest, most);
             // A response that is longer by itself takes several forwards, each for a part of it.
             for (rows, ids) in targets.rows.chunks(most).zip(targets.ids.chunks(most)) {
                 self.add_rows(model, ws, &packing, rows, ids);
@@ -232,6 +220,25 @@ impl<B: Inspect> Flow<B> {
     pub fn finish(&self, model: &Model<B>, name: &str, threshold: Option<f64>) -> Result<Analysis> {
         self.sums.finish(model.config.vocab_size, name, self.reading, threshold)
     }
+}
+
+/// As many of these samples as one forward takes, with `most` response tokens; one at least. Their response tokens, and how many
+/// samples it are.
+pub(super) fn pack(samples: &[Sample], most: usize) -> (Packing, Targets, usize) {
+    let (mut packing, mut targets, mut taken) = (Packing::new(), Targets::default(), 0);
+    for sample in samples {
+        // The last token predicts nothing that is known: its state is not needed.
+        let ids = &sample.ids[..sample.ids.len() - 1];
+        let response = sample.ids.len() - sample.response_start;
+        let full = packing.rows() + ids.len() > PACK_TOKENS || targets.len() + response > most;
+        if taken > 0 && full {
+            break;
+        }
+        let packed = packing.push(ids);
+        targets.push_response(&sample.ids, packed.start, sample.response_start);
+        taken += 1;
+    }
+    (packing, targets, taken)
 }
 
 /// Rows whose branches are held at a time.

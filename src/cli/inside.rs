@@ -1,7 +1,8 @@
-//! Arguments of the verbs that look inside a model: `analyze`, `score`, `states`, `generate`.
+//! Arguments of the verbs that look inside a model: `analyze`, `ablate`, `score`, `states`, `generate`.
 
-use super::{ComputeArgs, PromptArgs, by_name};
+use super::{ComputeArgs, PromptArgs, WithoutArgs, by_name};
 use crate::analysis::Lens;
+use crate::analysis::ablation::Replacement;
 use clap::Args;
 use std::path::PathBuf;
 
@@ -45,6 +46,42 @@ pub struct AnalyzeArgs {
     #[arg(long)]
     pub json: bool,
     #[command(flatten)]
+    pub ablate: WithoutArgs,
+    #[command(flatten)]
+    pub numbers: ComputeArgs,
+    #[command(flatten)]
+    pub prompt: PromptArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  bupo ablate MODEL --data responses.jsonl --out ablation\n  bupo ablate MODEL --data responses.jsonl --heads --layers 1-6 --replace mean --out ablation\nWhat every number means: docs/ABLATION.md"
+)]
+pub struct AblateArgs {
+    /// A HuggingFace checkpoint folder, a run's folder, or a name on the hub: OWNER/NAME[@REVISION]
+    pub model: PathBuf,
+    /// JSONL of {input_ids, response_start} or {prompt|messages, response}, such as the responses.jsonl of bupo analyze
+    #[arg(long)]
+    pub data: PathBuf,
+    /// Folder for ablation.json and modules.parquet
+    #[arg(long)]
+    pub out: PathBuf,
+    /// Also without each attention head by itself
+    #[arg(long)]
+    pub heads: bool,
+    /// Only modules of these layers: 6, 1-6, or 7- (to the last)
+    #[arg(long, value_name = "LAYERS")]
+    pub layers: Option<String>,
+    /// What a module writes when it is left out: zero, or mean (what it writes on average, over all tokens of the data)
+    #[arg(long, default_value = "zero", value_parser = parse_replacement)]
+    pub replace: Replacement,
+    /// Only the first N rows
+    #[arg(long, value_name = "N")]
+    pub limit: Option<usize>,
+    /// How often an unfinished study is saved; the same command goes on with it
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    pub save_every: u64,
+    #[command(flatten)]
     pub numbers: ComputeArgs,
     #[command(flatten)]
     pub prompt: PromptArgs,
@@ -66,6 +103,8 @@ pub struct ScoreArgs {
     #[arg(long)]
     pub out: PathBuf,
     #[command(flatten)]
+    pub ablate: WithoutArgs,
+    #[command(flatten)]
     pub numbers: ComputeArgs,
     #[command(flatten)]
     pub prompt: PromptArgs,
@@ -81,7 +120,7 @@ pub struct StatesArgs {
     /// JSONL of {input_ids}, {prompt|messages, response}, or prompts and problems
     #[arg(long)]
     pub data: PathBuf,
-    /// What to read, separated by commas: resid_pre, attn_in, attn, resid_mid, ffn_in, ffn, resid_post with layers (ffn:6, ffn:1-6,
+    /// What to read, separated by commas: resid_pre, attn_in, z, attn, resid_mid, ffn_in, ffn, resid_post with layers (ffn:6, ffn:1-6,
     /// ffn:7-), or final
     #[arg(long, value_delimiter = ',', required = true)]
     pub states: Vec<String>,
@@ -94,6 +133,8 @@ pub struct StatesArgs {
     /// Only the first N rows
     #[arg(long, value_name = "N")]
     pub limit: Option<usize>,
+    #[command(flatten)]
+    pub ablate: WithoutArgs,
     #[command(flatten)]
     pub numbers: ComputeArgs,
     #[command(flatten)]
@@ -138,9 +179,15 @@ pub struct GenerateArgs {
     #[arg(long)]
     pub out: Option<PathBuf>,
     #[command(flatten)]
+    pub ablate: WithoutArgs,
+    #[command(flatten)]
     pub numbers: ComputeArgs,
     #[command(flatten)]
     pub style: PromptArgs,
+}
+
+fn parse_replacement(text: &str) -> Result<Replacement, String> {
+    by_name(text)
 }
 
 fn parse_lens(text: &str) -> Result<Lens, String> {

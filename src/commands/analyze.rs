@@ -2,14 +2,14 @@
 //! counted is saved now and then, so that memory does not grow with the data and an interrupted analysis goes on.
 
 mod answers;
-mod source;
+pub(super) mod source;
 mod state;
 pub mod tokens;
 
 use super::device::{self, Device, on_device};
 use super::{max_new_tokens, open_model, optional_encoder};
 use crate::analysis::flow::PACK_TOKENS;
-use crate::analysis::{Analysis, Reading, Sample, terminal};
+use crate::analysis::{Analysis, Flow, Reading, Sample, terminal};
 use crate::cli::AnalyzeArgs;
 use crate::commands::run_folder::checkpoint;
 use crate::model::{LayerIndex, Model, Workspace};
@@ -19,6 +19,7 @@ use crate::run::interrupt;
 use crate::run::manifest::peak_memory_mib;
 use crate::run::parquet::{Column, write_parquet};
 use crate::run::progress::{Progress, say};
+use crate::run::unfinished::Unfinished;
 use crate::tasks::dataset::stream_rows;
 use crate::text::PromptEncoder;
 use answers::Answers;
@@ -47,7 +48,8 @@ pub fn run(args: &AnalyzeArgs) -> Result<()> {
 
 fn run_on<B: Device>(args: &AnalyzeArgs, backend: B) -> Result<()> {
     let dir = checkpoint(&args.model)?;
-    let model = open_model(&dir)?.on(backend);
+    let mut model = open_model(&dir)?.on(backend);
+    args.ablate.apply(&mut model)?;
     let layers = model.config.layers;
     if args.tokens.is_some() {
         let vocabulary = model.config.vocab_size;
@@ -77,9 +79,15 @@ fn run_on<B: Device>(args: &AnalyzeArgs, backend: B) -> Result<()> {
         lens: args.lens,
         layer: args.layer,
         compute: model.backend.compute(),
+        ablate: args.ablate.names(),
     };
-    let mut saved = state::Progress::new(&args.out, Duration::from_secs(args.save_every), about);
-    let mut flow = saved.open(layers, Reading { lens: args.lens, chosen })?;
+    let mut saved = Unfinished::new(&args.out, Duration::from_secs(args.save_every), about);
+    let reading = Reading { lens: args.lens, chosen };
+    let mut flow = match saved.open()? {
+        None => Flow::new(layers, reading),
+        Some(sums) => Flow::go_on(layers, reading, sums)
+            .with_context(|| format!("{} is broken: {}", saved.path().display(), saved.remedy()))?,
+    };
     let (from, tokens_before) = (flow.sums().samples(), flow.sums().tokens());
     if from > 0 {
         say(&format!("{from} of {} samples were analysed before: going on", contents.rows));
@@ -93,7 +101,7 @@ fn run_on<B: Device>(args: &AnalyzeArgs, backend: B) -> Result<()> {
         flow.add(&model, &mut ws, &pack, &mut |n| progress.inc(n))?;
         let unfinished = flow.sums().samples() < contents.rows;
         if unfinished {
-            saved.save(&flow, interrupt::requested())?;
+            saved.save(flow.sums(), interrupt::requested())?;
         }
         if unfinished && interrupt::requested() {
             progress.finish();
@@ -109,7 +117,7 @@ fn run_on<B: Device>(args: &AnalyzeArgs, backend: B) -> Result<()> {
     progress.finish();
     ensure!(flow.sums().samples() == contents.rows, "{} changed while it was read", args.data.display());
     let seconds = start.elapsed().as_secs_f64();
-    let analysis = flow.finish(&model, &args.model.to_string_lossy(), args.threshold)?;
+    let analysis = flow.finish(&model, &args.ablate.called(&args.model), args.threshold)?;
     let map = args.out.join(tokens::TOKENS);
     if map.is_file() {
         // An earlier analysis's would be taken for this one's.
@@ -152,6 +160,7 @@ fn answers<'a, B: Device>(
     fingerprint.number(args.seed);
     fingerprint.number(max_new_tokens as u64);
     fingerprint.text(&format!("{:?}", model.backend.compute()));
+    args.ablate.names().iter().for_each(|name| fingerprint.text(name));
     Answers {
         source,
         unanswered: contents.unanswered,
@@ -162,8 +171,8 @@ fn answers<'a, B: Device>(
     }
 }
 
-/// The samples from row `from` (0 the first) on, in order.
-fn samples<'a>(
+/// The samples from row `from` (0 the first) on, in order. Rows without a response take the model's own answers.
+pub(super) fn samples<'a>(
     source: &Source<'a>,
     answers: Option<&Answers<'a>>,
     from: usize,
@@ -178,7 +187,7 @@ fn samples<'a>(
 }
 
 /// As many of the next samples as one forward takes.
-fn next_pack(samples: &mut Peekable<impl Iterator<Item = Result<Sample>>>) -> Result<Vec<Sample>> {
+pub(super) fn next_pack(samples: &mut Peekable<impl Iterator<Item = Result<Sample>>>) -> Result<Vec<Sample>> {
     let (mut pack, mut tokens) = (Vec::new(), 0);
     let fits = |next: &Result<Sample>, tokens: usize| match next {
         Ok(sample) => tokens == 0 || tokens + sample.ids.len() <= PACK_TOKENS,

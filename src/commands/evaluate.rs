@@ -52,7 +52,9 @@ fn run_on<B: Device>(args: &EvaluateArgs, name: &str, out: &Path, plans: &[Plan]
     let opened = open(Path::new(name), &args.prompt)?;
     // While they are on the host.
     let weights = fingerprint(&opened.model);
-    let (model, asked) = (opened.model.on(backend), opened.prompts);
+    let (mut model, asked) = (opened.model.on(backend), opened.prompts);
+    args.ablate.apply(&mut model)?;
+    let name = &args.ablate.called(Path::new(name));
     let policy = InternalPolicy::parse(&args.policy, model.config.layers)?;
     let model = model.for_sampling(policy.tap());
     let mut ws = Workspace::new(&model);
@@ -88,6 +90,7 @@ fn settings<B: Device>(
     Ok(EvaluateSettings {
         seed: args.seed,
         policy,
+        ablate: args.ablate.names(),
         sampling: Sampling {
             temperature: s.temperature,
             top_k: s.top_k,

@@ -45,7 +45,8 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
 
 fn run_on<B: Device>(args: &GenerateArgs, backend: B) -> Result<()> {
     let opened = open(&args.model, &args.style)?;
-    let (model, prompts) = (opened.model.on(backend), &opened.prompts);
+    let (mut model, prompts) = (opened.model.on(backend), &opened.prompts);
+    args.ablate.apply(&mut model)?;
     let mut policies: Vec<InternalPolicy> = Vec::with_capacity(args.policy.len());
     for name in &args.policy {
         let policy = InternalPolicy::parse(name, model.config.layers)?;

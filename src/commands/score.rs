@@ -41,7 +41,11 @@ pub fn run(args: &ScoreArgs) -> Result<()> {
         model.check_tokens(&ids).with_context(|| format!("{} row {}", args.data.display(), i + 1))?;
         sequences.push((ids, start));
     }
-    let out = on_device!(device, backend => score(&model.on(backend), policy, &sequences, args.temperature))?;
+    let out = on_device!(device, backend => {
+        let mut model = model.on(backend);
+        args.ablate.apply(&mut model)?;
+        score(&model, policy, &sequences, args.temperature)
+    })?;
     write_jsonl(&args.out, &out)?;
     say(&format!("scored {} rows under {policy}; written to {}", out.len(), args.out.display()));
     Ok(())

@@ -6,7 +6,7 @@ use super::{open_model, optional_encoder, row_tokens};
 use crate::analysis::flow::PACK_TOKENS;
 use crate::cli::StatesArgs;
 use crate::compute::Packing;
-use crate::model::{Model, Tap, Workspace};
+use crate::model::{Model, ModelConfig, Tap, Workspace};
 use crate::run::atomic::write_path_atomic;
 use crate::run::progress::{Progress, say};
 use crate::tasks::dataset::{place, stream_rows};
@@ -27,7 +27,7 @@ struct Wanted {
 /// States, and the tokens that they are of.
 struct States {
     taps: Vec<Tap>,
-    /// One for each tap, `[N, d]`.
+    /// One for each tap, `[N, d]`, d its [`Tap::width`].
     values: Vec<Vec<f32>>,
     rows: Vec<i64>,
     positions: Vec<i64>,
@@ -40,7 +40,8 @@ pub fn run(args: &StatesArgs) -> Result<()> {
 
 fn run_on<B: Device>(args: &StatesArgs, backend: B) -> Result<()> {
     let dir = checkpoint(&args.model)?;
-    let model = open_model(&dir)?.on(backend);
+    let mut model = open_model(&dir)?.on(backend);
+    args.ablate.apply(&mut model)?;
     let mut taps = Vec::new();
     for name in &args.states {
         let some = Tap::parse_some(name, model.config.layers).with_context(|| format!("--states {name}"))?;
@@ -54,9 +55,9 @@ fn run_on<B: Device>(args: &StatesArgs, backend: B) -> Result<()> {
     let mut states = States::of(taps);
     states.read(&model, &wanted);
     model.backend.status()?;
-    states.save(&args.out, &args.model.display().to_string(), model.config.hidden_size)?;
-    let (n, taps, d) = (states.tokens.len(), states.taps.len(), model.config.hidden_size);
-    say(&format!("{taps} states of {n} tokens, {d} numbers each, written to {}", args.out.display()));
+    states.save(&args.out, &args.ablate.called(&args.model), &model.config)?;
+    let (n, taps) = (states.tokens.len(), states.taps.len());
+    say(&format!("{taps} states of {n} tokens written to {}", args.out.display()));
     Ok(())
 }
 
@@ -105,10 +106,10 @@ impl States {
                 self.tokens.extend(row.ids[row.tokens.clone()].iter().map(|id| *id as i64));
                 taken += 1;
             }
-            let (taps, values, d) = (&self.taps, &mut self.values, model.config.hidden_size);
+            let (taps, values) = (&self.taps, &mut self.values);
             model.forward_observed(&mut ws, &packing, until, &mut |tap, state| {
                 if let Some(i) = taps.iter().position(|t| *t == tap) {
-                    let state = model.backend.host(state);
+                    let (state, d) = (model.backend.host(state), tap.width(&model.config));
                     kept.iter().for_each(|row| values[i].extend_from_slice(&state[row * d..(row + 1) * d]));
                 }
             });
@@ -118,7 +119,7 @@ impl States {
         progress.finish();
     }
 
-    fn save(&self, path: &Path, model: &str, d: usize) -> Result<()> {
+    fn save(&self, path: &Path, model: &str, config: &ModelConfig) -> Result<()> {
         let (n, mut tensors) = (self.tokens.len(), BTreeMap::new());
         let unwritable = || "the states cannot be written as safetensors";
         for (name, index) in [("row", &self.rows), ("position", &self.positions), ("token", &self.tokens)] {
@@ -126,6 +127,7 @@ impl States {
             tensors.insert(name.to_string(), view);
         }
         for (tap, values) in self.taps.iter().zip(&self.values) {
+            let d = tap.width(config);
             let view =
                 TensorView::new(Dtype::F32, vec![n, d], bytemuck::cast_slice(values)).with_context(unwritable)?;
             tensors.insert(tap.to_string(), view);

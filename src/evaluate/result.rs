@@ -26,6 +26,9 @@ pub struct Settings {
     /// What matrix products multiplied in.
     pub compute: Compute,
     pub policy: String,
+    /// Modules that the model was run without.
+    #[serde(default)]
+    pub ablate: Vec<String>,
     pub seed: u64,
     pub temperature: f32,
     pub top_k: usize,
@@ -56,6 +59,7 @@ impl Settings {
             weights: weights.into(),
             compute,
             policy: settings.policy.to_string(),
+            ablate: settings.ablate.clone(),
             seed: settings.seed,
             temperature: s.temperature,
             top_k: s.top_k,

@@ -20,6 +20,8 @@ use std::collections::{BTreeMap, BTreeSet};
 pub struct EvaluateSettings {
     pub seed: u64,
     pub policy: InternalPolicy,
+    /// Modules that the model is run without, by name.
+    pub ablate: Vec<String>,
     pub sampling: Sampling,
     pub slots: usize,
     /// Responses to each problem.

@@ -51,6 +51,7 @@ fn one(args: &EvaluateArgs, name: &str, from: &Path, to: &Path) -> Result<Evalua
     let evaluate = EvaluateSettings {
         seed: settings.seed,
         policy: InternalPolicy::Final,
+        ablate: settings.ablate.clone(),
         sampling: Sampling {
             temperature: settings.temperature,
             top_k: settings.top_k,

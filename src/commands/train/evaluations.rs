@@ -87,6 +87,7 @@ fn one<B: Device>(
     let settings = EvaluateSettings {
         seed: recipe.seed,
         policy: InternalPolicy::Final,
+        ablate: Vec::new(),
         sampling: Sampling { temperature: e.temperature, top_k: 0, top_p: e.top_p, max_new_tokens: r.max_new_tokens },
         slots: r.slots,
         n: set.n,

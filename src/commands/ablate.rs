@@ -1,0 +1,185 @@
+//! `bupo ablate`: the model without each of its modules, beside the whole one: `ablation.json`, `modules.parquet` and a table. Saved now
+//! and then, so that an interrupted study goes on. And `--ablate` of other verbs: a model that is run without some modules.
+
+use super::analyze::source::{Contents, Source};
+use super::analyze::{next_pack, samples};
+use super::device::{self, Device, on_device};
+use super::run_folder::checkpoint;
+use super::{open_model, optional_encoder};
+use crate::analysis::ablation::{Averages, Effect, Findings, Replacement, Study, modules, summary, table};
+use crate::cli::{AblateArgs, WithoutArgs};
+use crate::compute::Backend;
+use crate::evaluate::result::fingerprint;
+use crate::model::ablation::{Means, Module};
+use crate::model::{Compute, LayerIndex, Model, Workspace};
+use crate::run::atomic::write_file_atomic;
+use crate::run::interrupt;
+use crate::run::parquet::{Column, write_parquet};
+use crate::run::progress::{Progress, say};
+use crate::run::unfinished::Unfinished;
+use crate::tasks::dataset::stream_rows;
+use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+use std::time::Duration;
+
+/// Files of a study's folder.
+pub const RESULT: &str = "ablation.json";
+const MODULES: &str = "modules.parquet";
+
+/// Everything that the sums depend on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct About {
+    bupo: String,
+    /// Fingerprints.
+    model: String,
+    data: String,
+    modules: Vec<String>,
+    replace: Replacement,
+    compute: Compute,
+}
+
+impl WithoutArgs {
+    /// As they were written.
+    pub fn names(&self) -> Vec<String> {
+        self.modules.clone()
+    }
+
+    /// What a model is called in a result: by its name, and what it is without.
+    pub fn called(&self, model: &Path) -> String {
+        let model = model.display();
+        if self.modules.is_empty() { model.to_string() } else { format!("{model} without {}", self.modules.join(", ")) }
+    }
+
+    /// Runs a model without these from here on. Errors: modules that it does not have.
+    pub fn apply<B: Backend>(&self, model: &mut Model<B>) -> Result<()> {
+        let mut modules = Vec::new();
+        for name in &self.modules {
+            modules.extend(Module::parse_some(name, &model.config).with_context(|| format!("--ablate {name}"))?);
+        }
+        model.ablate(&modules, None)
+    }
+}
+
+pub fn run(args: &AblateArgs) -> Result<()> {
+    // A file that is not there is found out before the model is opened.
+    drop(stream_rows(&args.data)?);
+    let twice = "rows are read more than once: save them to a file first";
+    ensure!(args.data.is_file(), "{} is no plain file, and {twice}", args.data.display());
+    on_device!(device::open(args.numbers.device, args.numbers.compute)?, backend => run_on(args, backend))
+}
+
+fn run_on<B: Device>(args: &AblateArgs, backend: B) -> Result<()> {
+    let dir = checkpoint(&args.model)?;
+    let model = open_model(&dir)?;
+    // While they are on the host.
+    let weights = fingerprint(&model);
+    let mut model = model.on(backend);
+    let layers = args.layers.as_deref().unwrap_or("1-");
+    let layers = LayerIndex::parse_some(layers, model.config.layers).with_context(|| format!("--layers {layers}"))?;
+    let modules = modules(&model.config, &layers, args.heads);
+    let prompts = optional_encoder(&dir, &args.prompt, model.config.max_position_embeddings)?;
+    let source = Source { path: &args.data, limit: args.limit.unwrap_or(usize::MAX), prompts: prompts.as_ref() };
+    let contents = source.scan(&model)?;
+    ensure!(
+        contents.unanswered == 0,
+        "{} of {} rows of {} have no response: expected rows that have one. `bupo analyze` has the model answer, and its \
+         responses.jsonl is data for this",
+        contents.unanswered,
+        contents.rows,
+        args.data.display()
+    );
+    interrupt::install()?;
+    let about = About {
+        bupo: env!("CARGO_PKG_VERSION").into(),
+        model: weights,
+        data: contents.fingerprint.clone(),
+        modules: modules.iter().map(Module::to_string).collect(),
+        replace: args.replace,
+        compute: model.backend.compute(),
+    };
+    let mut saved = Unfinished::new(&args.out, Duration::from_secs(args.save_every), || about.clone());
+    let sums = saved.open()?;
+    let mut ws = Workspace::new(&model);
+    let means = match args.replace {
+        Replacement::Zero => None,
+        Replacement::Mean => match means(&source, &contents, &model, &mut ws)? {
+            None => {
+                say("stopped while means were counted, which begins anew: nothing was saved");
+                return Ok(());
+            }
+            means => means,
+        },
+    };
+    let mut study = match sums {
+        None => Study::new(modules, means),
+        Some(sums) => Study::go_on(modules, means, sums)
+            .with_context(|| format!("{} is broken: {}", saved.path().display(), saved.remedy()))?,
+    };
+    let from = study.sums().samples();
+    if from > 0 {
+        say(&format!("{from} of {} samples were done before: going on", contents.rows));
+    }
+    let mut progress = Progress::new("ablate", contents.rows as u64);
+    progress.inc(from as u64);
+    let mut rest = samples(&source, None, from)?.peekable();
+    while rest.peek().is_some() {
+        let pack = next_pack(&mut rest)?;
+        study.add(&mut model, &mut ws, &pack, &mut |n| progress.inc(n))?;
+        let unfinished = study.sums().samples() < contents.rows;
+        if unfinished {
+            saved.save(study.sums(), interrupt::requested())?;
+        }
+        if unfinished && interrupt::requested() {
+            progress.finish();
+            say(&format!(
+                "stopped after {} of {} samples, saved in {}. The same command goes on from here",
+                study.sums().samples(),
+                contents.rows,
+                saved.path().display()
+            ));
+            return Ok(());
+        }
+    }
+    progress.finish();
+    ensure!(study.sums().samples() == contents.rows, "{} changed while it was read", args.data.display());
+    let findings = study.finish(&model.config, &args.model.to_string_lossy())?;
+    save(&args.out, &findings)?;
+    saved.remove()?;
+    println!("{}\n{}", table(&findings), summary(&findings));
+    println!("Written to {}", args.out.join(RESULT).display());
+    Ok(())
+}
+
+/// What modules write on average over all of the data; none if that was interrupted.
+fn means<B: Device>(
+    source: &Source<'_>,
+    contents: &Contents,
+    model: &Model<B>,
+    ws: &mut Workspace<B>,
+) -> Result<Option<Means>> {
+    let (mut averages, mut progress) = (Averages::new(&model.config), Progress::new("means", contents.rows as u64));
+    let mut rest = samples(source, None, 0)?.peekable();
+    while rest.peek().is_some() && !interrupt::requested() {
+        averages.add(model, ws, &next_pack(&mut rest)?, &mut |n| progress.inc(n))?;
+    }
+    progress.finish();
+    Ok(rest.peek().is_none().then(|| averages.finish()))
+}
+
+/// Writes a study into a folder: `ablation.json`, and its numbers by module as `modules.parquet`.
+fn save(dir: &Path, findings: &Findings) -> Result<()> {
+    let modules = findings.modules();
+    let numbers = |of: fn(&Effect) -> f64| Column::F64(modules.iter().map(|(_, effect)| of(effect)).collect());
+    let columns = [
+        ("module", Column::Text(modules.iter().map(|(name, _)| name.clone()).collect())),
+        ("kl", numbers(|effect| effect.kl)),
+        ("kl_std", numbers(|effect| effect.kl_std)),
+        ("log_prob_change", numbers(|effect| effect.log_prob_change)),
+        ("entropy_change", numbers(|effect| effect.entropy_change)),
+        ("top1_agreement", numbers(|effect| effect.top1_agreement)),
+    ];
+    write_parquet(&dir.join(MODULES), &columns)?;
+    let text = serde_json::to_string_pretty(findings).context("the study cannot be written as JSON")?;
+    write_file_atomic(&dir.join(RESULT), format!("{text}\n").as_bytes())
+}
