@@ -1,11 +1,13 @@
 //! The analysis against PyTorch + transformers, under both lenses: entropies, divergences, log-probs, likeliest tokens,
-//! decision depth, similarities (fixtures: tools/golden/make_analysis.py), on every device that there is (`common::places`).
+//! decision depth, similarities; and a model without each of its modules (fixtures: tools/golden/make_analysis.py and
+//! make_ablation.py), on every device that there is (`common::places`).
 //!
 //! In f32 likeliest tokens must be the same: the two likeliest lie further apart than our rounding (`analysis.json` has the least gap).
 
 #[macro_use]
 mod common;
 
+use bupo::analysis::ablation::{Averages, Effect, Study, modules};
 use bupo::analysis::{Analysis, Flow, Lens, Reading, Sample};
 use bupo::compute::Packing;
 use bupo::compute::backend::{Branches, FinalNorm, Inspect, Kind, Placed};
@@ -18,6 +20,7 @@ everywhere!(
     every_token_of_every_layer,
     means_shares_and_similarities,
     the_last_layer_under_the_final_norm_is_the_models_own_policy,
+    without_each_module,
 );
 
 const LENSES: [(Lens, &str); 2] = [(Lens::Raw, "raw"), (Lens::FinalNorm, "final_norm")];
@@ -29,6 +32,9 @@ const MEANS: InBf16 = InBf16 { kind: "means", worst: 1.2e-1, distance: 7e-2 };
 const STREAMS: InBf16 = InBf16 { kind: "norms and similarities", worst: 3e-3, distance: 3e-3 };
 /// Of all tokens: a likeliest token, or the layer where it is decided, is another one where two are about as likely.
 const SHARES: InBf16 = InBf16 { kind: "shares of tokens", worst: 1.2e-1, distance: 0.0 };
+
+/// Small divergences of states that are rounded apart.
+const ABLATIONS: InBf16 = InBf16 { kind: "without modules", worst: 7e-2, distance: 6e-2 };
 
 struct Case<B: Inspect> {
     name: &'static str,
@@ -227,5 +233,37 @@ fn the_last_layer_under_the_final_norm_is_the_models_own_policy<B: Inspect>(plac
         // The same sums on the CPU. A device's head finds a row's maximum and sum in one pass, its comparison in two: they may round
         // apart by an f32's last digit, 5e-7 of a number like these.
         assert!((last.last.log_prob - mean).abs() < 1e-6, "{} {mean}", last.last.log_prob);
+    }
+}
+
+fn without_each_module<B: Inspect>(place: &Place<B>) {
+    for name in CASES {
+        let Case { mut model, samples, .. } = Case::open(name, place);
+        let tensors = Tensors::open(&folder(name).join("ablation.safetensors"));
+        let every = LayerIndex::from_one_based(1, 4).unwrap()..=LayerIndex::from_one_based(4, 4).unwrap();
+        let (modules, mut ws) = (modules(&model.config, &every, true), Workspace::new(&model));
+        let mut averages = Averages::new(&model.config);
+        averages.add(&model, &mut ws, &samples, &mut |_| ()).unwrap();
+        for (replace, means) in [("zero", None), ("mean", Some(averages.finish()))] {
+            let mut study = Study::new(modules.clone(), means);
+            study.add(&mut model, &mut ws, &samples, &mut |_| ()).unwrap();
+            let found = study.finish(&model.config, name).unwrap().modules();
+            let ours = |of: fn(&Effect) -> f64| found.iter().map(|(_, effect)| of(effect)).collect::<Vec<f64>>();
+            for (key, ours) in [
+                ("kl", ours(|effect| effect.kl)),
+                ("kl_std", ours(|effect| effect.kl_std)),
+                ("log_prob_change", ours(|effect| effect.log_prob_change)),
+                ("entropy_change", ours(|effect| effect.entropy_change)),
+            ] {
+                let theirs = tensors.values(&format!("{replace}.{key}"));
+                let theirs: Vec<f64> = theirs.into_iter().map(f64::from).collect();
+                place.agree(&ABLATIONS, &format!("{name} {replace} {key}"), &ours, &theirs);
+            }
+            let agreement = tensors.values(&format!("{replace}.top1_agreement"));
+            for ((module, effect), theirs) in found.iter().zip(agreement) {
+                let what = format!("{name} {replace} {module}: agreement");
+                place.agree_on_one(&SHARES, &what, effect.top1_agreement, f64::from(theirs), 1.0);
+            }
+        }
     }
 }
