@@ -303,6 +303,47 @@ fn a_report_shows_what_the_files_say() {
 }
 
 #[test]
+fn what_each_module_is_worth_is_on_the_page() {
+    with_browser(async |browser| {
+        let root = tempfile::tempdir().unwrap();
+        let (study, page) = (root.path().join("study"), root.path().join("page.html"));
+        let (model, data) = (runs().join("tiny/checkpoints/step-000004"), runs().with_file_name("samples.jsonl"));
+        ok(&["ablate", text(&model), "--data", text(&data), "--heads", "--out", text(&study)]);
+        ok(&["report", text(&study), "--out", text(&page)]);
+        browser.client.goto(&format!("file://{}", text(&page))).await.unwrap();
+        browser.js("bupo.drawAll()").await;
+        let found = json(&study.join("ablation.json"));
+        let layers = found["per_layer"].as_array().unwrap();
+        let agrees = async |chart: &str, module: &str, key: &str| {
+            let csv = browser.download(chart).await;
+            assert_eq!(csv.len(), 1 + layers.len());
+            for (line, layer) in csv[1..].iter().zip(layers) {
+                assert_eq!(line[1].parse::<f64>().unwrap(), layer[module][key].as_f64().unwrap(), "{chart}");
+            }
+        };
+        agrees("without-attention-kl", "attn", "kl").await;
+        agrees("without-ffn-kl", "ffn", "kl").await;
+        agrees("without-attention-and-ffn-kl", "both", "kl").await;
+        let heads = browser.download("without-one-head-kl").await;
+        for (head, line) in heads[1..].iter().enumerate() {
+            for (cell, layer) in line[1..].iter().zip(layers) {
+                assert_eq!(cell.parse::<f64>().unwrap(), layer["heads"][head]["kl"].as_f64().unwrap());
+            }
+        }
+        // Another number in all of the charts.
+        let choose = "const s = document.querySelector('#what-each-module-is-worth select'); s.value = 'log_prob_change'; \
+                      s.dispatchEvent(new Event('change')); bupo.drawAll()";
+        browser.js(choose).await;
+        agrees("without-ffn-log-prob", "ffn", "log_prob_change").await;
+        let missed = browser.js("return document.querySelector('#what-each-module-is-worth tbody').textContent").await;
+        let most = layers.iter().map(|l| l["ffn"]["kl"].as_f64().unwrap().max(l["attn"]["kl"].as_f64().unwrap()));
+        let most = format!("{:.2e}", most.fold(0.0, f64::max)).parse::<f64>().unwrap();
+        assert!(missed.as_str().unwrap().contains(&format!("({most})")), "{most} is not in {missed}");
+        browser.is_quiet().await;
+    });
+}
+
+#[test]
 fn the_live_page_follows_a_run() {
     with_browser(async |browser| {
         let root = tempfile::tempdir().unwrap();

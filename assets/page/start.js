@@ -28,7 +28,7 @@
     const analyses = items.flatMap((i) => (i.kind === "analysis" ? [i] : (i.analyses ?? [])));
     const inside = bupo.analysisSections(analyses, source);
     // A run's own story comes before the look inside the model.
-    const sections = [...sweeps, ...training.sections, ...bupo.evaluationSections(items), ...bupo.comparisonSections(items), ...probe.sections, ...inside, ...bupo.diffSections(items), ...bupo.sampleSections(items), ...bupo.completionsSections(items, source)];
+    const sections = [...sweeps, ...training.sections, ...bupo.evaluationSections(items), ...bupo.comparisonSections(items), ...probe.sections, ...inside, ...bupo.ablationSections(items), ...bupo.diffSections(items), ...bupo.sampleSections(items), ...bupo.completionsSections(items, source)];
     const broken = items.flatMap((i) => [...(i.analyses ?? []), ...(i.evaluations ?? [])]).filter((i) => i.error).map((i) => bupo.empty(`${i.path} cannot be read: ${i.error}`));
     to.main.replaceChildren(...before, ...broken, ...sections);
     if (!sections.length && !before.length) to.main.replaceChildren(bupo.empty("Nothing is chosen: pick something in the list."));

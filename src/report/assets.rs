@@ -23,11 +23,12 @@ macro_rules! script {
 }
 
 /// In the order they run: the chart library, then parts that each add to `bupo`, then `start.js`.
-pub const SCRIPTS: [Asset; 12] = [
+pub const SCRIPTS: [Asset; 13] = [
     script!("echarts.min.js", "echarts/echarts.min.js"),
     script!("core.js", "page/core.js"),
     script!("chart.js", "page/chart.js"),
     script!("analysis.js", "page/analysis.js"),
+    script!("ablation.js", "page/ablation.js"),
     script!("tokens.js", "page/tokens.js"),
     script!("training.js", "page/training.js"),
     script!("probe.js", "page/probe.js"),

@@ -35,6 +35,7 @@ pub enum Kind {
     Run,
     Sweep,
     Analysis,
+    Ablation,
     Evaluation,
     Comparison,
     Diff,
@@ -47,6 +48,7 @@ impl Kind {
             Kind::Run => "run",
             Kind::Sweep => "sweep",
             Kind::Analysis => "analysis",
+            Kind::Ablation => "ablation",
             Kind::Evaluation => "evaluation",
             Kind::Comparison => "comparison",
             Kind::Diff => "diff",
@@ -56,10 +58,11 @@ impl Kind {
 }
 
 /// Kinds and the file that tells them, in a folder.
-const SIGNS: [(Kind, &str); 6] = [
+const SIGNS: [(Kind, &str); 7] = [
     (Kind::Run, "metrics.jsonl"),
     (Kind::Sweep, "sweep.json"),
     (Kind::Analysis, "analysis.json"),
+    (Kind::Ablation, "ablation.json"),
     (Kind::Evaluation, "evaluation.json"),
     (Kind::Comparison, "comparison.json"),
     (Kind::Diff, "diff.json"),
@@ -82,7 +85,7 @@ pub fn collect(place: &Place, paths: &[PathBuf], limits: Limits) -> Result<Vec<V
         let found = if path.is_dir() { find(place, path, 3) } else { vec![] };
         if path.is_dir() && found.is_empty() {
             bail!(
-                "{} holds nothing to show: expected a run, a sweep, an analysis, an evaluation, a comparison or a diff",
+                "{} holds nothing to show: expected a run, a sweep, an analysis, an ablation, an evaluation, a comparison or a diff",
                 path.display()
             );
         }
@@ -129,11 +132,12 @@ fn from_file(place: &Place, path: &Path, limits: Limits) -> Result<Value> {
     let kind = match &value {
         Value::Array(_) => Kind::Comparison,
         _ if holds("per_layer") && holds("embedding") => Kind::Diff,
+        _ if holds("per_layer") && holds("replace") => Kind::Ablation,
         _ if holds("per_layer") => Kind::Analysis,
         _ if holds("avg_at_n") => Kind::Evaluation,
         _ if holds("variants") && holds("sweep") => Kind::Sweep,
         _ => bail!(
-            "{} is none of what bupo writes: expected a sweep, analysis, evaluation, comparison or diff",
+            "{} is none of what bupo writes: expected a sweep, analysis, ablation, evaluation, comparison or diff",
             path.display()
         ),
     };
@@ -146,7 +150,7 @@ pub fn item(place: &Place, dir: &Path, kind: Kind, limits: Limits) -> Result<Val
         Kind::Run => run(place, dir, limits),
         Kind::Analysis => analysis(place, dir, limits),
         Kind::Samples => bail!("{} is a folder, samples are a file", dir.display()),
-        Kind::Sweep | Kind::Evaluation | Kind::Comparison | Kind::Diff => {
+        Kind::Sweep | Kind::Ablation | Kind::Evaluation | Kind::Comparison | Kind::Diff => {
             let value = place.json(&dir.join(format!("{}.json", kind.name())))?;
             Ok(whole(kind, dir, json!({(kind.name()): value})))
         }

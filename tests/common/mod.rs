@@ -23,7 +23,9 @@ pub fn on_device(verb: &str) -> Vec<String> {
     let Ok(device) = std::env::var("BUPO_TEST_DEVICE") else { return Vec::new() };
     match verb {
         "train" => vec!["--set".to_string(), format!("device={device}")],
-        "sft" | "generate" | "score" | "evaluate" | "analyze" => vec!["--device".to_string(), device],
+        "sft" | "generate" | "score" | "evaluate" | "analyze" | "ablate" | "states" => {
+            vec!["--device".to_string(), device]
+        }
         _ => Vec::new(),
     }
 }
