@@ -1,7 +1,7 @@
 """Ours and PyTorch side by side, in turns, in one run; a Markdown table of medians and ratios.
 
     python benches/compare.py --peers DIR --models small=DIR medium=DIR 0.6b=DIR [--runs 5] [--dtypes f32,bf16]
-        [--computes f32,bf16] [--jobs update,update-layer,rollout,analysis,step] [--seconds N] [--results FILE]
+        [--computes f32,bf16] [--jobs update,update-layer,rollout,analysis,ablation,step] [--seconds N] [--results FILE]
 
 DIR of --peers holds analyze_torch.py, update_torch.py, generate_hf.py and grpo_trl.py (plain PyTorch + transformers
 programs and TRL; see docs/PERFORMANCE.md for what each does) and this script's Python has torch, transformers and trl. All
@@ -27,7 +27,7 @@ ap = argparse.ArgumentParser()
 ap.add_argument("--peers", type=pathlib.Path, required=True)
 ap.add_argument("--models", nargs="+", required=True, metavar="NAME=DIR")
 ap.add_argument("--runs", type=int, default=5)
-ap.add_argument("--jobs", default="update,update-layer,rollout,analysis,step")
+ap.add_argument("--jobs", default="update,update-layer,rollout,analysis,ablation,step")
 ap.add_argument("--dtypes", default="f32,bf16", help="what the peers run in")
 ap.add_argument("--computes", default="f32,bf16", help="what ours multiplies in; f32 must be among them, whose values are compared")
 ap.add_argument("--seconds", type=float, default=float("inf"), help="starts no round of a job that would end later than that")
@@ -168,6 +168,21 @@ with tempfile.TemporaryDirectory() as scratch:
                     agree(f"{name} entropies of layer {l['layer']}", [l["entropy"][k] for k in keys],
                           [torch["mean"][f"{k}.{l['layer']}"] for k in keys])
                     agree(f"{name} residual norm of layer {l['layer']}", [l["residual_norm"]], [torch["mean"][f"norm.{l['layer']}"]])
+            row(title, results)
+        if "ablation" in jobs:
+            out, title = scratch / "ablation", f"{name}: every module left out, {samples} x {length - 32} tokens"
+            commands = ours("ablate", model, "--data", tokens, "--json")
+            commands = {c: [*command, "--out", out / c] for c, command in commands.items()}
+            command = [sys.executable, HERE / "ablate_torch.py", model, tokens, "--out"]
+            results = in_turns(title, **commands, **theirs([*command, scratch / "torch.json"], [
+                *command, scratch / "torch_bf16.json", "--dtype", "bfloat16"]))
+            if both(results):
+                mine = json.loads((out / "f32" / "ablation.json").read_text())
+                torch = json.loads((scratch / "torch.json").read_text())
+                for l in mine["per_layer"]:
+                    for module in ("attn", "ffn", "both"):
+                        effect, theirs_of = l[module], torch[f"{module}.{l['layer']}"]
+                        agree(f"{name} without {module} of layer {l['layer']}", [effect[k] for k in theirs_of], theirs_of.values())
             row(title, results)
         if "step" in jobs and name == "small":
             command = peer("grpo_trl.py", model, "--prompts", "8", "--group", "8", "--new", "128", "--steps", "3")

@@ -9,7 +9,7 @@
 //! | [`sweep`] | variants of a recipe with several seeds, in one table |
 //! | [`recipe`] | a run's whole configuration: load, check, resolve |
 //! | [`rl`] | advantages, surrogate loss, schedule, trainer |
-//! | [`evaluate`], [`analysis`] | Avg@K and Pass@K; entropy flow, stages, boundary layer |
+//! | [`evaluate`], [`analysis`] | Avg@K and Pass@K; entropy flow, stages, boundary layer, ablations |
 //! | [`rollout`] | batched sampling with a KV cache |
 //! | [`policy`] | which hidden state is read as a distribution: the paper's internal policies |
 //! | [`reward`] | weighted parts of a reward; programs of the user's |

@@ -81,6 +81,9 @@ pub struct AblateArgs {
     /// How often an unfinished study is saved; the same command goes on with it
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     pub save_every: u64,
+    /// One line of JSON with the time and memory it took, in place of the table
+    #[arg(long)]
+    pub json: bool,
     #[command(flatten)]
     pub numbers: ComputeArgs,
     #[command(flatten)]

@@ -14,6 +14,7 @@ use crate::model::ablation::{Means, Module};
 use crate::model::{Compute, LayerIndex, Model, Workspace};
 use crate::run::atomic::write_file_atomic;
 use crate::run::interrupt;
+use crate::run::manifest::peak_memory_mib;
 use crate::run::parquet::{Column, write_parquet};
 use crate::run::progress::{Progress, say};
 use crate::run::unfinished::Unfinished;
@@ -21,7 +22,7 @@ use crate::tasks::dataset::stream_rows;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Files of a study's folder.
 pub const RESULT: &str = "ablation.json";
@@ -122,6 +123,7 @@ fn run_on<B: Device>(args: &AblateArgs, backend: B) -> Result<()> {
     }
     let mut progress = Progress::new("ablate", contents.rows as u64);
     progress.inc(from as u64);
+    let (start, tokens_before) = (Instant::now(), study.sums().tokens());
     let mut rest = samples(&source, None, from)?.peekable();
     while rest.peek().is_some() {
         let pack = next_pack(&mut rest)?;
@@ -143,11 +145,18 @@ fn run_on<B: Device>(args: &AblateArgs, backend: B) -> Result<()> {
     }
     progress.finish();
     ensure!(study.sums().samples() == contents.rows, "{} changed while it was read", args.data.display());
+    let seconds = start.elapsed().as_secs_f64();
     let findings = study.finish(&model.config, &args.model.to_string_lossy())?;
     save(&args.out, &findings)?;
     saved.remove()?;
+    if args.json {
+        let tokens = findings.tokens - tokens_before;
+        let line = serde_json::json!({ "tokens": tokens, "seconds": seconds, "peak_rss_mib": peak_memory_mib() });
+        println!("{line}");
+        return Ok(());
+    }
     println!("{}\n{}", table(&findings), summary(&findings));
-    println!("Written to {}", args.out.join(RESULT).display());
+    println!("{seconds:.1} s. Written to {}", args.out.join(RESULT).display());
     Ok(())
 }
 

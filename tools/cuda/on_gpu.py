@@ -22,7 +22,7 @@ import time
 
 HERE = pathlib.Path(__file__).resolve().parent
 # Kernels and products by themselves; the whole decoder; everything against PyTorch; training; the program itself.
-TESTS = ["lib", "cuda", "golden", "golden_analysis", "token_maps", "lora", "ppo", "training", "run"]
+TESTS = ["lib", "cuda", "golden", "golden_analysis", "token_maps", "ablate", "lora", "ppo", "training", "run"]
 # The library's tests that go to a device.
 OF_LIBRARY = ["compute::cuda::emulated", "rollout::device"]
 
