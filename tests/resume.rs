@@ -112,6 +112,38 @@ fn a_phase_leaves_a_checkpoint_and_a_missing_one_is_told_from_those_there() {
 }
 
 #[test]
+fn the_best_checkpoint_stays_and_has_a_name() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = copied(root.path());
+    let keep = ["--set", "run.keep_best=true", "--set", "run.keep_checkpoints=1", "--set", "run.checkpoint_every=0"];
+    let train = [&["train", text(&dir), "--resume"][..], &keep].concat();
+    fails(&train, &["run.keep_best", "evaluate.every"]);
+    let often = ["evaluate.every=1", "evaluate.problems=3", "evaluate.n=8", "evaluate.k=[1]"];
+    let often: Vec<&str> = often.iter().flat_map(|set| ["--set", *set]).collect();
+    let table = ok(&[&train[..], &often].concat());
+    // Of all that was evaluated while its checkpoint was there: before, after each step, after the last.
+    let times = ["before", "step-000001", "step-000002", "step-000003", "after"];
+    let scores = times.map(|time| {
+        json(&dir.join(format!("evaluation-{time}/evaluation.json")))["avg_at_n"]["mean"].as_f64().unwrap()
+    });
+    let best = (0..scores.len()).reduce(|best, step| if scores[step] > scores[best] { step } else { best }).unwrap();
+    let step = |n: usize| dir.join(format!("checkpoints/step-{n:06}"));
+    let link = dir.join("checkpoints/best");
+    assert_eq!(fs::read_link(&link).unwrap(), PathBuf::from(format!("step-{best:06}")), "{scores:?}");
+    // Beside it the first, the last, and the one that the phase began with.
+    let there: Vec<usize> = (0..=4).filter(|n| step(*n).is_dir()).collect();
+    let expected: BTreeSet<usize> = [0, 2, 4, best].into();
+    assert_eq!(there, expected.into_iter().collect::<Vec<_>>());
+    assert!(table.contains(&format!("(step {best}, Avg@8 {:.1} %)", 100.0 * scores[best])), "{table}");
+    // It opens as the run's checkpoints do, asked as the run asked.
+    let (of_link, of_step) = (root.path().join("link.jsonl"), root.path().join("step.jsonl"));
+    for (model, out) in [(&link, &of_link), (&step(best), &of_step)] {
+        ok(&["generate", text(model), "--prompt", "1+2=", "--max-new-tokens", "4", "--out", text(out)]);
+    }
+    assert_eq!(fs::read(&of_link).unwrap(), fs::read(&of_step).unwrap());
+}
+
+#[test]
 fn a_run_stands_for_itself_and_for_its_last_checkpoint() {
     let (dir, root) = (stopped(), tempfile::tempdir().unwrap());
     let out = |name: &str| root.path().join(name);

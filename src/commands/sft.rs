@@ -336,6 +336,6 @@ impl Sft<'_> {
             self.prompts.tokenizer().save(tmp)?;
             save_part(tmp, model, optimizer, &metadata)
         })?;
-        self.checkpoints.prune(self.args.keep_checkpoints, None)
+        self.checkpoints.prune(self.args.keep_checkpoints, &[])
     }
 }

@@ -311,6 +311,7 @@ impl<B: Device> Run<B> {
             // What the run was stopped before.
             self.evaluate_if_due(&mut trainer.model, &mut events)?;
         }
+        self.mark_best()?;
         for step in from + 1..=steps {
             let mut report = trainer.step(step, &mut |n| self.draw(n), &mut |_| ())?;
             self.look_inside(&mut trainer, &mut report.metrics, &mut events)?;
@@ -323,7 +324,8 @@ impl<B: Device> Run<B> {
             summary::explain(&report.metrics, self.recipe.compute);
             let stop = interrupt::requested();
             self.turn = trainer.settings.schedule.turn_until(step);
-            if stop || step == steps || every > 0 && step % every == 0 || self.turn == Some(step) {
+            let is_compared = self.recipe.run.keep_best && self.is_evaluated(step);
+            if stop || step == steps || every > 0 && step % every == 0 || self.turn == Some(step) || is_compared {
                 self.save(&trainer.model, &trainer.optimizer, trainer.critic.as_ref(), step)?;
             }
             if stop && step < steps {
@@ -342,12 +344,15 @@ impl<B: Device> Run<B> {
         let (mut model, trained_by) = (trainer.model, trainer.settings.schedule);
         let after = self.scores(&mut model, "after", steps)?;
         events.scores(steps, &after)?;
+        self.mark_best()?;
+        self.prune()?;
         let analysis = self.analyse(&model, "after")?;
         self.manifest.finished = Some(now());
         self.manifest.write(&self.dir.join("manifest.json"))?;
         summary::print(&summary::Ending {
             dir: &self.dir,
             checkpoint: &self.checkpoints.path(steps),
+            best: self.best(),
             schedule: &trained_by,
             before: &before,
             after: &after,
@@ -416,12 +421,18 @@ impl<B: Device> Run<B> {
 
     /// The evaluation after the step that was last, where one is due; the one after the last of all is its own.
     fn evaluate_if_due(&self, model: &mut Model<B>, events: &mut Events) -> Result<()> {
-        let (step, steps) = (self.step, self.recipe.rl.steps);
-        let every = self.recipe.evaluate.as_ref().map_or(0, |e| e.every);
-        if every > 0 && step > 0 && step.is_multiple_of(every) && step < steps {
+        let step = self.step;
+        if self.is_evaluated(step) {
             events.scores(step, &self.scores(model, &step_name(step), step)?)?;
+            self.mark_best()?;
         }
         Ok(())
+    }
+
+    /// Whether a step between the first and the last is one that is evaluated.
+    fn is_evaluated(&self, step: usize) -> bool {
+        let every = self.recipe.evaluate.as_ref().map_or(0, |e| e.every);
+        every > 0 && step > 0 && step.is_multiple_of(every) && step < self.recipe.rl.steps
     }
 
     /// Evaluates every set on the model of a step; a time that was evaluated before is read back.
@@ -501,6 +512,34 @@ impl<B: Device> Run<B> {
         let path: &Path = &self.checkpoints.path(step);
         state::save(path, model, self.prompts.tokenizer(), optimizer, critic, &self.recipe, standing, step)?;
         ensure!(path.is_dir(), "the checkpoint {} did not appear", path.display());
-        self.checkpoints.prune(self.recipe.run.keep_checkpoints, self.turn)
+        self.prune()
+    }
+
+    /// Lets old checkpoints go, but for where the present phase began and the best one.
+    fn prune(&self) -> Result<()> {
+        let best = self.best().map(|best| best.step);
+        let also: Vec<usize> = self.turn.into_iter().chain(best).collect();
+        self.checkpoints.prune(self.recipe.run.keep_checkpoints, &also)
+    }
+
+    /// The best checkpoint that was evaluated so far, where the recipe has it kept.
+    fn best(&self) -> Option<evaluations::Best> {
+        let steps = self.checkpoints.steps().into_iter().filter(|step| *step <= self.step);
+        let evaluated = steps.map(|step| (step, self.checkpoints.path(step), self.evaluation_dir(&self.time_of(step))));
+        evaluations::best(self.sets.first()?, evaluated).filter(|_| self.recipe.run.keep_best)
+    }
+
+    /// Gives the best checkpoint its name.
+    fn mark_best(&self) -> Result<()> {
+        self.best().map_or(Ok(()), |best| self.checkpoints.mark_best(best.step))
+    }
+
+    /// What the evaluation of a step's model is called.
+    fn time_of(&self, step: usize) -> String {
+        match step {
+            0 => "before".to_string(),
+            step if step == self.recipe.rl.steps => "after".to_string(),
+            step => step_name(step),
+        }
     }
 }

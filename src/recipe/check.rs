@@ -148,6 +148,10 @@ impl Recipe {
         for (i, phase) in self.phase.iter().enumerate() {
             self.check_guard(phase).with_context(|| format!("phase {} ({})", i + 1, phase.policy))?;
         }
+        ensure!(
+            !self.run.keep_best || self.evaluate.as_ref().is_some_and(|e| e.every > 0),
+            "run.keep_best = true without evaluations while the run goes: expected evaluate.every of 1 or more"
+        );
         if let Some(e) = &self.evaluate {
             at_least_one("evaluate", &[("problems", e.problems), ("n", e.n)])?;
             for k in &e.k {

@@ -23,6 +23,8 @@ pub struct RunSection {
     pub checkpoint_every: usize,
     /// Checkpoints kept, beside the first and the one that the present phase began with.
     pub keep_checkpoints: usize,
+    /// Also a checkpoint of every step that is evaluated, of which the best so far stays, as `checkpoints/best`.
+    pub keep_best: bool,
     /// A folder of warmed-up models, for runs that begin alike to share; every run warms up by itself without it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub starts: Option<PathBuf>,
@@ -32,7 +34,14 @@ pub struct RunSection {
 
 impl Default for RunSection {
     fn default() -> Self {
-        RunSection { dir: None, checkpoint_every: 20, keep_checkpoints: 2, starts: None, tensorboard: false }
+        RunSection {
+            dir: None,
+            checkpoint_every: 20,
+            keep_checkpoints: 2,
+            keep_best: false,
+            starts: None,
+            tensorboard: false,
+        }
     }
 }
 

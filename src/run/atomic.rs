@@ -21,6 +21,17 @@ pub fn write_path_atomic(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) ->
     file.commit()
 }
 
+/// A link to `target`, a path as seen from the link's folder, in the place of what was there. Errors where the system has no such links.
+pub fn link_atomic(target: &Path, path: &Path) -> Result<()> {
+    let temporary = beside(path)?;
+    #[cfg(unix)]
+    std::os::unix::fs::symlink(target, &temporary).with_context(|| cannot("create", &temporary))?;
+    #[cfg(not(unix))]
+    bail!("{} cannot be a link to {}: this system has none", path.display(), target.display());
+    fs::rename(&temporary, path).with_context(|| cannot("replace", path))?;
+    sync_dir(parent(path))
+}
+
 /// A file that is written piece by piece and takes its name in [`AtomicFile::commit`]; dropped before, nothing remains.
 #[derive(Debug)]
 pub struct AtomicFile {

@@ -3,7 +3,7 @@
 //! A checkpoint is a HuggingFace folder (`checkpoints/step-000123`) with one file more: `trainer_state.safetensors`, whose
 //! arrays are the optimizer's moments and whose metadata is everything else, as JSON.
 
-use super::atomic::clean_leftovers;
+use super::atomic::{clean_leftovers, link_atomic};
 use anyhow::{Context, Result, bail, ensure};
 use safetensors::tensor::{Dtype, TensorView};
 use safetensors::{SafeTensors, serialize_to_file};
@@ -101,9 +101,20 @@ impl Checkpoints {
         self.steps().pop()
     }
 
-    /// Removes all but the last `keep` checkpoints; step 0, where the run began, stays, and so does `also`.
-    pub fn prune(&self, keep: usize, also: Option<usize>) -> Result<()> {
-        let steps: Vec<usize> = self.steps().into_iter().filter(|s| *s > 0 && Some(*s) != also).collect();
+    /// The name that [`Checkpoints::mark_best`] gives.
+    pub fn best(&self) -> PathBuf {
+        self.dir.join("best")
+    }
+
+    /// Gives the checkpoint of a step a second name: a link, so that whatever opens a checkpoint opens it. Where the system has none, it
+    /// has its first name only.
+    pub fn mark_best(&self, step: usize) -> Result<()> {
+        if cfg!(unix) { link_atomic(Path::new(&step_name(step)), &self.best()) } else { Ok(()) }
+    }
+
+    /// Removes all but the last `keep` checkpoints; step 0, where the run began, stays, and so do those of `also`.
+    pub fn prune(&self, keep: usize, also: &[usize]) -> Result<()> {
+        let steps: Vec<usize> = self.steps().into_iter().filter(|s| *s > 0 && !also.contains(s)).collect();
         for step in steps.iter().take(steps.len().saturating_sub(keep.max(1))) {
             let path = self.path(*step);
             fs::remove_dir_all(&path)
@@ -149,11 +160,18 @@ mod tests {
             fs::create_dir_all(checkpoints.path(step)).unwrap();
         }
         fs::create_dir_all(checkpoints.dir().join(".tmp-step-000040-1")).unwrap();
-        checkpoints.prune(2, None).unwrap();
+        checkpoints.prune(2, &[]).unwrap();
         assert_eq!(checkpoints.steps(), vec![0, 20, 30]);
-        checkpoints.prune(1, Some(20)).unwrap();
+        checkpoints.prune(1, &[20]).unwrap();
         assert_eq!(checkpoints.steps(), vec![0, 20, 30]);
-        checkpoints.prune(1, None).unwrap();
+        // A second name is no checkpoint of its own, and can be given to another.
+        for step in [20, 30] {
+            checkpoints.mark_best(step).unwrap();
+            assert_eq!(checkpoints.steps(), vec![0, 20, 30]);
+            #[cfg(unix)]
+            assert_eq!(checkpoints.best().canonicalize().unwrap(), checkpoints.path(step).canonicalize().unwrap());
+        }
+        checkpoints.prune(1, &[]).unwrap();
         assert_eq!(checkpoints.steps(), vec![0, 30]);
     }
 }

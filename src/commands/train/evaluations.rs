@@ -41,6 +41,25 @@ fn saved(set: &EvaluationSet, checkpoint: &Path, dir: &Path) -> Option<Evaluatio
     alike.then_some(evaluation)
 }
 
+/// The best of a run's models that were evaluated.
+#[derive(Clone, Debug)]
+pub struct Best {
+    pub step: usize,
+    pub checkpoint: PathBuf,
+    pub avg_at_n: f64,
+    pub n: usize,
+}
+
+/// The highest Avg@n on a set, of equal ones the first, of steps in order, their checkpoints and the folders of their evaluations. What the
+/// folders hold decides, so a run that was stopped finds the one that it would have found.
+pub fn best(set: &EvaluationSet, steps: impl Iterator<Item = (usize, PathBuf, PathBuf)>) -> Option<Best> {
+    let scored = steps.filter_map(|(step, checkpoint, dir)| {
+        let scores = saved(set, &checkpoint, &folder(set, &dir))?.scores;
+        Some(Best { step, checkpoint, avg_at_n: scores.avg_at_n.mean, n: set.n })
+    });
+    scored.reduce(|best, next| if next.avg_at_n > best.avg_at_n { next } else { best })
+}
+
 /// Evaluates every set once into `dir`, whose name is `evaluation-TIME`; what was evaluated before is read back.
 pub fn scores<B: Device>(
     recipe: &Recipe,

@@ -1,6 +1,6 @@
 //! What a person sees of a run: a line a step, remarks on what looks wrong, and a table in the end.
 
-use super::evaluations::SetScores;
+use super::evaluations::{Best, SetScores};
 use crate::analysis::Analysis;
 use crate::commands::adapter::opens_with;
 use crate::evaluate::scores::{PassAtK, Scores};
@@ -54,6 +54,8 @@ pub fn explain(m: &StepMetrics, compute: Compute) {
 pub struct Ending<'a> {
     pub dir: &'a Path,
     pub checkpoint: &'a Path,
+    /// The best one, where it was kept.
+    pub best: Option<Best>,
     pub schedule: &'a Schedule,
     pub before: &'a SetScores,
     pub after: &'a SetScores,
@@ -108,4 +110,8 @@ pub fn print(e: &Ending<'_>) {
     println!("Optimized: {}. {:.0} s {since}.", e.schedule.describe(), e.seconds);
     println!("Run folder: {}   (metrics.jsonl, completions.jsonl, evaluation-*, analysis-*)", e.dir.display());
     println!("Model:      {}   (opens with {})", e.checkpoint.display(), opens_with(e.checkpoint));
+    if let Some(Best { step, checkpoint, avg_at_n, n }) = &e.best {
+        let (best, score) = (checkpoint.with_file_name("best"), 100.0 * avg_at_n);
+        println!("Best:       {}   (step {step}, Avg@{n} {score:.1} %)", best.display());
+    }
 }
