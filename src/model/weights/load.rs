@@ -215,10 +215,11 @@ impl<'a> Tensors<'a> {
         let (shard, stored) = self.get(UNEMBEDDING)?;
         let (_, embedding_stored) = self.get(EMBEDDING)?;
         self.check_tensor(UNEMBEDDING, embedding_stored.shape)?;
-        let mut unembedding = vec![0.0; PIECE];
-        let bytes = stored.bytes.chunks(PIECE * stored.dtype.bitsize() / 8);
-        for (expected, bytes) in embedding.chunks(PIECE).zip(bytes) {
-            let got = &mut unembedding[..expected.len()];
+        let size = stored.dtype.bitsize() / 8;
+        let (mut bytes, mut unembedding) = (vec![0; PIECE * size], vec![0.0; PIECE]);
+        for (i, expected) in embedding.chunks(PIECE).enumerate() {
+            let (bytes, got) = (&mut bytes[..expected.len() * size], &mut unembedding[..expected.len()]);
+            shard.read_at(bytes, stored.offset + (i * PIECE * size) as u64)?;
             decode(stored.dtype, bytes, got);
             ensure!(
                 got == expected,

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-/// An open checkpoint, its weights mapped to memory and checked as [`super::load`] checks them.
+/// An open checkpoint, its headers checked as [`super::load`] checks them.
 pub struct TensorReader {
     pub config: ModelConfig,
     pub layout: ParamLayout,
@@ -28,7 +28,7 @@ impl TensorReader {
         Ok(TensorReader { config, layout, dir: dir.to_path_buf(), shards, adapter: None })
     }
 
-    /// Opens an adapter, whose base is in the folder `base`: as the two are when merged.
+    /// Opens an adapter, whose base is in the folder `base`: [`TensorReader::read`] gives the two as they are when merged.
     pub fn open_adapter(dir: &Path, base: &Path) -> Result<TensorReader> {
         let reader = TensorReader::open(base).with_context(|| format!("the base of the adapter {}", dir.display()))?;
         let adapter = Some(read_adapter(dir, &reader.config, &reader.layout)?);

@@ -180,6 +180,16 @@ fn tensors_longer_than_a_piece_are_read_whole() {
     assert!(layout.embed.len() > 2 << 18);
     assert_eq!(bits(&load(dir.path(), &config, &layout).unwrap()), bits(&params));
 
+    let mut stored = f32_tensors(&layout, &params);
+    let (_, dtype, shape, mut unembedding) = stored[0].clone();
+    for refused in [false, true] {
+        unembedding[4 * 600_000] ^= refused as u8;
+        stored.push(("lm_head.weight".into(), dtype, shape.clone(), unembedding.clone()));
+        write(&dir.path().join(SINGLE_FILE), &stored);
+        assert!(config.tie_word_embeddings && load(dir.path(), &config, &layout).is_err() == refused);
+        stored.pop();
+    }
+
     params[600_000] = f32::NAN;
     write(&dir.path().join(SINGLE_FILE), &f32_tensors(&layout, &params));
     let message = format!("{:#}", load(dir.path(), &config, &layout).unwrap_err());
