@@ -26,9 +26,10 @@ pub mod verify;
 use crate::cli::PromptArgs;
 use crate::compute::Backend;
 use crate::model::Model;
+use crate::model::weights::TensorReader;
 use crate::tasks::dataset::Row;
 use crate::text::{ChatTemplate, PromptEncoder, PromptTemplate, Tokenizer};
-use adapter::{base_of_adapter, open_adapter};
+use adapter::base_of_adapter;
 use anyhow::{Context, Result, bail, ensure};
 use run_folder::checkpoint;
 use std::path::Path;
@@ -40,26 +41,31 @@ pub fn start_threads(threads: Option<usize>) -> Result<()> {
     pool.build_global().context("cannot start the threads")
 }
 
-/// A checkpoint with its tokenizer and way of asking.
+/// A checkpoint whose weights are yet to be read, with its tokenizer and way of asking.
 pub struct Opened {
-    pub model: Model,
+    pub weights: TensorReader,
     pub prompts: PromptEncoder,
 }
 
 /// Opens a checkpoint folder, a run's last checkpoint, or a model of the hub by its name.
 pub fn open(dir: &Path, prompt: &PromptArgs) -> Result<Opened> {
     let dir = checkpoint(dir)?;
-    let model = open_model(&dir)?;
-    let prompts = prompt_encoder(&dir, template(prompt, &dir), model.config.max_position_embeddings)?;
-    Ok(Opened { model, prompts })
+    let weights = open_weights(&dir)?;
+    let prompts = prompt_encoder(&dir, template(prompt, &dir), weights.config.max_position_embeddings)?;
+    Ok(Opened { weights, prompts })
 }
 
-/// A checkpoint's model, on the host. The folder of an adapter opens its base, with the adapter beside the weights.
-pub fn open_model(dir: &Path) -> Result<Model> {
+/// A checkpoint's weights, yet to be read. The folder of an adapter opens its base with it.
+pub fn open_weights(dir: &Path) -> Result<TensorReader> {
     match base_of_adapter(dir)? {
-        Some(base) => open_adapter(dir, &base),
-        None => Model::open(dir),
+        Some(base) => TensorReader::open_adapter(dir, &base),
+        None => TensorReader::open(dir),
     }
+}
+
+/// A checkpoint's model, on the host, an adapter beside its base's weights.
+pub fn open_model(dir: &Path) -> Result<Model> {
+    Model::read(open_weights(dir)?)
 }
 
 /// The way of asking that the options name, if they name one.

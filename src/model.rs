@@ -26,6 +26,7 @@ use std::borrow::Cow;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
+use weights::TensorReader;
 
 pub use crate::compute::cpu::gemm::Compute;
 pub use config::ModelConfig;
@@ -125,10 +126,14 @@ impl Model {
 
     /// Opens a HuggingFace checkpoint folder: `config.json` and safetensors.
     pub fn open(dir: &Path) -> Result<Model> {
-        let config = ModelConfig::from_dir(dir)?;
-        let layout = ParamLayout::new(&config);
-        let params = weights::load(dir, &config, &layout)?;
-        Ok(Model { config, layout, params, backend: Cpu::default(), packed: None, ablation: None })
+        Model::read(TensorReader::open(dir)?)
+    }
+
+    /// The model of a checkpoint that is open, with its adapter beside the weights.
+    pub fn read(weights: TensorReader) -> Result<Model> {
+        let (mut params, layout) = (weights.unfilled(), weights.whole_layout().clone());
+        weights.fill(&mut params, 0..layout.len())?;
+        Ok(Model { config: weights.config, layout, params, backend: Cpu::default(), packed: None, ablation: None })
     }
 
     /// The unembedding `E_u` as a distribution over tokens.

@@ -9,9 +9,9 @@ use super::{open_model, optional_encoder};
 use crate::analysis::ablation::{Averages, Effect, Findings, Replacement, Study, modules, summary, table};
 use crate::cli::{AblateArgs, WithoutArgs};
 use crate::compute::Backend;
-use crate::evaluate::result::fingerprint;
+use crate::evaluate::result::WeightsFingerprint;
 use crate::model::ablation::{Means, Module};
-use crate::model::{Compute, LayerIndex, Model, Workspace};
+use crate::model::{Compute, LayerIndex, Model, ModelConfig, Workspace};
 use crate::run::atomic::write_file_atomic;
 use crate::run::interrupt;
 use crate::run::manifest::peak_memory_mib;
@@ -52,13 +52,18 @@ impl WithoutArgs {
         if self.modules.is_empty() { model.to_string() } else { format!("{model} without {}", self.modules.join(", ")) }
     }
 
-    /// Runs a model without these from here on. Errors: modules that it does not have.
-    pub fn apply<B: Backend>(&self, model: &mut Model<B>) -> Result<()> {
+    /// These of a model. Errors: modules that it does not have.
+    pub fn modules(&self, config: &ModelConfig) -> Result<Vec<Module>> {
         let mut modules = Vec::new();
         for name in &self.modules {
-            modules.extend(Module::parse_some(name, &model.config).with_context(|| format!("--ablate {name}"))?);
+            modules.extend(Module::parse_some(name, config).with_context(|| format!("--ablate {name}"))?);
         }
-        model.ablate(&modules, None)
+        Ok(modules)
+    }
+
+    /// Runs a model without these from here on.
+    pub fn apply<B: Backend>(&self, model: &mut Model<B>) -> Result<()> {
+        model.ablate(&self.modules(&model.config)?, None)
     }
 }
 
@@ -74,7 +79,9 @@ fn run_on<B: Device>(args: &AblateArgs, backend: B) -> Result<()> {
     let dir = checkpoint(&args.model)?;
     let model = open_model(&dir)?;
     // While they are on the host.
-    let weights = fingerprint(&model);
+    let mut fingerprint = WeightsFingerprint::default();
+    fingerprint.look(&model.params, 0..model.params.len());
+    let weights = fingerprint.of(&model.config);
     let mut model = model.on(backend);
     let layers = args.layers.as_deref().unwrap_or("1-");
     let layers = LayerIndex::parse_some(layers, model.config.layers).with_context(|| format!("--layers {layers}"))?;

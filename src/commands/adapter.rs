@@ -2,7 +2,7 @@
 
 use crate::cli::LoraArgs;
 use crate::commands::run_folder::checkpoint;
-use crate::model::weights::{self, SaveOptions, base_of, is_adapter, load_adapter};
+use crate::model::weights::{self, SaveOptions, TensorReader, base_of, is_adapter};
 use crate::model::{LoraConfig, Model, Target};
 use crate::run::atomic::write_dir_atomic;
 use crate::run::progress::say;
@@ -15,9 +15,7 @@ const BASE: &str = "base";
 
 /// The model in `base` with the adapter in `dir` beside its weights.
 pub fn open_adapter(dir: &Path, base: &Path) -> Result<Model> {
-    let mut model = Model::open(base).with_context(|| format!("the base of the adapter {}", dir.display()))?;
-    load_adapter(dir, &mut model)?;
-    Ok(model)
+    Model::read(TensorReader::open_adapter(dir, base)?)
 }
 
 /// Where the base of an adapter is, fetched from the hub where it is a name there; none if the folder holds a model of its own.

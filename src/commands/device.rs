@@ -6,11 +6,13 @@ mod cuda;
 use crate::compute::backend::Inspect;
 use crate::compute::cpu::Cpu;
 use crate::compute::{Backend, DeviceChoice};
-use crate::model::{Compute, Model};
+use crate::model::weights::TensorReader;
+use crate::model::{Compute, Model, Tap};
 use crate::rollout::Rollout;
 use crate::run::progress::say;
 use anyhow::{Result, ensure};
 use serde_json::Value;
+use std::ops::Range;
 
 /// More memory than any device has.
 pub const BOUNDLESS: usize = 1 << 50;
@@ -28,6 +30,18 @@ pub trait MemoryUse {
 
 /// What the commands need of a device.
 pub trait Device: Rollout + Inspect {
+    /// A checkpoint's model of which nothing is wanted but samples, of policies that lie no higher than `until`. `look` is shown the flat
+    /// array, or one part of it after the other where they are never all there.
+    fn read_for_sampling(
+        self,
+        weights: TensorReader,
+        until: Tap,
+        mut look: impl FnMut(&[f32], Range<usize>),
+    ) -> Result<Model<Self>> {
+        let model = Model::read(weights)?;
+        look(&model.params, 0..model.params.len());
+        Ok(model.on(self).for_sampling(until))
+    }
     /// Its memory; none where that is the host's.
     fn memory(&self) -> Option<&dyn MemoryUse>;
     /// A device like this one that only counts what is taken of so many bytes, where there is memory to count.
@@ -42,6 +56,15 @@ pub trait Device: Rollout + Inspect {
 }
 
 impl Device for Cpu {
+    fn read_for_sampling(
+        self,
+        weights: TensorReader,
+        until: Tap,
+        look: impl FnMut(&[f32], Range<usize>),
+    ) -> Result<Model> {
+        Model::read_for_sampling(weights, self, until, look)
+    }
+
     fn memory(&self) -> Option<&dyn MemoryUse> {
         None
     }

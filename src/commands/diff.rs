@@ -1,27 +1,18 @@
 //! `bupo diff`: two checkpoints in, what moved between them and in which layer out.
 
-use super::adapter::base_of_adapter;
+use super::open_weights;
 use crate::analysis::diff::{check_alike, diff, summary, table};
 use crate::cli::DiffArgs;
 use crate::commands::run_folder::checkpoint;
-use crate::model::weights::TensorReader;
 use crate::run::atomic::write_file_atomic;
 use crate::run::progress::{Progress, say};
 use anyhow::{Context, Result};
 use std::path::Path;
 
-/// A checkpoint, or an adapter with its base.
-fn open(path: &Path) -> Result<TensorReader> {
-    let dir = checkpoint(path)?;
-    match base_of_adapter(&dir)? {
-        Some(base) => TensorReader::open_adapter(&dir, &base),
-        None => TensorReader::open(&dir),
-    }
-}
-
 pub fn run(args: &DiffArgs) -> Result<()> {
     let name = |path: &Path| path.display().to_string();
     let (a, b) = (name(&args.model_a), name(&args.model_b));
+    let open = |path: &Path| open_weights(&checkpoint(path)?);
     let (first, second) = (open(&args.model_a)?, open(&args.model_b)?);
     check_alike((&a, &b), &first.layout, &second.layout)?;
     let mut progress = Progress::new("diff", first.layout.tensors.len() as u64);

@@ -4,9 +4,9 @@ mod plan;
 mod rescore;
 
 use super::device::{self, Device, on_device};
-use super::open;
+use super::{Opened, open};
 use crate::cli::EvaluateArgs;
-use crate::evaluate::result::{Evaluation, Settings, fingerprint};
+use crate::evaluate::result::{Evaluation, Settings, WeightsFingerprint};
 use crate::evaluate::run::{EvaluateSettings, Generation, ResponseRow, judge, sample_missing, score_rows};
 use crate::evaluate::table::{Style, report};
 use crate::model::{Model, Workspace};
@@ -49,14 +49,14 @@ pub fn run(args: &EvaluateArgs) -> Result<()> {
 }
 
 fn run_on<B: Device>(args: &EvaluateArgs, name: &str, out: &Path, plans: &[Plan], backend: B) -> Result<()> {
-    let opened = open(Path::new(name), &args.prompt)?;
-    // While they are on the host.
-    let weights = fingerprint(&opened.model);
-    let (mut model, asked) = (opened.model.on(backend), opened.prompts);
-    args.ablate.apply(&mut model)?;
+    let Opened { weights, prompts: asked } = open(Path::new(name), &args.prompt)?;
+    let policy = InternalPolicy::parse(&args.policy, weights.config.layers)?;
+    let without = args.ablate.modules(&weights.config)?;
+    let mut fingerprint = WeightsFingerprint::default();
+    let mut model = backend.read_for_sampling(weights, policy.tap(), |params, part| fingerprint.look(params, part))?;
+    let weights = fingerprint.of(&model.config);
+    model.ablate(&without, None)?;
     let name = &args.ablate.called(Path::new(name));
-    let policy = InternalPolicy::parse(&args.policy, model.config.layers)?;
-    let model = model.for_sampling(policy.tap());
     let mut ws = Workspace::new(&model);
     let mut done = Vec::with_capacity(plans.len());
     for plan in plans {

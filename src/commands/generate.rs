@@ -5,7 +5,7 @@ mod side_by_side;
 use side_by_side::{Answer, side_by_side};
 
 use super::device::{self, Device, on_device};
-use super::{open, row_tokens};
+use super::{Opened, open, row_tokens};
 use crate::cli::GenerateArgs;
 use crate::model::{LayerIndex, Tap, Workspace};
 use crate::policy::InternalPolicy;
@@ -44,12 +44,11 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
 }
 
 fn run_on<B: Device>(args: &GenerateArgs, backend: B) -> Result<()> {
-    let opened = open(&args.model, &args.style)?;
-    let (mut model, prompts) = (opened.model.on(backend), &opened.prompts);
-    args.ablate.apply(&mut model)?;
+    let Opened { weights, prompts } = open(&args.model, &args.style)?;
+    let without = args.ablate.modules(&weights.config)?;
     let mut policies: Vec<InternalPolicy> = Vec::with_capacity(args.policy.len());
     for name in &args.policy {
-        let policy = InternalPolicy::parse(name, model.config.layers)?;
+        let policy = InternalPolicy::parse(name, weights.config.layers)?;
         ensure!(!policies.contains(&policy), "--policy names {policy} twice: its samples would be the same");
         policies.push(policy);
     }
@@ -57,7 +56,9 @@ fn run_on<B: Device>(args: &GenerateArgs, backend: B) -> Result<()> {
         .iter()
         .map(|policy| policy.tap())
         .max_by_key(|tap| tap.layer().map_or(usize::MAX, LayerIndex::one_based));
-    let model = &model.for_sampling(deepest.unwrap_or(Tap::Final));
+    let mut model = backend.read_for_sampling(weights, deepest.unwrap_or(Tap::Final), |_, _| ())?;
+    model.ablate(&without, None)?;
+    let model = &model;
     let rows = match (&args.prompt, &args.data) {
         (Some(text), _) => vec![Row::Prompt { messages: vec![Message { role: "user".into(), content: text.clone() }] }],
         (None, Some(path)) => read_rows(path)?,
@@ -65,7 +66,7 @@ fn run_on<B: Device>(args: &GenerateArgs, backend: B) -> Result<()> {
     };
     let mut requests = Vec::with_capacity(rows.len());
     for (i, row) in rows.iter().enumerate() {
-        let (mut prompt, response_start) = row_tokens(row, Some(prompts))?;
+        let (mut prompt, response_start) = row_tokens(row, Some(&prompts))?;
         prompt.truncate(response_start.unwrap_or(usize::MAX));
         let seeds = (0..args.n).map(|sample| derive_seed(args.seed, 0, i as u64, sample as u64)).collect();
         requests.push(Request { prompt, seeds });

@@ -2,7 +2,7 @@
 
 use super::run::EvaluateSettings;
 use super::scores::Scores;
-use crate::model::{Compute, Model};
+use crate::model::{Compute, ModelConfig};
 use crate::reward::RewardConfig;
 use crate::tasks::dataset::BadRow;
 use crate::tasks::problem::Problem;
@@ -10,6 +10,7 @@ use crate::tasks::seed::{derive_seed, stable_hash};
 use crate::text::PromptTemplate;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 use std::path::Path;
 
 /// Parameters that are looked at for [`Settings::weights`].
@@ -43,7 +44,7 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// `weights`: [`fingerprint`] of the model; `compute`: what its products multiply in.
+    /// `weights`: [`WeightsFingerprint`] of the model; `compute`: what its products multiply in.
     pub fn new(
         model_name: &str,
         weights: &str,
@@ -98,12 +99,31 @@ impl Settings {
     }
 }
 
-/// A hash that another set of weights would not have: cheap beside reading them.
-pub fn fingerprint(model: &Model) -> String {
-    let step = (model.params.len() / LOOKED_AT).max(1);
-    let config = stable_hash(model.config.to_json().to_string().as_bytes());
-    let looked_at: Vec<u8> = model.params.iter().step_by(step).flat_map(|p| p.to_bits().to_le_bytes()).collect();
-    format!("{:016x}", derive_seed(config, stable_hash(&looked_at), model.params.len() as u64, 0))
+/// A hash that another set of weights would not have, cheap beside reading them. Made of parts of the flat array, in any order.
+#[derive(Debug, Default)]
+pub struct WeightsFingerprint {
+    parameters: usize,
+    /// In the flat array's order.
+    looked_at: Vec<f32>,
+}
+
+impl WeightsFingerprint {
+    /// Looks at a part of the flat array `params`, of which no other part has to be there.
+    pub fn look(&mut self, params: &[f32], part: Range<usize>) {
+        let step = (params.len() / LOOKED_AT).max(1);
+        self.parameters = params.len();
+        self.looked_at.resize(params.len().div_ceil(step), 0.0);
+        for at in (part.start.next_multiple_of(step)..part.end).step_by(step) {
+            self.looked_at[at / step] = params[at];
+        }
+    }
+
+    /// The hash, when every part was looked at.
+    pub fn of(&self, config: &ModelConfig) -> String {
+        let config = stable_hash(config.to_json().to_string().as_bytes());
+        let looked_at: Vec<u8> = self.looked_at.iter().flat_map(|p| p.to_bits().to_le_bytes()).collect();
+        format!("{:016x}", derive_seed(config, stable_hash(&looked_at), self.parameters as u64, 0))
+    }
 }
 
 fn hash_problems(problems: &[Problem]) -> String {
@@ -137,4 +157,31 @@ pub fn shares(evaluation: &Evaluation, problems: &[Problem]) -> Result<Vec<(u64,
     let (known, scored) = (problems.len(), evaluation.scores.correct.len());
     ensure!(known == scored, "{} problems are saved, but {scored} were scored: evaluate again", known);
     Ok(problems.iter().map(|p| p.id).zip(evaluation.scores.correct.iter().copied()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::init::InitConfig;
+
+    #[test]
+    fn a_fingerprint_is_of_the_weights_however_they_are_cut() {
+        let config = InitConfig::default().model_config(300).unwrap();
+        for len in [1000, 3 * LOOKED_AT + 7] {
+            let mut params: Vec<f32> = (0..len).map(|i| (i as f32 * 0.37).sin()).collect();
+            let of = |params: &[f32], ends: &[usize]| {
+                let mut fingerprint = WeightsFingerprint::default();
+                let mut parts: Vec<_> = std::iter::once(&0).chain(ends).zip(ends).map(|(a, b)| *a..*b).collect();
+                parts.reverse();
+                parts.into_iter().for_each(|part| fingerprint.look(params, part));
+                fingerprint.of(&config)
+            };
+            let whole = of(&params, &[len]);
+            assert_eq!(of(&params, &[1, 2, 4, 500, 500, 509, len - 1, len]), whole);
+            // Every (len / LOOKED_AT)-th is looked at.
+            let last = (len - 1) / (len / LOOKED_AT).max(1) * (len / LOOKED_AT).max(1);
+            params[last] += 1.0;
+            assert_ne!(of(&params, &[len]), whole);
+        }
+    }
 }

@@ -56,6 +56,13 @@ pub struct LayerParams {
     pub down: Range<usize>,
 }
 
+impl LayerParams {
+    /// All of the layer's, which are neighbours.
+    pub fn range(&self) -> Range<usize> {
+        self.attn_norm.start..self.down.end
+    }
+}
+
 /// The whole flat array's map.
 #[derive(Clone, Debug)]
 pub struct ParamLayout {

@@ -77,6 +77,11 @@ pub struct Draw {
 
 /// Draws a token from one row of logits `[V]` (already divided by the temperature; overwritten).
 pub fn sample(logits: &mut [f32], sampling: &Sampling, rng: &mut SampleRng) -> Draw {
+    sample_at(logits, sampling, || rng.uniform())
+}
+
+/// As [`sample`], with the uniform number in `[0, 1)` from anywhere; greedy asks for none.
+pub(crate) fn sample_at(logits: &mut [f32], sampling: &Sampling, uniform: impl FnOnce() -> f64) -> Draw {
     let m = vectorize(
         #[inline(always)]
         || max(logits),
@@ -87,8 +92,8 @@ pub fn sample(logits: &mut [f32], sampling: &Sampling, rng: &mut SampleRng) -> D
     let restricted = sampling.top_k > 0 && sampling.top_k < logits.len() || sampling.top_p < 1.0;
     let token = match best {
         Some(best) => best,
-        None if restricted => draw_restricted(logits, sampling, total, rng.uniform()),
-        None => draw(logits, &sums, total, rng.uniform()),
+        None if restricted => draw_restricted(logits, sampling, total, uniform()),
+        None => draw(logits, &sums, total, uniform()),
     };
     let log_prob = (logits[token] as f64).ln() - total.ln();
     Draw { token: token as u32, log_prob: log_prob as f32, entropy: (total.ln() - weighted / total) as f32 }

@@ -3,6 +3,7 @@
 use super::{model, open_device, print, random_ids, timed, warm_median, warmed};
 use crate::cli::BenchRolloutArgs;
 use crate::commands::device::{Device, on_device};
+use crate::commands::open_weights;
 use crate::compute::Backend;
 use crate::model::{Model, Workspace};
 use crate::policy::InternalPolicy;
@@ -16,7 +17,11 @@ pub fn run(args: &BenchRolloutArgs) -> Result<()> {
 }
 
 fn run_on<B: Device>(args: &BenchRolloutArgs, backend: B) -> Result<()> {
-    let model = model(&args.model)?.on(backend).for_sampling(InternalPolicy::Final.tap());
+    let until = InternalPolicy::Final.tap();
+    let model = match &args.model.model {
+        Some(dir) => backend.read_for_sampling(open_weights(dir)?, until, |_, _| ())?,
+        None => model(&args.model)?.on(backend).for_sampling(until),
+    };
     let requests = random_requests(&model, args.batch, args.prompt, 1);
     let sampling = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, max_new_tokens: args.new };
     // No token ends a response: every sequence gets its full length.

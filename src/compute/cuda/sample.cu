@@ -39,6 +39,18 @@ __device__ __forceinline__ void weigh(float* z, int v, float inv_temperature, fl
     }
 }
 
+// sampler.rs `heaviest`: the first of the largest weights.
+template <class Weight>
+__device__ __forceinline__ int heaviest(Weight weight, int count) {
+    int best = 0;
+    float largest = weight(0);
+    for (int i = 1; i < count; i++) {
+        float w = weight(i);
+        if (w > largest) largest = w, best = i;
+    }
+    return best;
+}
+
 // sampler.rs `draw`: the inverse of the cumulative distribution at u. weight(i): that of token i.
 template <class Weight>
 __device__ __forceinline__ unsigned draw(Weight weight, int v, const double* sums, double total, double u) {
@@ -46,30 +58,26 @@ __device__ __forceinline__ unsigned draw(Weight weight, int v, const double* sum
     __shared__ double left;
     __shared__ int block, found;
     int blocks = (v + BLOCK - 1) / BLOCK;
-    if (threadIdx.x == 0) left = __dmul_rn(u, total), block = 0, found = -1;
-    while (true) {
-        if (threadIdx.x == 0) {
-            while (block < blocks && left >= sums[block]) left = __dadd_rn(left, -sums[block++]);
-        }
-        __syncthreads();
-        if (block >= blocks) break;
-        int count = min(BLOCK, v - block * BLOCK);
-        for (int i = threadIdx.x; i < count; i += blockDim.x) weights[i] = weight(block * BLOCK + i);
-        __syncthreads();
-        if (threadIdx.x == 0) {
-            for (int i = 0; i < count && found < 0; i++) {
-                if (left < weights[i]) found = block * BLOCK + i;
-                else left = __dadd_rn(left, -(double)weights[i]);
-            }
-            block++;
-        }
-        __syncthreads();
-        if (found >= 0) return found;
+    if (threadIdx.x == 0) {
+        left = __dmul_rn(u, total), block = 0, found = -1;
+        while (block < blocks && left >= sums[block]) left = __dadd_rn(left, -sums[block++]);
     }
-    // Rounding used up the last weight: the last token that can be drawn at all.
-    int last = v - 1;
-    while (last > 0 && !(weight(last) > 0.0f)) last--;
-    return last;
+    __syncthreads();
+    // Rounding used up the last block, which next to no draw sees: every thread looks through all weights.
+    if (block >= blocks) return heaviest(weight, v);
+    int first = block * BLOCK, count = min(BLOCK, v - first);
+    for (int i = threadIdx.x; i < count; i += blockDim.x) weights[i] = weight(first + i);
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < count && found < 0; i++) {
+            if (left < weights[i]) found = first + i;
+            else left = __dadd_rn(left, -(double)weights[i]);
+        }
+        // The block's sum, rounded to f32, was above that of its weights: what is left belongs to no later token.
+        if (found < 0) found = first + heaviest([&](int i) { return weights[i]; }, count);
+    }
+    __syncthreads();
+    return found;
 }
 
 // Sums of the weights (or, if counting, numbers of them) that are at least each of three borders, given as bits: weights are

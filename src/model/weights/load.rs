@@ -2,7 +2,7 @@
 
 use super::shard::{Shard, Stored};
 use super::{INDEX_FILE, SINGLE_FILE, name_some};
-use crate::model::{ModelConfig, ParamLayout};
+use crate::model::{ModelConfig, ParamLayout, TensorSpec};
 use anyhow::{Context, Result, bail, ensure};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
@@ -29,20 +29,7 @@ pub fn load(dir: &Path, config: &ModelConfig, layout: &ParamLayout) -> Result<Ve
     let tensors = Tensors::find(dir, &shards)?;
     tensors.check(config, layout)?;
     let mut params = vec![0.0; layout.len()];
-    let mut rest = params.as_mut_slice();
-    let mut pieces = Vec::new();
-    for spec in &layout.tensors {
-        let (out, after) = std::mem::take(&mut rest).split_at_mut(spec.len());
-        rest = after;
-        pieces.extend(tensors.pieces(&spec.name, out)?);
-    }
-    // In the files' order, which is not the layout's within a layer: the system reads ahead only of a reader that goes
-    // straight on.
-    pieces.sort_by_key(Piece::place);
-    convert(pieces)?;
-    if config.tie_word_embeddings && tensors.by_name.contains_key(UNEMBEDDING) {
-        tensors.check_tied(&params[layout.embed.clone()])?;
-    }
+    tensors.fill(config, &layout.tensors, &mut params)?;
     Ok(params)
 }
 
@@ -194,6 +181,25 @@ impl<'a> Tensors<'a> {
         Ok(())
     }
 
+    /// Reads tensors that are neighbours in the flat array to their part of it, `out`.
+    pub fn fill(&self, config: &ModelConfig, specs: &'a [TensorSpec], out: &mut [f32]) -> Result<()> {
+        let (mut rest, mut pieces) = (&mut *out, Vec::new());
+        for spec in specs {
+            let (own, after) = std::mem::take(&mut rest).split_at_mut(spec.len());
+            rest = after;
+            pieces.extend(self.pieces(&spec.name, own)?);
+        }
+        // In the files' order, which is not the layout's within a layer: the system reads ahead only of a reader that goes
+        // straight on.
+        pieces.sort_by_key(Piece::place);
+        convert(pieces)?;
+        let twice = config.tie_word_embeddings && self.by_name.contains_key(UNEMBEDDING);
+        match specs.iter().find(|spec| spec.name == EMBEDDING) {
+            Some(spec) if twice => self.check_tied(&out[spec.offset - specs[0].offset..][..spec.len()]),
+            _ => Ok(()),
+        }
+    }
+
     /// The work of reading one tensor into `out`, cut into pieces; `out` has the stored tensor's length.
     pub fn pieces<'o>(&self, name: &'a str, out: &'o mut [f32]) -> Result<Vec<Piece<'a, 'o>>>
     where
@@ -209,10 +215,11 @@ impl<'a> Tensors<'a> {
         let (shard, stored) = self.get(UNEMBEDDING)?;
         let (_, embedding_stored) = self.get(EMBEDDING)?;
         self.check_tensor(UNEMBEDDING, embedding_stored.shape)?;
-        let mut unembedding = vec![0.0; PIECE];
-        let bytes = stored.bytes.chunks(PIECE * stored.dtype.bitsize() / 8);
-        for (expected, bytes) in embedding.chunks(PIECE).zip(bytes) {
-            let got = &mut unembedding[..expected.len()];
+        let size = stored.dtype.bitsize() / 8;
+        let (mut bytes, mut unembedding) = (vec![0; PIECE * size], vec![0.0; PIECE]);
+        for (i, expected) in embedding.chunks(PIECE).enumerate() {
+            let (bytes, got) = (&mut bytes[..expected.len() * size], &mut unembedding[..expected.len()]);
+            shard.read_at(bytes, stored.offset + (i * PIECE * size) as u64)?;
             decode(stored.dtype, bytes, got);
             ensure!(
                 got == expected,

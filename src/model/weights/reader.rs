@@ -1,13 +1,14 @@
-//! A checkpoint's tensors one at a time: for whoever needs no model, and no more memory than its largest tensor.
+//! A checkpoint's tensors one at a time, or a part of the flat array after the other: for whoever needs them not all at once.
 
 use super::adapter::read_adapter;
 use super::load::{Tensors, convert, open};
 use super::shard::Shard;
 use crate::model::{ModelConfig, ParamLayout, TensorSpec};
-use anyhow::Result;
+use anyhow::{Context, Result};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-/// An open checkpoint, its weights mapped to memory and checked as [`super::load`] checks them.
+/// An open checkpoint, its headers checked as [`super::load`] checks them.
 pub struct TensorReader {
     pub config: ModelConfig,
     pub layout: ParamLayout,
@@ -27,9 +28,9 @@ impl TensorReader {
         Ok(TensorReader { config, layout, dir: dir.to_path_buf(), shards, adapter: None })
     }
 
-    /// Opens an adapter, whose base is in the folder `base`: as the two are when merged.
+    /// Opens an adapter, whose base is in the folder `base`: [`TensorReader::read`] gives the two as they are when merged.
     pub fn open_adapter(dir: &Path, base: &Path) -> Result<TensorReader> {
-        let reader = TensorReader::open(base)?;
+        let reader = TensorReader::open(base).with_context(|| format!("the base of the adapter {}", dir.display()))?;
         let adapter = Some(read_adapter(dir, &reader.config, &reader.layout)?);
         Ok(TensorReader { adapter, ..reader })
     }
@@ -42,5 +43,29 @@ impl TensorReader {
             layout.merge_into(spec, adapter, values);
         }
         Ok(())
+    }
+
+    /// The layout of a model with the adapter beside its weights; without an adapter the checkpoint's own.
+    pub fn whole_layout(&self) -> &ParamLayout {
+        self.adapter.as_ref().map_or(&self.layout, |(layout, _)| layout)
+    }
+
+    /// The flat array of [`TensorReader::whole_layout`]: the adapter's values, and zeros for [`TensorReader::fill`], which take no memory
+    /// before they are touched.
+    pub fn unfilled(&self) -> Vec<f32> {
+        let mut params = vec![0.0; self.whole_layout().len()];
+        if let Some((layout, values)) = &self.adapter {
+            params[layout.trainable()].copy_from_slice(values);
+        }
+        params
+    }
+
+    /// Reads the checkpoint's tensors in `part` of the flat array, whose ends are tensors' ends. Errors: a value that is not finite; a
+    /// tied checkpoint's own unembedding, where it differs from the embedding.
+    pub fn fill(&self, params: &mut [f32], part: Range<usize>) -> Result<()> {
+        let place = |at: usize| self.layout.tensors.partition_point(|spec| spec.offset < at);
+        let tensors = Tensors::find(&self.dir, &self.shards)?;
+        let end = part.end.min(self.layout.len());
+        tensors.fill(&self.config, &self.layout.tensors[place(part.start)..place(end)], &mut params[part.start..end])
     }
 }

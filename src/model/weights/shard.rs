@@ -21,29 +21,27 @@ const LENGTH_BYTES: usize = size_of::<u64>();
 pub(super) struct Shard {
     pub path: PathBuf,
     file: File,
-    map: Mmap,
     header: Header,
 }
 
-/// One tensor as stored; `bytes` holds exactly `shape` elements of `dtype`, from byte `offset` of the file.
+/// One tensor as stored: `shape` elements of `dtype` from byte `offset` of the file on.
 pub(super) struct Stored<'a> {
     pub dtype: Dtype,
     pub shape: &'a [usize],
-    pub bytes: &'a [u8],
     pub offset: u64,
 }
 
 impl Shard {
     pub fn open(path: &Path) -> Result<Shard> {
         let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
-        // SAFETY: the map is read-only and private to this process's `Shard`. Should another process truncate the
-        // file meanwhile, the kernel ends this one (SIGBUS); checkpoints are therefore replaced by rename, never
+        // SAFETY: the map is read-only and ends with this function. Should another process truncate the file
+        // meanwhile, the kernel ends this one (SIGBUS); checkpoints are therefore replaced by rename, never
         // rewritten in place, here and by the safetensors library.
         let map = unsafe { Mmap::map(&file) }.with_context(|| format!("cannot map {} to memory", path.display()))?;
         let header = Header::parse(&map)
             .with_context(|| format!("{} is damaged or no safetensors file", path.display()))
             .context("cannot read the weights; download or write the file again")?;
-        Ok(Shard { path: path.to_path_buf(), file, map, header })
+        Ok(Shard { path: path.to_path_buf(), file, header })
     }
 
     pub fn names(&self) -> impl Iterator<Item = &str> {
@@ -52,13 +50,11 @@ impl Shard {
 
     pub fn get(&self, name: &str) -> Option<Stored<'_>> {
         let info = self.header.tensors.get(name)?;
-        let (start, end) = info.data_offsets;
-        let bytes = self.map.get(self.header.data_start..)?.get(start..end)?;
-        let offset = (self.header.data_start + start) as u64;
-        Some(Stored { dtype: info.dtype, shape: &info.shape, bytes, offset })
+        let offset = (self.header.data_start + info.data_offsets.0) as u64;
+        Some(Stored { dtype: info.dtype, shape: &info.shape, offset })
     }
 
-    /// Fills `bytes` from byte `offset` of the file on. Not through the map: its pages would stand in memory beside what is made
+    /// Fills `bytes` from byte `offset` of the file on. Not through a map: its pages would stand in memory beside what is made
     /// of them, and cost a fault each.
     pub fn read_at(&self, bytes: &mut [u8], offset: u64) -> Result<()> {
         let read = self.file.read_exact_at(bytes, offset);

@@ -1,7 +1,8 @@
 use super::shard::Header;
 use super::*;
+use crate::compute::cpu::Cpu;
 use crate::model::init::{InitConfig, random_params};
-use crate::model::{ModelConfig, ParamLayout};
+use crate::model::{LayerIndex, Model, ModelConfig, ParamLayout, Tap};
 use half::{bf16, f16};
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -77,12 +78,20 @@ fn write(path: &Path, tensors: &[Tensor]) {
     fs::write(path, file_of(&header, &data)).unwrap();
 }
 
-/// The message of a failed load of `tensors`.
+/// The message of a failed load of `tensors`, the same when they are read to be sampled from.
 fn refusal_of(tensors: &[Tensor], tied: bool) -> String {
-    let (config, layout, _) = model(tied);
+    let (config, layout, params) = model(tied);
     let dir = tempfile::tempdir().unwrap();
+    save(dir.path(), &config, &layout, &params, &SaveOptions::default()).unwrap();
     write(&dir.path().join(SINGLE_FILE), tensors);
-    format!("{:#}", load(dir.path(), &config, &layout).expect_err("should have been refused"))
+    let message = format!("{:#}", load(dir.path(), &config, &layout).expect_err("should have been refused"));
+    let first = Tap::ResidPost(LayerIndex::from_one_based(1, 1).unwrap());
+    for until in [Tap::Final, first] {
+        let opened = TensorReader::open(dir.path());
+        let read = opened.and_then(|weights| Model::read_for_sampling(weights, Cpu::default(), until, |_, _| ()));
+        assert_eq!(format!("{:#}", read.expect_err("should have been refused")), message);
+    }
+    message
 }
 
 fn assert_words(message: &str, words: &[&str]) {
@@ -170,6 +179,16 @@ fn tensors_longer_than_a_piece_are_read_whole() {
     save(dir.path(), &config, &layout, &params, &SaveOptions::default()).unwrap();
     assert!(layout.embed.len() > 2 << 18);
     assert_eq!(bits(&load(dir.path(), &config, &layout).unwrap()), bits(&params));
+
+    let mut stored = f32_tensors(&layout, &params);
+    let (_, dtype, shape, mut unembedding) = stored[0].clone();
+    for refused in [false, true] {
+        unembedding[4 * 600_000] ^= refused as u8;
+        stored.push(("lm_head.weight".into(), dtype, shape.clone(), unembedding.clone()));
+        write(&dir.path().join(SINGLE_FILE), &stored);
+        assert!(config.tie_word_embeddings && load(dir.path(), &config, &layout).is_err() == refused);
+        stored.pop();
+    }
 
     params[600_000] = f32::NAN;
     write(&dir.path().join(SINGLE_FILE), &f32_tensors(&layout, &params));
