@@ -141,6 +141,9 @@ pub struct BenchAnalysisArgs {
     /// Times; the first one warms up and does not count, unless it is the only one
     #[arg(long, default_value_t = 4)]
     pub repeat: usize,
+    /// A GPU looks at logits so many MiB at a time [default: as it does elsewhere]
+    #[arg(long, value_name = "MIB")]
+    pub head_tile: Option<usize>,
     #[command(flatten)]
     pub numbers: BenchNumbersArgs,
 }

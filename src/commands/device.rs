@@ -48,6 +48,8 @@ pub trait Device: Rollout + Inspect {
     fn rehearsal(&self, bytes: usize) -> Option<Self>;
     /// With the optimizer's moments in the host's memory, where there is a difference.
     fn offloading(self, offload: bool) -> Self;
+    /// Looking at so many bytes of logits at a time, where there is a difference.
+    fn looking_at(self, bytes: usize) -> Self;
     /// Where its time went since it was asked last, as JSON, if it was opened for that.
     fn profile(&self) -> Option<Value>;
     /// Returns when everything that the device was given to do is done: what is timed must not be under way any more. Errors: the
@@ -74,6 +76,10 @@ impl Device for Cpu {
     }
 
     fn offloading(self, _: bool) -> Cpu {
+        self
+    }
+
+    fn looking_at(self, _: usize) -> Cpu {
         self
     }
 

@@ -21,6 +21,10 @@ pub fn run(args: &BenchAnalysisArgs) -> Result<()> {
 }
 
 fn run_on<B: Device>(args: &BenchAnalysisArgs, backend: B) -> Result<()> {
+    let backend = match args.head_tile {
+        Some(mib) => backend.looking_at(mib << 20),
+        None => backend,
+    };
     let model = model(&args.model)?.on(backend);
     let sample = |i: usize| Sample { ids: random_ids(&model, i, args.length), response_start: args.prompt };
     let samples: Vec<Sample> = (0..args.rows).map(sample).collect();

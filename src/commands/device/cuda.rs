@@ -32,6 +32,10 @@ impl Device for Cuda {
         self.with_offload(offload)
     }
 
+    fn looking_at(self, bytes: usize) -> Cuda {
+        self.with_head_tile(bytes / size_of::<f32>())
+    }
+
     fn profile(&self) -> Option<Value> {
         self.runtime().profile().and_then(|profile| serde_json::to_value(profile).ok())
     }

@@ -45,9 +45,10 @@ const GROWTH: usize = 256 << 20;
 /// Rows that meet the vocabulary at once, at most: more make no product faster.
 const HEAD_ROWS: usize = 4096;
 
-/// Logits that are only looked at, 16 MiB of them: they are still in a GPU's second-level cache when they are, where those of a whole
-/// block would go to its memory and come back.
-const HEAD_TILE: usize = 4 << 20;
+/// Logits that are only looked at, 256 MiB of them. Tiles that a GPU's second-level cache holds (16 MiB) would save their way to memory and
+/// back, but leave a state 1,024 columns at a time: too few blocks for its multiprocessors, and nine times as many launches. By
+/// counting, the latter costs an analysis more. `bupo bench analysis --head-tile` tells.
+const HEAD_TILE: usize = 64 << 20;
 
 /// A device, its memory, and the format of what products read.
 #[derive(Clone, Debug)]

@@ -174,12 +174,23 @@ extern "C" __global__ void __launch_bounds__(1024) add_up_logits(float* logits, 
     if (column >= width) return;
     float* z = logits + (size_t)blockIdx.x * (2 * layers + 2) * stride + column;
     float4 sum = *(const float4*)(z + 2 * layers * stride);
-    for (int layer = 0; layer < layers; layer++, z += 2 * stride) {
-        float4 attn = *(const float4*)z, ffn = *(const float4*)(z + stride);
+    auto add = [&](float4 attn, float4 ffn) {
         sum.x = __fadd_rn(__fadd_rn(sum.x, attn.x), ffn.x), sum.y = __fadd_rn(__fadd_rn(sum.y, attn.y), ffn.y);
         sum.z = __fadd_rn(__fadd_rn(sum.z, attn.z), ffn.z), sum.w = __fadd_rn(__fadd_rn(sum.w, attn.w), ffn.w);
         *(float4*)(z + stride) = sum;
+        z += 2 * stride;
+    };
+    // Four layers are asked for before the first is written: the compiler cannot know that a later one's logits are not that one's sums.
+    const int AHEAD = 4;
+    int layer = 0;
+    for (; layer + AHEAD <= layers; layer += AHEAD) {
+        float4 attn[AHEAD], ffn[AHEAD];
+#pragma unroll
+        for (int k = 0; k < AHEAD; k++) attn[k] = *(const float4*)(z + 2 * k * stride), ffn[k] = *(const float4*)(z + (2 * k + 1) * stride);
+#pragma unroll
+        for (int k = 0; k < AHEAD; k++) add(attn[k], ffn[k]);
     }
+    for (; layer < layers; layer++) add(*(const float4*)z, *(const float4*)(z + stride));
 }
 
 // The parts of one row: its sums before, unless it begins, then those of a tile's segments, which a warp's lanes share.

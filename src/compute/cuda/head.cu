@@ -98,8 +98,10 @@ extern "C" __global__ void head_finish(const float* m, const double* s, const do
 // logits f32 [R, width], rows `stride` apart; rows u32 [n]: which of them, or null for 0..n; targets u32, lse, entropy,
 // d_log_prob, d_entropy f32: of all R rows (d_entropy may be null); out REAL [n, width], rows out_stride apart, may be logits
 // itself in f32 where rows is null. A row with g = h = 0 becomes zeros.
-// Grid n; block: any. Rows that begin at multiples of four elements are written four at a time.
-extern "C" __global__ void head_d_logits(const float* logits, unsigned long long stride, int width, float inv_temperature,
+// Grid n; block: any. Rows that begin at multiples of four elements are written four at a time. Two blocks a multiprocessor, so that one has
+// numbers to work on while the other waits for some.
+extern "C" __global__ void __launch_bounds__(1024, 2)
+    head_d_logits(const float* logits, unsigned long long stride, int width, float inv_temperature,
                                          const unsigned* rows, const unsigned* targets, unsigned first, const float* lse,
                                          const float* entropy, const float* d_log_prob, const float* d_entropy, real* out,
                                          unsigned long long out_stride) {

@@ -30,7 +30,20 @@ extern "C" __global__ void __launch_bounds__(1024) add_column_sums(const float* 
     int column = blockIdx.x * 32 + lane, each = (chunks + warps - 1) / warps;
     int first = warp * each, end = min(first + each, chunks);
     float sum = 0.0f;
-    for (int chunk = first; chunk < end && column < n; chunk++) sum += partial[(size_t)chunk * n + column];
+    if (column < n) {
+        const float* from = partial + column;
+        // Eight are asked for before the first is added.
+        const int AHEAD = 8;
+        int chunk = first;
+        for (; chunk + AHEAD <= end; chunk += AHEAD) {
+            float v[AHEAD];
+#pragma unroll
+            for (int k = 0; k < AHEAD; k++) v[k] = from[(size_t)(chunk + k) * n];
+#pragma unroll
+            for (int k = 0; k < AHEAD; k++) sum += v[k];
+        }
+        for (; chunk < end; chunk++) sum += from[(size_t)chunk * n];
+    }
     sums[warp][lane] = sum;
     __syncthreads();
     if (warp > 0 || column >= n) return;

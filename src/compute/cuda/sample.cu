@@ -12,6 +12,22 @@ static const int BLOCK = 256;
 static const int LANES = 16;
 
 
+// f(x[i]) for this thread's share of a row, in order. Eight are asked for before the first is looked at: one at a time, a row would take as
+// long as its trips to memory.
+template <class F>
+__device__ __forceinline__ void each_of(const float* x, int v, F f) {
+    const int AHEAD = 8;
+    int i = threadIdx.x, step = blockDim.x;
+    for (; i + (AHEAD - 1) * step < v; i += AHEAD * step) {
+        float y[AHEAD];
+#pragma unroll
+        for (int k = 0; k < AHEAD; k++) y[k] = x[i + k * step];
+#pragma unroll
+        for (int k = 0; k < AHEAD; k++) f(y[k]);
+    }
+    for (; i < v; i += step) f(x[i]);
+}
+
 // A logit relative to the largest.
 __device__ __forceinline__ float relative(float z, float inv_temperature, float m) {
     return __fadd_rn(inv_temperature == 1.0f ? z : __fmul_rn(z, inv_temperature), -m);
@@ -88,11 +104,11 @@ struct Above {
 
 __device__ __forceinline__ Above sums_above(const float* w, int v, const unsigned (&borders)[3], bool counting) {
     Above sum = {{0.0, 0.0, 0.0}};
-    for (int i = threadIdx.x; i < v; i += blockDim.x) {
-        unsigned bits = __float_as_uint(w[i]);
-        double x = counting ? 1.0 : (double)w[i];
+    each_of(w, v, [&](float weight) {
+        unsigned bits = __float_as_uint(weight);
+        double x = counting ? 1.0 : (double)weight;
         for (int k = 0; k < 3; k++) sum.of[k] += bits >= borders[k] ? x : 0.0;
-    }
+    });
     for (int k = 0; k < 3; k++) sum.of[k] = block_sum(sum.of[k]);
     return sum;
 }
@@ -205,10 +221,10 @@ extern "C" __global__ void __launch_bounds__(1024, 1)
     int blocks = (v + BLOCK - 1) / BLOCK;
     double *sums = (double*)shared, *weighted_sums = sums + blocks;
     float m = -INFINITY;
-    for (int i = threadIdx.x; i < v; i += blockDim.x) {
-        float x = inv_temperature == 1.0f ? z[i] : __fmul_rn(z[i], inv_temperature);
+    each_of(z, v, [&](float x) {
+        x = inv_temperature == 1.0f ? x : __fmul_rn(x, inv_temperature);
         m = x > m ? x : m;
-    }
+    });
     m = block_max(m);
     unsigned chosen = 0xffffffffu;
     if (greedy) {

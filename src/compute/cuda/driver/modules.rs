@@ -15,8 +15,8 @@ use std::ffi::CString;
 use std::ptr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Dynamic shared memory that a block may have without being asked for.
-const SHARED_UNASKED: usize = 48 << 10;
+/// Dynamic shared memory that a block may have without being asked for: of 48 KiB, which a kernel's own arrays are part of, 8 at most.
+const SHARED_UNASKED: usize = 40 << 10;
 
 #[derive(Debug)]
 pub(super) struct Modules {
