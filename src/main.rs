@@ -15,7 +15,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     match run(&cli) {
         // What a shell reports of a program that Ctrl-C ended.
-        Ok(()) if interrupt::requested() => ExitCode::from(130),
+        Ok(()) if interrupt::stopped() => ExitCode::from(130),
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {

@@ -133,6 +133,13 @@ fn every_tap<B: Backend>(place: &Place<B>) {
             let mut ws = Workspace::new(&case.model);
             case.model.forward_observed(&mut ws, &Packing::single(ids), Tap::Final, &mut |tap, state| {
                 let name = match tap {
+                    // One layer's, of what the analysis reads beside (tools/golden/make_ablation.py).
+                    Tap::Z(l) if l.one_based() == 2 => {
+                        let theirs =
+                            Tensors::open(&folder(case.name).join("ablation.safetensors")).values(&format!("z.{s}"));
+                        return place.agree(&STATES, &format!("{} z", case.name), &place.backend.host(state), &theirs);
+                    }
+                    Tap::Z(_) => return,
                     Tap::ResidPre(l) => format!("resid_pre.{l}"),
                     Tap::AttnIn(l) => format!("attn_in.{l}"),
                     Tap::Attn(l) => format!("attn.{l}"),

@@ -7,7 +7,7 @@
 #[macro_use]
 mod common;
 
-use bupo::analysis::ablation::{Averages, Effect, Study, modules};
+use bupo::analysis::ablation::{Averages, Effect, Study, Watch, modules};
 use bupo::analysis::{Analysis, Flow, Lens, Reading, Sample};
 use bupo::compute::Packing;
 use bupo::compute::backend::{Branches, FinalNorm, Inspect, Kind, Placed};
@@ -246,7 +246,8 @@ fn without_each_module<B: Inspect>(place: &Place<B>) {
         averages.add(&model, &mut ws, &samples, &mut |_| ()).unwrap();
         for (replace, means) in [("zero", None), ("mean", Some(averages.finish()))] {
             let mut study = Study::new(modules.clone(), means);
-            study.add(&mut model, &mut ws, &samples, &mut |_| ()).unwrap();
+            let mut watch = Watch { go_on: &|| true, done: &mut |_, _| Ok(()) };
+            assert!(study.add(&mut model, &mut ws, &samples, &mut watch).unwrap());
             let found = study.finish(&model.config, name).unwrap().modules();
             let ours = |of: fn(&Effect) -> f64| found.iter().map(|(_, effect)| of(effect)).collect::<Vec<f64>>();
             for (key, ours) in [

@@ -14,7 +14,7 @@
   };
 
   const named = (items) => {
-    const list = items.filter((i) => i.kind === "ablation" && i.ablation);
+    const list = items.flatMap((i) => [i, ...(i.analyses ?? []), ...(i.ablations ?? [])]).filter((i) => i.ablation);
     const short = bupo.shorten(list.map((i) => i.path ?? i.name));
     return list.map((item, i) => ({ a: item.ablation, label: short[i], colour: i }));
   };
@@ -29,7 +29,7 @@
     const xs = layers(i.a), ys = bupo.range(Math.max(...i.a.per_layer.map((l) => l.heads.length))).map((h) => h + 1);
     const effect = (x, y) => i.a.per_layer[x].heads[y];
     return bupo.heat({ title: `Without one head: ${WHAT[what].short}${list.length > 1 ? `, ${i.label}` : ""}`, x: "layer", y: "head", size: "wide", height: Math.min(620, 130 + 24 * ys.length),
-      unit: WHAT[what].unit, note: WHAT[what].note, signed: () => what.endsWith("change"), cells: () => ({ xs, ys, values: ys.map((_, y) => xs.map((_, x) => effect(x, y)?.[what] ?? null)) }),
+      unit: WHAT[what].unit, log: what === "kl", note: WHAT[what].note, signed: () => what.endsWith("change"), cells: () => ({ xs, ys, values: ys.map((_, y) => xs.map((_, x) => effect(x, y)?.[what] ?? null)) }),
       about: (x, y) => bupo.tip(`head ${ys[y]} of layer ${xs[x]}`, Object.keys(WHAT).map((key) => [null, WHAT[key].name, `${show(effect(x, y)[key])} ${WHAT[key].unit}`])) });
   });
 
@@ -39,15 +39,17 @@
   const EFFECT = ["kl", "kl_std", "log_prob_change", "entropy_change", "top1_agreement"];
 
   const facts = (list) => bupo.tableCard("Studies", null,
-    ["", "model", "replaced by", "layers", "samples", "tokens", "entropy (nats)", "log-prob (nats)", "missed most", "missed least"],
+    ["", "replaced by", "missed most (KL)", "missed least (KL)", "tokens", "samples", "entropy (nats)", "log-prob (nats)", "layers", "model"],
     list.map((i) => {
       const sorted = modules(i.a).filter(([name]) => /^(attn|ffn):/.test(name)).sort(([, a], [, b]) => b.kl - a.kl);
       const said = (some) => some.map(([name, e]) => `${name} (${show(e.kl, 3)})`).join(", ");
-      return [el("b", {}, i.label), el("span", { title: i.a.model }, String(i.a.model).split("/").slice(-2).join("/")), REPLACED[i.a.replace] ?? i.a.replace, i.a.layers, i.a.samples, i.a.tokens, i.a.entropy, i.a.log_prob,
-        said(sorted.slice(0, 3)), said(sorted.slice(-3))];
+      // Of few modules each is in one of the two.
+      const shown = Math.min(3, Math.ceil(sorted.length / 2)), least = Math.min(3, sorted.length - shown);
+      return [el("b", {}, i.label), REPLACED[i.a.replace] ?? i.a.replace, said(sorted.slice(0, shown)), said(sorted.slice(sorted.length - least)), i.a.tokens, i.a.samples, i.a.entropy, i.a.log_prob, i.a.layers,
+        el("span", { title: i.a.model }, String(i.a.model).split("/").slice(-2).join("/"))];
     }),
     { columns: ["name", "model", "replace", "module", ...EFFECT], rows: list.flatMap((i) => modules(i.a).map(([name, e]) => [i.label, i.a.model, i.a.replace, name, ...EFFECT.map((key) => e[key])])) },
-    [3, 4, 5, 6, 7]);
+    [4, 5, 6, 7, 8]);
 
   bupo.ablationSections = (items) => {
     const list = named(items);

@@ -222,20 +222,26 @@
 
   /**
    * A heat map. `cells()`: {xs, ys, values: [y][x]}. `signed`: colours around zero. `about(x, y, value)`: rows of the tooltip.
-   * `zoom`: columns that the window shows of a map with more; the card's `reveal(column)` moves it.
+   * `zoom`: columns that the window shows of a map with more; the card's `reveal(column)` moves it. `log`: colours by powers of ten, until a
+   * button says otherwise.
    */
-  bupo.heat = ({ title, note, x, y, unit, cells, signed = () => false, about, size, height, controls, span, left = 58, upward = true, zoom = false, label, formatX }) => {
+  bupo.heat = ({ title, note, x, y, unit, cells, signed = () => false, about, size, height, controls, span, left = 58, upward = true, zoom = false, label, formatX, log = false }) => {
     // Where the window is, kept when the picture is made anew.
     const view = { from: 0, to: zoom - 1 };
+    const state = { log };
+    const controlled = log ? [...(controls ?? []), bupo.toggle("log", true, (on) => { state.log = on; card.redraw(); })] : controls;
+    // What is coloured: of a value, or of its power of ten.
+    const coloured = (v) => (state.log ? (v > 0 ? Math.log10(v) : NaN) : v);
     const option = () => {
       const { xs, ys, values } = cells();
       const points = [];
       let low = Infinity, high = -Infinity;
       values.forEach((row, j) => row.forEach((v, i) => {
-        if (!Number.isFinite(v)) return;
-        points.push([i, j, v]);
-        low = Math.min(low, v);
-        high = Math.max(high, v);
+        const at = coloured(v);
+        if (!Number.isFinite(at)) return;
+        points.push([i, j, at, v]);
+        low = Math.min(low, at);
+        high = Math.max(high, at);
       }));
       if (!points.length) { low = 0; high = 1; }
       const both = signed();
@@ -244,15 +250,17 @@
       else if (low === high) high = low + 1;
       const windowed = zoom && xs.length > zoom;
       const places = decimals(low, high);
+      const named = (v) => (state.log ? bupo.show(10 ** v, 2) : String(Number(v.toFixed(places))));
+      const room = 11 + 28 + 6.5 * Math.max(...[low, high].map((v) => named(v).length));
       return {
         legend: { show: false },
-        grid: { left, right: 84, top: 14, bottom: windowed ? 100 : 48 },
+        grid: { left, right: Math.max(84, room), top: 14, bottom: windowed ? 100 : 48 },
         xAxis: bupo.axis("category", x, { data: xs, nameGap: windowed ? 62 : 30, axisLabel: { color: bupo.css("--dim"), fontSize: 11, hideOverlap: true, rotate: formatX && xs.some((v) => formatX(v).length > 3) ? 60 : 0, formatter: formatX } }),
         yAxis: bupo.axis("category", y, { data: ys, inverse: !upward, nameGap: 36 }),
         dataZoom: windowed ? [{ type: "slider", xAxisIndex: 0, bottom: 4, height: 16, startValue: view.from, endValue: view.to, textStyle: { color: bupo.css("--dim") }, brushSelect: false }] : [],
         visualMap: { min: low, max: high, calculable: true, orient: "vertical", right: 0, top: "middle", itemHeight: 130, itemWidth: 11, precision: places, text: [now(unit), ""], textGap: 6,
-          textStyle: { color: bupo.css("--dim"), fontSize: 11 }, formatter: (v) => String(Number(v.toFixed(places))), inRange: { color: both ? bupo.SIGNED : bupo.AMOUNT } },
-        tooltip: { trigger: "item", formatter: (p) => about(p.value[0], p.value[1], p.value[2]) },
+          textStyle: { color: bupo.css("--dim"), fontSize: 11 }, formatter: named, dimension: 2, inRange: { color: both ? bupo.SIGNED : bupo.AMOUNT } },
+        tooltip: { trigger: "item", formatter: (p) => about(p.value[0], p.value[1], p.value[3]) },
         series: [{ type: "heatmap", data: points, emphasis: { itemStyle: { borderColor: bupo.css("--ink"), borderWidth: 1.5 } }, progressive: 0 }],
       };
     };
@@ -260,7 +268,7 @@
       const { xs, ys, values } = cells();
       return { columns: [`${y} \\ ${x}`, ...xs], rows: values.map((row, j) => [ys[j], ...row]) };
     };
-    const card = bupo.chart({ title, note, option, data, controls, size, height, heavy: true, label });
+    const card = bupo.chart({ title, note, option, data, controls: controlled, size, height, heavy: true, label });
     card.ready.push((picture) => picture.on("datazoom", (event) => {
       const told = event.batch?.[0] ?? event;
       const at = (percent) => Math.round((percent / 100) * (cells().xs.length - 1));

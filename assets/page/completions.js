@@ -103,13 +103,14 @@
     const files = items.filter((i) => i.kind === "samples");
     if (!files.length) return [];
     const cards = files.map((file) => {
-      const policies = [...new Set(file.rows.map((r) => r.policy))];
+      const policyOf = (r) => (r.ablate ? `${r.policy} without ${r.ablate.join(", ")}` : r.policy);
+      const policies = [...new Set(file.rows.map(policyOf))];
       const keys = [...new Set(file.rows.map((r) => `${r.prompt}/${r.sample}`))];
-      const at = new Map(file.rows.map((r) => [`${r.prompt}/${r.sample}/${r.policy}`, r]));
+      const at = new Map(file.rows.map((r) => [`${r.prompt}/${r.sample}/${policyOf(r)}`, r]));
       const cell = (r) => (r ? el("div", {}, clipped(r.text ?? r.response), el("small", {}, [`${r.tokens} tokens`, r.mean_log_prob !== null ? `mean log-prob ${show(r.mean_log_prob, 3)}` : null, r.finish === "length" ? "cut" : null].filter(Boolean).join(", "))) : "–");
       const rows = keys.map((k) => [k.replace("/", ", sample "), ...policies.map((p) => cell(at.get(`${k}/${p}`)))]);
       const columns = ["prompt", "sample", "policy", "text", "tokens", "mean_log_prob", "finish"];
-      return bupo.tableCard(`Samples: ${file.name}`, file.rows.length < file.total ? `The first ${file.rows.length} of ${file.total} samples.` : null, ["prompt", ...policies], rows, { columns, rows: file.rows.map((r) => columns.map((c) => r[c])) });
+      return bupo.tableCard(`Samples: ${file.name}`, file.rows.length < file.total ? `The first ${file.rows.length} of ${file.total} samples.` : null, ["prompt", ...policies], rows, { columns, rows: file.rows.map((r) => columns.map((c) => (c === "policy" ? policyOf(r) : r[c]))) });
     });
     return [bupo.section("Samples", "What the policies say to the same prompts, with the same seeds.", el("div", { class: "grid" }, cards))];
   };

@@ -70,7 +70,7 @@
       let again = false, grew = false;
       for (const run of items.filter((i) => i.kind === "run" && !(i.manifest?.finished && i.settled))) {
         const now = await get("/api/item", { path: run.path, metrics: run.metrics.total, probe: run.probe.total, grown: true });
-        const inside = (i) => [i.analyses.length, i.evaluations.length].join();
+        const inside = (i) => [i.analyses.length, i.ablations.length, i.evaluations.length].join();
         again ||= inside(now) !== inside(run) || !grow(run.metrics, now.metrics) || !grow(run.probe, now.probe);
         grew ||= now.metrics.rows.length > 0 || now.probe.rows.length > 0 || now.manifest?.finished !== run.manifest?.finished;
         Object.assign(run, { manifest: now.manifest, age: now.age, running: now.running });

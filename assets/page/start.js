@@ -29,7 +29,7 @@
     const inside = bupo.analysisSections(analyses, source);
     // A run's own story comes before the look inside the model.
     const sections = [...sweeps, ...training.sections, ...bupo.evaluationSections(items), ...bupo.comparisonSections(items), ...probe.sections, ...inside, ...bupo.ablationSections(items), ...bupo.diffSections(items), ...bupo.sampleSections(items), ...bupo.completionsSections(items, source)];
-    const broken = items.flatMap((i) => [...(i.analyses ?? []), ...(i.evaluations ?? [])]).filter((i) => i.error).map((i) => bupo.empty(`${i.path} cannot be read: ${i.error}`));
+    const broken = items.flatMap((i) => [...(i.analyses ?? []), ...(i.ablations ?? []), ...(i.evaluations ?? [])]).filter((i) => i.error).map((i) => bupo.empty(`${i.path} cannot be read: ${i.error}`));
     to.main.replaceChildren(...before, ...broken, ...sections);
     if (!sections.length && !before.length) to.main.replaceChildren(bupo.empty("Nothing is chosen: pick something in the list."));
     const jump = (id) => (e) => { e.preventDefault(); const target = document.getElementById(id); target.scrollIntoView(); target.querySelector("h2").setAttribute("tabindex", "-1"); target.querySelector("h2").focus({ preventScroll: true }); };

@@ -14,11 +14,11 @@
     const ks = [...new Set(list.flatMap((i) => i.evaluation.pass_at_k.map((p) => p.k)))].sort((a, b) => a - b);
     const few = ks.length > 5 ? [ks[0], ks[Math.floor(ks.length / 2)], ks.at(-1)] : ks;
     const pass = (e, k) => e.pass_at_k.find((p) => p.k === k);
-    const table = bupo.tableCard("Evaluations", "Small: 95 % bootstrap interval over problems.", ["", "set", "problems", "n", "Avg@n", ...few.map((k) => `Pass@${k}`), "truncated", "no answer", "reward"],
-      list.map(({ name, evaluation: e }) => [el("b", {}, name), e.name, e.problems, e.responses_per_problem, estimate(e.avg_at_n), ...few.map((k) => estimate(pass(e, k))), percent(e.truncated), percent(e.shares?.no_answer), e.reward ? show(e.reward.mean) : "–"]),
+    const table = bupo.tableCard("Evaluations", "Small: 95 % bootstrap interval over problems.", ["", "model", "set", "problems", "n", "Avg@n", ...few.map((k) => `Pass@${k}`), "truncated", "no answer", "reward"],
+      list.map(({ name, evaluation: e }) => [el("b", {}, name), el("span", { title: e.model }, String(e.model).split("/").slice(-2).join("/")), e.name, e.problems, e.responses_per_problem, estimate(e.avg_at_n), ...few.map((k) => estimate(pass(e, k))), percent(e.truncated), percent(e.shares?.no_answer), e.reward ? show(e.reward.mean) : "–"]),
       { columns: ["name", "set", "model", "problems", "n", "avg_at_n", "standard_error", "low", "high", ...ks.flatMap((k) => [`pass_at_${k}`, `pass_at_${k}_low`, `pass_at_${k}_high`]), "truncated"],
         rows: list.map(({ name, evaluation: e }) => [name, e.name, e.model, e.problems, e.responses_per_problem, e.avg_at_n.mean, e.avg_at_n.standard_error, ...(e.avg_at_n.interval ?? ["", ""]), ...ks.flatMap((k) => { const p = pass(e, k); return [p?.mean, ...(p?.interval ?? ["", ""])]; }), e.truncated]) },
-      [2, 3, 4, ...few.map((_, i) => 5 + i), 5 + few.length, 6 + few.length, 7 + few.length]);
+      [3, 4, 5, ...few.map((_, i) => 6 + i), 6 + few.length, 7 + few.length, 8 + few.length]);
     const curve = ks.length > 1 ? bupo.lines({ title: "Pass@K", x: "K", y: "share of problems", size: "wide", height: 320, doubling: () => ks, note: "Chance that K responses to a problem hold a correct one; bands: 95 % intervals.",
       lines: () => list.map(({ name, evaluation: e }, i) => ({ name: list.every((o) => o.evaluation.name === e.name) || name.endsWith(e.name) ? name : `${name}, ${e.name}`, x: e.pass_at_k.map((p) => p.k), y: e.pass_at_k.map((p) => p.mean), colour: i, symbols: true,
         ...(e.pass_at_k.every((p) => p.interval) ? { low: e.pass_at_k.map((p) => p.interval[0]), high: e.pass_at_k.map((p) => p.interval[1]) } : {}) })) }) : null;

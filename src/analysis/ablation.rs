@@ -19,11 +19,12 @@ use crate::compute::cpu::Cpu;
 use crate::model::ablation::{HeadIndex, LayerMeans, Means, Module};
 use crate::model::{Keep, LayerIndex, Model, ModelConfig, Tap, Workspace};
 use crate::policy::Targets;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use std::ops::RangeInclusive;
 
-/// Bytes of final states that are compared with each other at a time.
+/// Bytes of final states that are compared with each other at a time, and modules at most: a study can be saved between.
 const HELD_BYTES: usize = 256 << 20;
+const GROUP: usize = 16;
 
 /// What is left out, one after the other: of each of these layers its attention, its FFN and both, and with `heads` each of its heads.
 pub fn modules(config: &ModelConfig, layers: &RangeInclusive<LayerIndex>, heads: bool) -> Vec<Module> {
@@ -106,6 +107,14 @@ pub struct Study<B: Inspect = Cpu> {
     buffers: Buffers<B::Array>,
 }
 
+/// Who follows a study.
+pub struct Watch<'a> {
+    /// Asked before each module: whether to go on.
+    pub go_on: &'a dyn Fn() -> bool,
+    /// Told of some modules of some samples, as their product, when they are in the sums.
+    pub done: &'a mut dyn FnMut(&Sums, u64) -> Result<()>,
+}
+
 /// Kept from forward to forward, f32.
 #[derive(Debug, Default)]
 struct Buffers<A> {
@@ -133,7 +142,8 @@ impl<B: Inspect> Study<B> {
         &self.sums
     }
 
-    /// Adds samples, packed several to a forward. `progress` hears of every sample. The model is whole before and after.
+    /// Adds samples, packed several to a forward. The model is whole before and after. False if `watch` has it stopped: then the sums hold
+    /// some modules of the samples that were under way, and go on with these samples first.
     ///
     /// Errors: a sample without response tokens, longer than the context, or with a token outside of the vocabulary; states
     /// that are no numbers. The sums are of no use then.
@@ -142,12 +152,12 @@ impl<B: Inspect> Study<B> {
         model: &mut Model<B>,
         ws: &mut Workspace<B>,
         samples: &[Sample],
-        progress: &mut dyn FnMut(u64),
-    ) -> Result<()> {
+        watch: &mut Watch<'_>,
+    ) -> Result<bool> {
         for (i, sample) in samples.iter().enumerate() {
             check(model, sample).with_context(|| format!("sample {}", self.sums.samples + i + 1))?;
         }
-        self.add_at_most(model, ws, samples, HELD_BYTES, progress)
+        self.add_at_most(model, ws, samples, HELD_BYTES, watch)
     }
 
     /// [`Study::add`], holding so many bytes of final states at a time, but two states of every token.
@@ -157,48 +167,52 @@ impl<B: Inspect> Study<B> {
         ws: &mut Workspace<B>,
         samples: &[Sample],
         bytes: usize,
-        progress: &mut dyn FnMut(u64),
-    ) -> Result<()> {
+        watch: &mut Watch<'_>,
+    ) -> Result<bool> {
         let mut rest = samples;
         while !rest.is_empty() {
             let (packing, targets, taken) = pack(rest, usize::MAX);
             let held = bytes / (targets.len() * model.config.hidden_size * size_of::<f32>());
-            self.add_pack(model, ws, &packing, &targets, held.max(2) - 1)?;
-            let first = self.sums.samples + 1;
-            self.sums.samples += taken;
-            model.backend.status()?;
-            self.sums.check_finite().with_context(|| format!("samples {first} to {}", self.sums.samples))?;
-            progress(taken as u64);
+            let whole = self.add_pack(model, ws, (&packing, &targets, taken), (held.max(2) - 1).min(GROUP), watch);
+            model.ablate(&[], None)?;
+            if !whole? {
+                return Ok(false);
+            }
             rest = &rest[taken..];
         }
-        Ok(())
+        Ok(true)
     }
 
-    /// One packing, `most` modules compared with the whole model at a time.
+    /// One packing, of so many samples; `most` modules compared with the whole model at a time. False if it was stopped.
     fn add_pack(
         &mut self,
         model: &mut Model<B>,
         ws: &mut Workspace<B>,
-        packing: &Packing,
-        targets: &Targets,
+        (packing, targets, samples): (&Packing, &Targets, usize),
         most: usize,
-    ) -> Result<()> {
+        watch: &mut Watch<'_>,
+    ) -> Result<bool> {
         let Study { modules, means, sums, buffers: Buffers { whole, states, logits } } = self;
         let (d, n, backend) = (model.config.hidden_size, targets.len(), model.backend.clone());
+        let under_way = sums.under_way().unwrap_or(n);
+        ensure!(under_way == n, "{n} tokens, where {under_way} others are under way: expected the same samples again");
         let all: Vec<usize> = (0..n).collect();
         let batched = model.batched(packing);
         model.forward_on(ws, &batched, Tap::Final, Keep::LayerInputs);
         backend.resize(whole, n * d, Kind::F32);
         backend.place_rows(ws.state(), &targets.rows, whole, Placed { first: 0, stride: d, d });
         // From the top down: a run overwrites the streams above its layer, and those below are still wanted.
-        let mut order: Vec<usize> = (0..modules.len()).collect();
+        let mut order = sums.missing();
         order.sort_by_key(|at| std::cmp::Reverse(modules[*at].layer()));
-        for (i, group) in order.chunks(most).enumerate() {
+        for group in order.chunks(most) {
             let places = 1 + group.len();
             let at = |place: usize| Placed { first: place * d, stride: places * d, d };
             backend.resize(states, n * places * d, Kind::F32);
             backend.place_rows(whole, &all, states, at(0));
             for (place, module) in (1..).zip(group) {
+                if !(watch.go_on)() {
+                    return Ok(false);
+                }
                 let module = modules[*module];
                 model.ablate(&[module], means.as_ref())?;
                 model.forward_again(ws, &batched, module.layer());
@@ -210,12 +224,16 @@ impl<B: Inspect> Study<B> {
             let norm = FinalNorm { weight, eps: model.config.rms_norm_eps, states: 0 };
             let head = model.unembedding(1.0);
             let comparison = backend.compare(head, norm, states, places, &[0], &targets.ids, logits);
-            if i == 0 {
-                sums.add_whole(places, &comparison);
+            model.backend.status()?;
+            sums.add(group, &comparison);
+            let (first, last) = (sums.samples + 1, sums.samples + samples);
+            sums.check_finite().with_context(|| format!("samples {first} to {last}"))?;
+            if sums.under_way().is_none() {
+                sums.samples = last;
             }
-            sums.add_modules(group, &comparison);
+            (watch.done)(sums, (samples * group.len()) as u64)?;
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Means over all response tokens. `name`: what the model is called in the result.

@@ -2,17 +2,17 @@
 //! and then, so that an interrupted study goes on. And `--ablate` of other verbs: a model that is run without some modules.
 
 use super::analyze::source::{Contents, Source};
-use super::analyze::{next_pack, samples};
+use super::analyze::{next_pack, replaced, samples};
 use super::device::{self, Device, on_device};
 use super::run_folder::checkpoint;
 use super::{open_model, optional_encoder};
-use crate::analysis::ablation::{Averages, Effect, Findings, Replacement, Study, modules, summary, table};
+use crate::analysis::ablation::{Averages, Effect, Findings, Replacement, Study, Sums, Watch, modules, summary, table};
 use crate::cli::{AblateArgs, WithoutArgs};
 use crate::compute::Backend;
 use crate::evaluate::result::WeightsFingerprint;
 use crate::model::ablation::{Means, Module};
 use crate::model::{Compute, LayerIndex, Model, ModelConfig, Workspace};
-use crate::run::atomic::write_file_atomic;
+use crate::run::atomic::{ensure_writable, write_file_atomic};
 use crate::run::interrupt;
 use crate::run::manifest::peak_memory_mib;
 use crate::run::parquet::{Column, write_parquet};
@@ -27,6 +27,8 @@ use std::time::{Duration, Instant};
 /// Files of a study's folder.
 pub const RESULT: &str = "ablation.json";
 const MODULES: &str = "modules.parquet";
+/// While the study is not finished. An analysis in the same folder has its own.
+const PROGRESS: &str = "ablation-progress.json";
 
 /// Everything that the sums depend on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -41,30 +43,34 @@ struct About {
 }
 
 impl WithoutArgs {
-    /// As they were written.
-    pub fn names(&self) -> Vec<String> {
-        self.modules.clone()
-    }
-
     /// What a model is called in a result: by its name, and what it is without.
     pub fn called(&self, model: &Path) -> String {
         let model = model.display();
         if self.modules.is_empty() { model.to_string() } else { format!("{model} without {}", self.modules.join(", ")) }
     }
 
-    /// These of a model. Errors: modules that it does not have.
+    /// These of a model, each once, bottom up. Errors: modules that it does not have.
     pub fn modules(&self, config: &ModelConfig) -> Result<Vec<Module>> {
-        let mut modules = Vec::new();
+        let mut named = Vec::new();
         for name in &self.modules {
-            modules.extend(Module::parse_some(name, config).with_context(|| format!("--ablate {name}"))?);
+            named.extend(Module::parse_some(name.trim(), config).with_context(|| format!("--ablate {name:?}"))?);
         }
-        Ok(modules)
+        named.sort_by_key(|module| (module.layer(), module.to_string()));
+        named.dedup();
+        Ok(named)
     }
 
-    /// Runs a model without these from here on.
-    pub fn apply<B: Backend>(&self, model: &mut Model<B>) -> Result<()> {
-        model.ablate(&self.modules(&model.config)?, None)
+    /// Runs a model without these from here on; their names.
+    pub fn apply<B: Backend>(&self, model: &mut Model<B>) -> Result<Vec<String>> {
+        let modules = self.modules(&model.config)?;
+        model.ablate(&modules, None)?;
+        Ok(names(&modules))
     }
+}
+
+/// Modules as results have them.
+pub fn names(modules: &[Module]) -> Vec<String> {
+    modules.iter().map(Module::to_string).collect()
 }
 
 pub fn run(args: &AblateArgs) -> Result<()> {
@@ -97,23 +103,24 @@ fn run_on<B: Device>(args: &AblateArgs, backend: B) -> Result<()> {
         contents.rows,
         args.data.display()
     );
+    ensure_writable(&args.out.join(RESULT))?;
     interrupt::install()?;
     let about = About {
         bupo: env!("CARGO_PKG_VERSION").into(),
         model: weights,
         data: contents.fingerprint.clone(),
-        modules: modules.iter().map(Module::to_string).collect(),
+        modules: names(&modules),
         replace: args.replace,
         compute: model.backend.compute(),
     };
-    let mut saved = Unfinished::new(&args.out, Duration::from_secs(args.save_every), || about.clone());
+    let mut saved = Unfinished::new(args.out.join(PROGRESS), Duration::from_secs(args.save_every), || about.clone());
     let sums = saved.open()?;
     let mut ws = Workspace::new(&model);
     let means = match args.replace {
         Replacement::Zero => None,
         Replacement::Mean => match means(&source, &contents, &model, &mut ws)? {
             None => {
-                say("stopped while means were counted, which begins anew: nothing was saved");
+                interrupt::stop("stopped while means were counted, which begins anew: nothing was saved");
                 return Ok(());
             }
             means => means,
@@ -125,24 +132,27 @@ fn run_on<B: Device>(args: &AblateArgs, backend: B) -> Result<()> {
             .with_context(|| format!("{} is broken: {}", saved.path().display(), saved.remedy()))?,
     };
     let from = study.sums().samples();
-    if from > 0 {
+    if study.sums().tokens() > 0 {
         say(&format!("{from} of {} samples were done before: going on", contents.rows));
     }
-    let mut progress = Progress::new("ablate", contents.rows as u64);
-    progress.inc(from as u64);
+    // A sample without each module is one of so many parts of the work.
+    let parts = about.modules.len() as u64;
+    let mut progress = Progress::new("ablate", contents.rows as u64 * parts);
+    progress.inc(from as u64 * parts);
     let (start, tokens_before) = (Instant::now(), study.sums().tokens());
     let mut rest = samples(&source, None, from)?.peekable();
     while rest.peek().is_some() {
         let pack = next_pack(&mut rest)?;
-        study.add(&mut model, &mut ws, &pack, &mut |n| progress.inc(n))?;
-        let unfinished = study.sums().samples() < contents.rows;
-        if unfinished {
-            saved.save(study.sums(), interrupt::requested())?;
-        }
-        if unfinished && interrupt::requested() {
+        let mut done = |sums: &Sums, parts: u64| {
+            progress.inc(parts);
+            saved.save(sums, false)
+        };
+        let mut watch = Watch { go_on: &|| !interrupt::requested(), done: &mut done };
+        if !study.add(&mut model, &mut ws, &pack, &mut watch)? {
+            saved.save(study.sums(), true)?;
             progress.finish();
-            say(&format!(
-                "stopped after {} of {} samples, saved in {}. The same command goes on from here",
+            interrupt::stop(&format!(
+                "stopped after {} of {} samples and some of the next, saved in {}. The same command goes on from here",
                 study.sums().samples(),
                 contents.rows,
                 saved.path().display()
@@ -186,9 +196,21 @@ fn means<B: Device>(
 /// Writes a study into a folder: `ablation.json`, and its numbers by module as `modules.parquet`.
 fn save(dir: &Path, findings: &Findings) -> Result<()> {
     let modules = findings.modules();
+    let text = |of: &dyn Fn(&str) -> String| Column::Text(modules.iter().map(|(name, _)| of(name)).collect());
+    // Of "head:6.3" the kind, the layer and the head; of others no head.
+    let part = |name: &str, i: usize| name.split([':', '.']).nth(i).unwrap_or_default().to_string();
+    let number =
+        |i: usize| Column::U32(modules.iter().map(|(name, _)| part(name, i).parse().unwrap_or_default()).collect());
+    let replace = serde_json::to_value(findings.replace).ok().and_then(|v| Some(v.as_str()?.to_string()));
+    let replace = replace.unwrap_or_default();
     let numbers = |of: fn(&Effect) -> f64| Column::F64(modules.iter().map(|(_, effect)| of(effect)).collect());
     let columns = [
-        ("module", Column::Text(modules.iter().map(|(name, _)| name.clone()).collect())),
+        ("model", text(&|_| findings.model.clone())),
+        ("replace", text(&|_| replace.clone())),
+        ("module", text(&|name| name.to_string())),
+        ("kind", text(&|name| part(name, 0))),
+        ("layer", number(1)),
+        ("head", number(2)),
         ("kl", numbers(|effect| effect.kl)),
         ("kl_std", numbers(|effect| effect.kl_std)),
         ("log_prob_change", numbers(|effect| effect.log_prob_change)),
@@ -196,6 +218,7 @@ fn save(dir: &Path, findings: &Findings) -> Result<()> {
         ("top1_agreement", numbers(|effect| effect.top1_agreement)),
     ];
     write_parquet(&dir.join(MODULES), &columns)?;
+    replaced(&dir.join(RESULT), (&findings.model, findings.tokens));
     let text = serde_json::to_string_pretty(findings).context("the study cannot be written as JSON")?;
     write_file_atomic(&dir.join(RESULT), format!("{text}\n").as_bytes())
 }

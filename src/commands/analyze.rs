@@ -13,7 +13,7 @@ use crate::analysis::{Analysis, Flow, Reading, Sample, terminal};
 use crate::cli::AnalyzeArgs;
 use crate::commands::run_folder::checkpoint;
 use crate::model::{LayerIndex, Model, Workspace};
-use crate::run::atomic::{remove, write_file_atomic};
+use crate::run::atomic::{ensure_writable, read, remove, write_file_atomic};
 use crate::run::fingerprint::Fingerprint;
 use crate::run::interrupt;
 use crate::run::manifest::peak_memory_mib;
@@ -35,6 +35,9 @@ use std::time::{Duration, Instant};
 pub const RESULT: &str = "analysis.json";
 pub const LAYERS: &str = "layers.parquet";
 
+/// While the analysis is not finished.
+const PROGRESS: &str = "progress.json";
+
 /// Longest response where the options do not say.
 const USUAL_RESPONSE: usize = 512;
 
@@ -49,26 +52,29 @@ pub fn run(args: &AnalyzeArgs) -> Result<()> {
 fn run_on<B: Device>(args: &AnalyzeArgs, backend: B) -> Result<()> {
     let dir = checkpoint(&args.model)?;
     let mut model = open_model(&dir)?.on(backend);
-    args.ablate.apply(&mut model)?;
+    let without = args.ablate.apply(&mut model)?;
     let layers = model.config.layers;
     if args.tokens.is_some() {
         let vocabulary = model.config.vocab_size;
         ensure!((1..=vocabulary).contains(&args.top), "--top {}: expected 1 to {vocabulary} tokens", args.top);
     }
     ensure!(args.tokens != Some(0), "--tokens 0: expected at least one sample");
+    let threshold = args.threshold.unwrap_or(0.0);
+    ensure!(threshold >= 0.0 && threshold.is_finite(), "--threshold {threshold}: expected nats of 0 or more");
     let chosen = args.layer.map(|layer| LayerIndex::from_one_based(layer, layers)).transpose().context("--layer")?;
     let prompts = optional_encoder(&dir, &args.prompt, model.config.max_position_embeddings)?;
     let source = Source { path: &args.data, limit: args.limit.unwrap_or(usize::MAX), prompts: prompts.as_ref() };
     let contents = source.scan(&model)?;
+    ensure_writable(&args.out.join(RESULT))?;
     interrupt::install()?;
     let mut ws = Workspace::new(&model);
     let weights = OnceCell::new();
     let weights = || weights.get_or_init(|| of_model(&model)).clone();
-    let answers = (contents.unanswered > 0).then(|| answers(args, &source, &contents, &model, weights()));
+    let answers = (contents.unanswered > 0).then(|| answers(args, &source, &contents, (&model, &without), weights()));
     if let Some(answers) = &answers
         && !answers.complete(&model, &mut ws)?
     {
-        say("stopped while the model was answering. The same command goes on from here");
+        interrupt::stop("stopped while the model was answering. The same command goes on from here");
         return Ok(());
     }
     let about = || About {
@@ -79,9 +85,9 @@ fn run_on<B: Device>(args: &AnalyzeArgs, backend: B) -> Result<()> {
         lens: args.lens,
         layer: args.layer,
         compute: model.backend.compute(),
-        ablate: args.ablate.names(),
+        ablate: without.clone(),
     };
-    let mut saved = Unfinished::new(&args.out, Duration::from_secs(args.save_every), about);
+    let mut saved = Unfinished::new(args.out.join(PROGRESS), Duration::from_secs(args.save_every), about);
     let reading = Reading { lens: args.lens, chosen };
     let mut flow = match saved.open()? {
         None => Flow::new(layers, reading),
@@ -105,7 +111,7 @@ fn run_on<B: Device>(args: &AnalyzeArgs, backend: B) -> Result<()> {
         }
         if unfinished && interrupt::requested() {
             progress.finish();
-            say(&format!(
+            interrupt::stop(&format!(
                 "stopped after {} of {} samples, saved in {}. The same command goes on from here",
                 flow.sums().samples(),
                 contents.rows,
@@ -123,11 +129,20 @@ fn run_on<B: Device>(args: &AnalyzeArgs, backend: B) -> Result<()> {
         // An earlier analysis's would be taken for this one's.
         remove(&map)?;
     }
+    replaced(&args.out.join(RESULT), (&analysis.model, analysis.tokens));
     save(&args.out, &analysis)?;
     if let Some(n) = args.tokens {
+        // All is counted: the same command makes the map alone, where that is interrupted.
+        saved.save(flow.sums(), true)?;
         let first = samples(&source, answers.as_ref(), 0)?.take(n).collect::<Result<Vec<Sample>>>()?;
         let tokenizer = prompts.as_ref().map(PromptEncoder::tokenizer);
-        let path = tokens::save(&args.out, (&model, &mut ws), &first, args.lens, args.top, tokenizer)?;
+        let Some(path) = tokens::save(&args.out, (&model, &mut ws), &first, args.lens, args.top, tokenizer)? else {
+            interrupt::stop(&format!(
+                "stopped while the samples were shown token by token: {} is there. The same command goes on from here",
+                args.out.join(RESULT).display()
+            ));
+            return Ok(());
+        };
         say(&format!("{} samples token by token: {}", first.len(), path.display()));
     }
     saved.remove()?;
@@ -149,7 +164,7 @@ fn answers<'a, B: Device>(
     args: &'a AnalyzeArgs,
     source: &'a Source<'a>,
     contents: &Contents,
-    model: &Model<B>,
+    (model, without): (&Model<B>, &[String]),
     weights: String,
 ) -> Answers<'a> {
     let longest = std::iter::once(&contents.longest_prompt);
@@ -160,7 +175,7 @@ fn answers<'a, B: Device>(
     fingerprint.number(args.seed);
     fingerprint.number(max_new_tokens as u64);
     fingerprint.text(&format!("{:?}", model.backend.compute()));
-    args.ablate.names().iter().for_each(|name| fingerprint.text(name));
+    without.iter().for_each(|name| fingerprint.text(name));
     Answers {
         source,
         unanswered: contents.unanswered,
@@ -199,6 +214,18 @@ pub(super) fn next_pack(samples: &mut Peekable<impl Iterator<Item = Result<Sampl
         pack.push(sample);
     }
     Ok(pack)
+}
+
+/// Says that a result of another model, or of other tokens, will be replaced by the next one.
+pub(super) fn replaced(path: &Path, now: (&str, usize)) {
+    let Some(then) = read(path).ok().and_then(|bytes| serde_json::from_slice::<serde_json::Value>(&bytes).ok()) else {
+        return;
+    };
+    let (model, tokens) = (&then["model"], &then["tokens"]);
+    if model == now.0 && *tokens == now.1 {
+        return;
+    }
+    say(&format!("{} was there before, of {model} and {tokens} response tokens: replaced", path.display()));
 }
 
 /// Writes an analysis into a folder: `analysis.json`, and its numbers by layer as `layers.parquet`.

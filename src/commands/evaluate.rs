@@ -3,6 +3,7 @@
 mod plan;
 mod rescore;
 
+use super::ablate::names;
 use super::device::{self, Device, on_device};
 use super::{Opened, open};
 use crate::cli::EvaluateArgs;
@@ -56,7 +57,11 @@ fn run_on<B: Device>(args: &EvaluateArgs, name: &str, out: &Path, plans: &[Plan]
     let mut model = backend.read_for_sampling(weights, policy.tap(), |params, part| fingerprint.look(params, part))?;
     let weights = fingerprint.of(&model.config);
     model.ablate(&without, None)?;
-    let name = &args.ablate.called(Path::new(name));
+    let called = args.ablate.called(Path::new(name));
+    let name = &match policy {
+        InternalPolicy::Final => called,
+        policy => format!("{called}, policy {policy}"),
+    };
     let mut ws = Workspace::new(&model);
     let mut done = Vec::with_capacity(plans.len());
     for plan in plans {
@@ -90,7 +95,7 @@ fn settings<B: Device>(
     Ok(EvaluateSettings {
         seed: args.seed,
         policy,
-        ablate: args.ablate.names(),
+        ablate: names(&args.ablate.modules(&model.config)?),
         sampling: Sampling {
             temperature: s.temperature,
             top_k: s.top_k,

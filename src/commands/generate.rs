@@ -4,6 +4,7 @@ mod side_by_side;
 
 use side_by_side::{Answer, side_by_side};
 
+use super::ablate::names;
 use super::device::{self, Device, on_device};
 use super::{Opened, open, row_tokens};
 use crate::cli::GenerateArgs;
@@ -11,6 +12,7 @@ use crate::model::{LayerIndex, Tap, Workspace};
 use crate::policy::InternalPolicy;
 use crate::rollout::engine::{Engine, Finish, Request, generate};
 use crate::rollout::sampler::{Sampling, check_temperature_or_greedy};
+use crate::run::atomic::ensure_writable;
 use crate::run::jsonl::write_jsonl;
 use crate::run::progress::{Progress, say};
 use crate::tasks::dataset::{Row, read_rows};
@@ -29,6 +31,9 @@ struct GenerateRow {
     prompt: usize,
     sample: usize,
     policy: String,
+    /// Modules that the model was run without.
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    ablate: Vec<String>,
     text: String,
     input_ids: Vec<u32>,
     response_start: usize,
@@ -77,6 +82,7 @@ fn run_on<B: Device>(args: &GenerateArgs, backend: B) -> Result<()> {
         top_p: args.top_p,
         max_new_tokens: super::max_new_tokens(args.max_new_tokens, 256, model, requests.iter().map(|r| &r.prompt)),
     };
+    args.out.as_deref().map_or(Ok(()), ensure_writable)?;
     let mut progress = Progress::new("generate", (requests.len() * args.n * policies.len()) as u64);
     let mut ws = Workspace::new(model);
     let mut rows = Vec::with_capacity(requests.len() * args.n * policies.len());
@@ -89,6 +95,7 @@ fn run_on<B: Device>(args: &GenerateArgs, backend: B) -> Result<()> {
                     prompt: i + 1,
                     sample: sample + 1,
                     policy: policy.to_string(),
+                    ablate: names(&without),
                     text: prompts.decode_whole(&completion.ids)?,
                     input_ids: [&request.prompt[..], &completion.ids].concat(),
                     response_start: request.prompt.len(),

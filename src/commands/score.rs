@@ -8,6 +8,7 @@ use crate::compute::Packing;
 use crate::model::{Model, Workspace};
 use crate::policy::{InternalPolicy, Targets};
 use crate::rollout::sampler::check_temperature;
+use crate::run::atomic::ensure_writable;
 use crate::run::jsonl::write_jsonl;
 use crate::run::progress::{Progress, say};
 use crate::tasks::dataset::read_rows;
@@ -21,6 +22,9 @@ const PACK_TOKENS: usize = 4096;
 struct ScoreRow {
     policy: String,
     temperature: f32,
+    /// Modules that the model was run without.
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    ablate: Vec<String>,
     /// Of each response token, given everything before it.
     log_probs: Vec<f32>,
     /// Of the distribution that each response token came from, in nats.
@@ -41,10 +45,12 @@ pub fn run(args: &ScoreArgs) -> Result<()> {
         model.check_tokens(&ids).with_context(|| format!("{} row {}", args.data.display(), i + 1))?;
         sequences.push((ids, start));
     }
+    args.ablate.modules(&model.config)?;
+    ensure_writable(&args.out)?;
     let out = on_device!(device, backend => {
         let mut model = model.on(backend);
-        args.ablate.apply(&mut model)?;
-        score(&model, policy, &sequences, args.temperature)
+        let without = args.ablate.apply(&mut model)?;
+        score((&model, &without), policy, &sequences, args.temperature)
     })?;
     write_jsonl(&args.out, &out)?;
     say(&format!("scored {} rows under {policy}; written to {}", out.len(), args.out.display()));
@@ -53,7 +59,7 @@ pub fn run(args: &ScoreArgs) -> Result<()> {
 
 /// Rows of sequences and where their responses start.
 fn score<B: Device>(
-    model: &Model<B>,
+    (model, without): (&Model<B>, &[String]),
     policy: InternalPolicy,
     sequences: &[(Vec<u32>, usize)],
     temperature: f32,
@@ -77,6 +83,7 @@ fn score<B: Device>(
             out.push(ScoreRow {
                 policy: policy.to_string(),
                 temperature,
+                ablate: without.to_vec(),
                 log_probs: stats.log_probs[from..from + n].to_vec(),
                 entropy: stats.entropy[from..from + n].to_vec(),
             });

@@ -305,7 +305,7 @@ impl Sft<'_> {
             if stop && !last {
                 progress.finish();
                 let path = self.checkpoints.path(self.step);
-                say(&format!(
+                interrupt::stop(&format!(
                     "stopped after step {} of {}, saved in {}. Go on with the same command and --resume",
                     self.step,
                     s.steps,

@@ -7,7 +7,7 @@ use crate::analysis::flow::PACK_TOKENS;
 use crate::cli::StatesArgs;
 use crate::compute::Packing;
 use crate::model::{Model, ModelConfig, Tap, Workspace};
-use crate::run::atomic::write_path_atomic;
+use crate::run::atomic::{ensure_writable, write_path_atomic};
 use crate::run::progress::{Progress, say};
 use crate::tasks::dataset::{place, stream_rows};
 use anyhow::{Context, Result, ensure};
@@ -44,7 +44,7 @@ fn run_on<B: Device>(args: &StatesArgs, backend: B) -> Result<()> {
     args.ablate.apply(&mut model)?;
     let mut taps = Vec::new();
     for name in &args.states {
-        let some = Tap::parse_some(name, model.config.layers).with_context(|| format!("--states {name}"))?;
+        let some = Tap::parse_some(name.trim(), model.config.layers).with_context(|| format!("--states {name}"))?;
         for tap in some {
             if !taps.contains(&tap) {
                 taps.push(tap);
@@ -52,6 +52,7 @@ fn run_on<B: Device>(args: &StatesArgs, backend: B) -> Result<()> {
         }
     }
     let wanted = read(args, &dir, &model)?;
+    ensure_writable(&args.out)?;
     let mut states = States::of(taps);
     states.read(&model, &wanted);
     model.backend.status()?;

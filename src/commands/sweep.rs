@@ -64,7 +64,7 @@ pub fn run(args: &SweepArgs, threads: Option<usize>) -> Result<()> {
     print!("{}", report(&result, Style::Terminal));
     println!("Written to {} (sweep.json, sweep.md, sweep.csv)", job.dir.display());
     if interrupted {
-        say("interrupted: every run has saved where it stood. Go on with the same command");
+        interrupt::stop("interrupted: every run has saved where it stood. Go on with the same command");
         return Ok(());
     }
     let failed = result.count(RunStatus::Failed);

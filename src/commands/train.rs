@@ -194,7 +194,7 @@ impl<B: Device> Run<B> {
             say(&remark);
         }
         if !starts::warm_up(&self.recipe, &self.source, &self.prompts, &mut model)? {
-            say("interrupted during the warm-up: nothing was saved, start again");
+            interrupt::stop("interrupted during the warm-up: nothing was saved, start again");
             return Ok(false);
         }
         let analysis = self.analyse(&model, "before")?;
@@ -330,7 +330,7 @@ impl<B: Device> Run<B> {
             }
             if stop && step < steps {
                 progress.finish();
-                say(&format!(
+                interrupt::stop(&format!(
                     "stopped after step {step}, saved in {}. Go on with:\n  bupo train {} --resume",
                     self.checkpoints.path(step).display(),
                     self.dir.display()

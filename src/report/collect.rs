@@ -183,7 +183,9 @@ fn analysis(place: &Place, dir: &Path, limits: Limits) -> Result<Value> {
     let table = dir.join(TOKENS);
     let wanted = Wanted { sample: None, positions: limits.positions, cells: limits.cells };
     let maps = if place.is_file(&table) { tokens(place, &table, wanted)? } else { Value::Null };
-    Ok(whole(Kind::Analysis, dir, json!({"analysis": value, "tokens": maps})))
+    // A study of the same folder stands beside it.
+    let ablation = place.json(&dir.join("ablation.json"))?;
+    Ok(whole(Kind::Analysis, dir, json!({"analysis": value, "tokens": maps, "ablation": ablation})))
 }
 
 /// A run with what lies in it.
@@ -197,7 +199,8 @@ fn run(place: &Place, dir: &Path, limits: Limits) -> Result<Value> {
     let steps: Vec<u64> =
         item["metrics"]["rows"].as_array().into_iter().flatten().filter_map(|m| m["step"].as_u64()).collect();
     item["completions"] = completions::some(place, &dir.join("completions.jsonl"), &steps, limits.completions)?;
-    for (key, kind) in [("analyses", Kind::Analysis), ("evaluations", Kind::Evaluation)] {
+    for (key, kind) in [("analyses", Kind::Analysis), ("ablations", Kind::Ablation), ("evaluations", Kind::Evaluation)]
+    {
         let found: Result<Vec<Value>> =
             inner(place, dir, kind).iter().map(|d| self::item(place, d, kind, limits)).collect();
         item[key] = json!(found?);

@@ -21,6 +21,12 @@ pub fn write_path_atomic(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) ->
     file.commit()
 }
 
+/// Fails if `path` cannot be written, which is better known before the work than after it.
+pub fn ensure_writable(path: &Path) -> Result<()> {
+    drop(AtomicFile::create(path)?);
+    Ok(())
+}
+
 /// A link to `target`, a path as seen from the link's folder, in the place of what was there. Errors where the system has no such links.
 pub fn link_atomic(target: &Path, path: &Path) -> Result<()> {
     let temporary = beside(path)?;

@@ -1,9 +1,11 @@
 //! Ctrl-C: the first asks the run to finish its step and save, the second ends it at once.
 
+use super::progress::say;
 use anyhow::{Context, Result};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 static REQUESTED: AtomicBool = AtomicBool::new(false);
+static STOPPED: AtomicBool = AtomicBool::new(false);
 
 /// Listens for Ctrl-C and for SIGTERM from now on.
 pub fn install() -> Result<()> {
@@ -25,6 +27,17 @@ pub fn when_stdin_ends() {
             eprintln!("{how}: finishing what is under way");
         }
     });
+}
+
+/// Says that the run ends before its work is done, because someone asked it to.
+pub fn stop(text: &str) {
+    say(text);
+    STOPPED.store(true, Ordering::SeqCst);
+}
+
+/// True if the run ended before its work was done. A run that was asked to end when nothing was left to do has ended well.
+pub fn stopped() -> bool {
+    STOPPED.load(Ordering::SeqCst)
 }
 
 /// True once someone asked the run to end.

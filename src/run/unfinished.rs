@@ -4,11 +4,9 @@ use super::atomic::{read, remove, write_file_atomic};
 use anyhow::{Context, Result, ensure};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-
-/// In the work's folder, while it is not finished.
-pub const PROGRESS: &str = "progress.json";
 
 #[derive(Deserialize)]
 struct Saved<A, S> {
@@ -32,8 +30,9 @@ pub struct Unfinished<F> {
 }
 
 impl<A: Serialize + DeserializeOwned, F: Fn() -> A> Unfinished<F> {
-    pub fn new(dir: &Path, every: Duration, about: F) -> Unfinished<F> {
-        Unfinished { path: dir.join(PROGRESS), about, every, last: Instant::now() }
+    /// In a file of this path, while it is not finished.
+    pub fn new(path: PathBuf, every: Duration, about: F) -> Unfinished<F> {
+        Unfinished { path, about, every, last: Instant::now() }
     }
 
     pub fn path(&self) -> &Path {
@@ -57,7 +56,8 @@ impl<A: Serialize + DeserializeOwned, F: Fn() -> A> Unfinished<F> {
         let then = serde_json::to_value(&saved.about).context("settings that cannot be compared")?;
         for (key, now) in now.as_object().into_iter().flatten() {
             let was = &then[key];
-            ensure!(was == now, "{path} belongs to an analysis with another {key} ({was}, now {now}): {remedy}");
+            let [was_shown, now_shown] = [was, now].map(shown);
+            ensure!(was == now, "{path} was begun with another {key} ({was_shown}, now {now_shown}): {remedy}");
         }
         Ok(Some(saved.sums))
     }
@@ -78,6 +78,16 @@ impl<A: Serialize + DeserializeOwned, F: Fn() -> A> Unfinished<F> {
     }
 }
 
+/// A value in a message: one of a thousand names would hide the rest.
+fn shown(value: &Value) -> String {
+    const MOST: usize = 60;
+    let text = value.to_string();
+    match text.char_indices().nth(MOST) {
+        Some((at, _)) => format!("{} ...", &text[..at]),
+        None => text,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -85,10 +95,12 @@ mod tests {
     #[test]
     fn sums_go_on_with_the_same_work_alone() {
         let dir = tempfile::tempdir().unwrap();
-        let of = |model: &'static str| Unfinished::new(dir.path(), Duration::ZERO, move || vec![model.to_string()]);
+        let of = |model: &'static str| {
+            Unfinished::new(dir.path().join("progress.json"), Duration::ZERO, move || vec![model.to_string()])
+        };
         let about = |model: &'static str| {
             let about = move || std::collections::BTreeMap::from([("model".to_string(), model.to_string())]);
-            Unfinished::new(dir.path(), Duration::from_secs(3600), about)
+            Unfinished::new(dir.path().join("progress.json"), Duration::from_secs(3600), about)
         };
         let mut first = about("a");
         assert_eq!(first.open::<Vec<u64>>().unwrap(), None);

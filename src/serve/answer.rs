@@ -98,7 +98,8 @@ pub async fn item(State(place): Shared, Query(query): Query<ItemQuery>) -> Respo
 fn run(place: &Place, dir: &Path, query: &ItemQuery) -> Result<Value> {
     let mut item = live(place, dir, query.metrics, query.probe)?;
     let limits = Limits { positions: 0, cells: 0, ..Limits::default() };
-    for (key, kind) in [("analyses", Kind::Analysis), ("evaluations", Kind::Evaluation)] {
+    for (key, kind) in [("analyses", Kind::Analysis), ("ablations", Kind::Ablation), ("evaluations", Kind::Evaluation)]
+    {
         let read = |d: &PathBuf| {
             let path = json!(relative(place, d)?);
             if query.grown {

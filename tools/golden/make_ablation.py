@@ -7,7 +7,7 @@ Reads each case that make_golden.py wrote (its model, sequences and response sta
 hands to the output projection), replaced by zeros and by means over all tokens but each sequence's last: divergence of the whole
 model's policy from the one without, its standard deviation over tokens, changes of the log-prob of the token that came and of the
 entropy, agreement of the likeliest token. Means over response tokens, one value a module, in float64 from float32 weights,
-stored as float32.
+stored as float32. And `z` of each sequence: what the heads of layer 2 hand to their projection.
 """
 import json
 import pathlib
@@ -95,6 +95,12 @@ def case(folder):
                         handle.remove()
             names = ["kl", "kl_std", "log_prob_change", "entropy_change", "top1_agreement"]
             store |= {f"{replace}.{name}": column for name, column in zip(names, torch.stack(rows).T)}
+        seen = []
+        handle = model.model.layers[1].self_attn.o_proj.register_forward_pre_hook(lambda _m, args: seen.append(args[0][0]))
+        for ids in sequences:
+            model(input_ids=torch.tensor([ids]), use_cache=False)
+        handle.remove()
+        store |= {f"z.{s}": z for s, z in enumerate(seen)}
         assert torch.equal(policy(model, sequences, starts), whole), "a hook was left"
     store = {k: v.contiguous().float() for k, v in store.items()}
     save_file(store, folder / "ablation.safetensors")

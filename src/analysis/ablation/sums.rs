@@ -6,6 +6,7 @@ use crate::model::ModelConfig;
 use crate::model::ablation::Module;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 
 /// Sums over all tokens seen so far. Saved and read back they are the same, bit for bit.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -46,20 +47,32 @@ impl Sums {
         self.tokens as usize
     }
 
-    /// New tokens, of the whole model: the first of `places` that each of them has in a comparison.
-    pub(super) fn add_whole(&mut self, places: usize, comparison: &Comparison) {
-        for at in (0..comparison.entropy.len()).step_by(places) {
-            self.tokens += 1;
-            self.entropy += f64::from(comparison.entropy[at]);
-            self.log_prob += f64::from(comparison.log_probs[at]);
-        }
+    /// The modules, by their places, that are yet to be seen without for the latest tokens; all of them where none are.
+    pub(super) fn missing(&self) -> Vec<usize> {
+        let missing =
+            |all: bool| (0..self.modules.len()).filter(move |at| all || self.modules[*at].tokens < self.tokens);
+        let some: Vec<usize> = missing(false).collect();
+        if some.is_empty() { missing(true).collect() } else { some }
     }
 
-    /// The same tokens without each of these modules, which have the places behind the whole model's.
-    pub(super) fn add_modules(&mut self, modules: &[usize], comparison: &Comparison) {
+    /// Tokens by which some modules are ahead of others, while samples are under way.
+    pub(super) fn under_way(&self) -> Option<usize> {
+        let behind = self.modules.iter().map(|module| self.tokens.saturating_sub(module.tokens)).max();
+        behind.filter(|tokens| *tokens > 0).map(|tokens| tokens as usize)
+    }
+
+    /// Some tokens' statistics: of each first those of the whole model, then those without each of `modules`. They are new, unless samples
+    /// are under way.
+    pub(super) fn add(&mut self, modules: &[usize], comparison: &Comparison) {
         let Some(without) = comparison.divergences.first() else { return };
+        let is_new = self.under_way().is_none();
         for at in (0..comparison.entropy.len()).step_by(1 + modules.len()) {
             let [entropy, log_prob] = [&comparison.entropy, &comparison.log_probs].map(|of| f64::from(of[at]));
+            if is_new {
+                self.tokens += 1;
+                self.entropy += entropy;
+                self.log_prob += log_prob;
+            }
             for (row, module) in (at + 1..).zip(modules) {
                 let sums = &mut self.modules[*module];
                 let kl = f64::from(without.from[row]);
@@ -87,15 +100,13 @@ impl Sums {
     /// Fails unless these are sums of so many modules, as they must be when they were read back.
     pub(super) fn check(&self, modules: usize) -> Result<()> {
         ensure!(self.modules.len() == modules, "sums of {} modules, expected {modules}", self.modules.len());
-        for module in &self.modules {
-            ensure!(
-                module.tokens == self.tokens && module.agreed <= module.tokens,
-                "{} tokens without a module, {} of them agreed on, of {}",
-                module.tokens,
-                module.agreed,
-                self.tokens
-            );
-        }
+        // What is behind is behind by the same samples.
+        let behind = self.modules.iter().map(|module| module.tokens).filter(|tokens| *tokens != self.tokens);
+        let behind: BTreeSet<u64> = behind.collect();
+        let possible = behind.len() <= 1 && behind.iter().all(|tokens| *tokens < self.tokens);
+        ensure!(possible, "tokens that were seen without modules: {behind:?}, of {}", self.tokens);
+        let agreed = self.modules.iter().all(|module| module.agreed <= module.tokens);
+        ensure!(agreed, "more tokens that are agreed on than tokens");
         self.check_finite()
     }
 
@@ -106,6 +117,7 @@ impl Sums {
         name: &str,
         replace: Replacement,
     ) -> Result<Findings> {
+        ensure!(self.under_way().is_none(), "some samples were not seen without every module");
         ensure!(self.tokens > 0, "nothing was counted: no sample had response tokens");
         let n = self.tokens as f64;
         let mut per_layer: Vec<LayerEffects> = Vec::new();

@@ -2,6 +2,7 @@ use super::*;
 use crate::model::ParamLayout;
 use crate::model::init::{InitConfig, random_params};
 use crate::policy::InternalPolicy;
+use std::cell::Cell;
 
 const LAYERS: usize = 3;
 
@@ -33,9 +34,14 @@ fn study(means: Option<Means>, packs: &[&[Sample]], bytes: usize) -> Sums {
     let mut model = model();
     let (mut ws, mut study) = (Workspace::new(&model), Study::new(all(&model), means));
     for pack in packs {
-        study.add_at_most(&mut model, &mut ws, pack, bytes, &mut |_| ()).unwrap();
+        assert!(study.add_at_most(&mut model, &mut ws, pack, bytes, &mut to_its_end()).unwrap());
     }
     study.sums
+}
+
+/// Nobody follows it.
+fn to_its_end() -> Watch<'static> {
+    Watch { go_on: &|| true, done: Box::leak(Box::new(|_: &Sums, _| Ok(()))) }
 }
 
 fn means(model: &Model) -> Means {
@@ -88,7 +94,7 @@ fn a_module_that_writes_nothing_is_not_missed() {
     let down = model.layout.layers[1].down.clone();
     model.params[down].fill(0.0);
     let (mut ws, mut study) = (Workspace::new(&model), Study::new(all(&model), None));
-    study.add(&mut model, &mut ws, &samples(), &mut |_| ()).unwrap();
+    study.add(&mut model, &mut ws, &samples(), &mut to_its_end()).unwrap();
     let found = study.finish(&model.config, "m").unwrap();
     let nothing = Effect { kl: 0.0, kl_std: 0.0, log_prob_change: 0.0, entropy_change: 0.0, top1_agreement: 1.0 };
     assert_eq!(found.per_layer[1].ffn, nothing);
@@ -110,8 +116,49 @@ fn sums_do_not_depend_on_how_they_were_cut() {
         let mut model = self::model();
         let mut study = Study::go_on(all(&model), means, saved).unwrap();
         let mut ws = Workspace::new(&model);
-        study.add(&mut model, &mut ws, &all_samples[1..], &mut |_| ()).unwrap();
+        study.add(&mut model, &mut ws, &all_samples[1..], &mut to_its_end()).unwrap();
         assert_eq!(study.sums, whole);
+    }
+}
+
+/// What is told when the last group of a pack is done holds all of its samples.
+#[test]
+fn a_pack_that_is_done_is_counted_once() {
+    let (mut model, all_samples) = (model(), samples());
+    let (mut ws, mut study) = (Workspace::new(&model), Study::new(all(&model), None));
+    let mut last = study.sums().clone();
+    let mut done = |sums: &Sums, _| {
+        last = sums.clone();
+        Ok(())
+    };
+    let mut watch = Watch { go_on: &|| true, done: &mut done };
+    assert!(study.add(&mut model, &mut ws, &all_samples, &mut watch).unwrap());
+    assert_eq!((last.samples(), &last), (3, study.sums()));
+}
+
+/// Stopped before any module of a pack, or saved after any group of them, a study ends with the same bits.
+#[test]
+fn a_study_goes_on_within_a_pack() {
+    let (all_samples, held) = (samples(), 32 * 4 * 18 * 6);
+    let whole = study(None, &[&all_samples], held);
+    for modules in [0, 1, 6, 13, 20] {
+        let (mut model, asked) = (model(), Cell::new(0));
+        let (mut ws, mut first) = (Workspace::new(&model), Study::new(all(&model), None));
+        let go_on = || asked.replace(asked.get() + 1) < modules;
+        let (mut saved, mut told) = (first.sums().clone(), 0);
+        let mut done = |sums: &Sums, n: u64| {
+            (saved, told) = (sums.clone(), told + n);
+            Ok(())
+        };
+        let mut watch = Watch { go_on: &go_on, done: &mut done };
+        assert!(!first.add_at_most(&mut model, &mut ws, &all_samples, held, &mut watch).unwrap());
+        // Groups of five that were whole; what is told last can be gone on with.
+        assert_eq!((told, first.sums()), (3 * 5 * (modules as u64 / 5), &saved));
+        let saved: Sums = serde_json::from_str(&serde_json::to_string(&saved).unwrap()).unwrap();
+        let mut second = Study::go_on(all(&model), None, saved).unwrap();
+        assert_eq!(modules < 5, second.finish(&model.config, "m").unwrap_err().to_string().starts_with("nothing"));
+        assert!(second.add_at_most(&mut model, &mut ws, &all_samples, held, &mut to_its_end()).unwrap());
+        assert_eq!(second.sums, whole, "{modules}");
     }
 }
 
@@ -149,7 +196,7 @@ fn what_cannot_be_gone_on_with_or_is_broken_is_refused() {
     let mut ws = Workspace::new(&model);
     let mut refused = |model: &mut Model, sample: Sample| {
         let mut study = Study::new(some.clone(), None);
-        format!("{:#}", study.add(model, &mut ws, &[sample], &mut |_| ()).unwrap_err())
+        format!("{:#}", study.add(model, &mut ws, &[sample], &mut to_its_end()).unwrap_err())
     };
     assert!(refused(&mut model, Sample { ids: vec![1, 2], response_start: 2 }).starts_with("sample 1: "));
     let norm = model.layout.layers[1].attn_norm.clone();

@@ -52,6 +52,7 @@ impl<'a> Source<'a> {
 
     /// Reads everything once, so that no row turns out bad after hours.
     pub fn scan<B: Backend>(&self, model: &Model<B>) -> Result<Contents> {
+        ensure!(self.limit > 0, "--limit 0: expected at least one row");
         let mut fingerprint = Fingerprint::new();
         let mut contents = Contents { rows: 0, unanswered: 0, longest_prompt: Vec::new(), fingerprint: String::new() };
         let mut progress = Progress::counter("read");

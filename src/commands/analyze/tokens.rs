@@ -4,11 +4,12 @@ use crate::analysis::{Lens, Sample, TokenRow, map_tokens};
 use crate::compute::backend::Inspect;
 use crate::model::{Model, Workspace};
 use crate::policy::InternalPolicy;
+use crate::run::interrupt;
 use crate::run::parquet::{Column, ParquetWriter};
 use crate::run::progress::Progress;
 use crate::text::Tokenizer;
 use crate::text::pieces::Pieces;
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use std::path::{Path, PathBuf};
 
 /// Name of the file.
@@ -17,7 +18,7 @@ pub const TOKENS: &str = "tokens.parquet";
 /// Values of a row group (a row has as many as it lists tokens, and a few): some tens of MiB while it is gathered.
 const GROUP_VALUES: usize = 1 << 20;
 
-/// Writes the map of some samples; returns where. Rows are written as they come, a row group at a time.
+/// Writes the map of some samples; returns where, or nothing if it was interrupted. Rows are written as they come, a row group at a time.
 pub fn save<B: Inspect>(
     dir: &Path,
     (model, ws): (&Model<B>, &mut Workspace<B>),
@@ -25,13 +26,14 @@ pub fn save<B: Inspect>(
     lens: Lens,
     top: usize,
     tokenizer: Option<&Tokenizer>,
-) -> Result<PathBuf> {
+) -> Result<Option<PathBuf>> {
     let path = dir.join(TOKENS);
     let tokens: usize = samples.iter().map(|s| s.ids.len().saturating_sub(s.response_start)).sum();
     let mut progress = Progress::new("tokens", tokens as u64);
     let mut writer = ParquetWriter::new(&path);
     let (mut pieces, mut waiting) = (Pieces::new(tokenizer), Vec::new());
-    map_tokens(model, ws, samples, lens, top, &mut |rows| {
+    let mapped = map_tokens(model, ws, samples, lens, top, &mut |rows| {
+        ensure!(!interrupt::requested(), "interrupted");
         progress.inc(rows.iter().filter(|row| row.policy == InternalPolicy::Final).count() as u64);
         waiting.extend(rows);
         if waiting.len() * (top + 8) >= GROUP_VALUES {
@@ -39,13 +41,17 @@ pub fn save<B: Inspect>(
             waiting.clear();
         }
         Ok(())
-    })?;
+    });
+    if interrupt::requested() && mapped.is_err() {
+        return Ok(None);
+    }
+    mapped?;
     if !waiting.is_empty() {
         writer.append(&columns(&mut pieces, model.config.layers, &waiting))?;
     }
     progress.finish();
     writer.finish()?;
-    Ok(path)
+    Ok(Some(path))
 }
 
 fn columns(pieces: &mut Pieces<'_>, layers: usize, rows: &[TokenRow]) -> [(&'static str, Column); 13] {

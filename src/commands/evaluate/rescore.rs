@@ -38,6 +38,7 @@ pub fn run(args: &EvaluateArgs, dir: &Path) -> Result<()> {
 }
 
 fn one(args: &EvaluateArgs, name: &str, from: &Path, to: &Path) -> Result<Evaluation> {
+    ensure!(args.ablate.modules.is_empty(), "--ablate with --rescore: nothing is sampled, only judged again");
     ensure!(from != to, "--out {} is the folder that is judged again: choose another", to.display());
     let settings: PathBuf = from.join(SETTINGS);
     let mut settings: Settings = serde_json::from_slice(&read(&settings)?)
