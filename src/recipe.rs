@@ -23,7 +23,9 @@ use std::path::PathBuf;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Recipe {
+    /// Names the run, and its folder where `run.dir` does not.
     pub name: String,
+    /// All randomness is derived from it.
     #[serde(default = "one")]
     pub seed: u64,
     /// Threads; all cores without it.
@@ -41,6 +43,7 @@ pub struct Recipe {
     pub data: DataSection,
     #[serde(default)]
     pub prompt: PromptTemplate,
+    /// Supervised steps before everything else.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub warmup: Option<WarmupSection>,
     #[serde(default)]
@@ -56,13 +59,16 @@ pub struct Recipe {
     /// Trains low-rank adapters beside the linear layers, with the model's own weights frozen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lora: Option<LoraConfig>,
+    /// Needed by, and only read with, `rl.advantage = "gae"`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub critic: Option<CriticConfig>,
+    /// Short for two phases, an internal one and the final policy's.
     #[serde(default)]
     pub bupo: BupoConfig,
     /// Any list of phases, where two are not enough; instead of `bupo`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub phase: Vec<PhaseConfig>,
+    /// Nothing is evaluated without it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub evaluate: Option<EvaluateSection>,
     #[serde(default)]

@@ -16,15 +16,23 @@ pub struct InitConfig {
     /// Rows of the embedding; the tokenizer's vocabulary if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vocab_size: Option<usize>,
+    /// Width of the residual stream.
     pub hidden_size: usize,
     pub layers: usize,
+    /// Query heads of a layer.
     pub heads: usize,
+    /// Key and value heads of a layer; divides `heads`.
     pub kv_heads: usize,
+    /// Even.
     pub head_dim: usize,
+    /// Width of the FFN's inside.
     pub intermediate_size: usize,
+    /// The context, in tokens.
     pub max_position_embeddings: usize,
+    /// Base of the rotary embedding's wavelengths.
     pub rope_theta: f64,
     pub rms_norm_eps: f32,
+    /// Embedding and unembedding are one tensor.
     pub tie_word_embeddings: bool,
     /// Standard deviation of matrices and embeddings (`initializer_range`).
     pub std: f32,

@@ -45,12 +45,14 @@ impl Default for RunSection {
     }
 }
 
-/// Either a checkpoint folder or a fresh model.
+/// Either a checkpoint or a fresh model.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelSection {
+    /// A HuggingFace checkpoint's folder, an adapter's (it is merged first), or a model of the hub, `OWNER/NAME[@REVISION]`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
+    /// A model with random weights and a byte-level tokenizer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init: Option<InitConfig>,
 }
@@ -59,6 +61,7 @@ pub struct ModelSection {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DataSection {
+    /// Files of problems, `.parquet` or JSON lines.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub train: Vec<PathBuf>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -92,7 +95,7 @@ impl DataSection {
     }
 }
 
-/// Supervised warm-up of a fresh model on worked solutions.
+/// Supervised warm-up on a generated task's worked solutions, before everything else.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct WarmupSection {
@@ -100,7 +103,9 @@ pub struct WarmupSection {
     pub max_steps: usize,
     /// Worked solutions a step.
     pub batch: usize,
+    /// Learning rate, constant after its rise.
     pub lr: f64,
+    /// Steps over which the rate rises from 0.
     pub lr_warmup_steps: usize,
     /// Ends the warm-up once sampled accuracy on the probe problems reaches this; without it, `max_steps` are taken.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -136,12 +141,19 @@ impl Default for WarmupSection {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RolloutSection {
+    /// Problems of a rollout step.
     pub prompts_per_step: usize,
+    /// Responses to each of them.
     pub group_size: usize,
+    /// Longer prompts are cut from the left, and counted.
     pub max_prompt_tokens: usize,
+    /// Tokens of the longest response, in evaluations and analyses too.
     pub max_new_tokens: usize,
+    /// Above 0; the log-probs that updates compare are taken at it.
     pub temperature: f32,
+    /// Samples from so many likeliest tokens; 0: from all.
     pub top_k: usize,
+    /// Samples from the fewest likeliest tokens whose probabilities, after `top_k`, reach this sum; 1: from all.
     pub top_p: f32,
     /// Sequences decoded at once.
     pub slots: usize,
@@ -184,6 +196,7 @@ pub struct RlSection {
     pub steps: usize,
     /// Peak learning rate, constant but for `[optimizer]`'s warm-up and schedule.
     pub lr: f64,
+    /// How rewards become advantages.
     pub advantage: Advantage,
     /// Discount of Reinforce++'s return-to-go, and of GAE.
     pub gamma: f64,
@@ -223,9 +236,11 @@ pub struct EvaluateSection {
     pub problems: usize,
     /// Responses to each problem.
     pub n: usize,
-    /// The K of Pass@K.
+    /// The K of Pass@K, each at most `n`; a set with a smaller `n` has the smaller ones.
     pub k: Vec<usize>,
+    /// 0 is greedy.
     pub temperature: f32,
+    /// As the rollout's.
     pub top_p: f32,
     /// Rollout steps between evaluations; 0: only before and after.
     pub every: usize,
@@ -265,6 +280,7 @@ pub struct EvaluateSet {
     /// `[evaluate]`'s without it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub n: Option<usize>,
+    /// Files of problems.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub data: Vec<PathBuf>,
     /// A task of its own, `[evaluate.set.task.TASK]`.
@@ -324,9 +340,9 @@ pub enum SetSource {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AnalysisSection {
-    /// Responses analysed, one to a problem.
+    /// Most responses analysed, one to a problem: of the first evaluated set where there is one, else of the training data.
     pub responses: usize,
-    /// Nats below which an FFN's entropy change counts as integration; a share of ln V without it.
+    /// Nats within which an FFN's entropy change counts as integration; 1 % of ln V without it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threshold: Option<f64>,
 }

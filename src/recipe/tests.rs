@@ -3,6 +3,8 @@ use crate::model::init::InitConfig;
 use crate::rl::{Advantage, Stop};
 use proptest::prelude::*;
 
+mod page;
+
 const SMALL: &str = "name = \"x\"\n[model]\npath = \"m\"\n[data]\ntrain = [\"a.parquet\"]\n[optimizer]\neps = 1e-6\n";
 
 fn error(text: &str, overrides: &[&str]) -> String {
@@ -124,6 +126,9 @@ fn overrides_set_values_and_are_checked_too() {
     .unwrap();
     assert_eq!((recipe.rl.lr, recipe.rl.advantage), (1e-5, Advantage::Rloo));
     assert_eq!((recipe.bupo.layer, recipe.bupo.steps), (crate::rl::LayerChoice::Number(3), 2));
+    let list =
+        Recipe::parse(SMALL, "x", &["phase=[{ policy = \"layer:6\" }]".into(), "rollout.top_k=5".into()]).unwrap();
+    assert_eq!((list.phase[0].policy.as_str(), list.rollout.top_k), ("layer:6", 5));
     assert!(error(SMALL, &["rl.stepz=3"]).contains("did you mean rl.steps?"));
     assert!(error(SMALL, &["rl"]).contains("KEY=VALUE"));
     assert!(error(SMALL, &["name.x=1"]).contains("not a section"));

@@ -32,6 +32,7 @@ pub struct CommandConfig {
     pub start_seconds: f64,
     /// How often a row is asked again, of a fresh process.
     pub retries: usize,
+    /// What becomes of a row that still has no score.
     pub on_failure: OnFailure,
     /// Scores from here on are correct, where the program does not say a status.
     pub correct_at: f64,

@@ -29,6 +29,7 @@ pub enum CorrectionMode {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RolloutCorrection {
+    /// Whose ratio weighs a token, and what happens above the cap.
     pub mode: CorrectionMode,
     /// Largest weight: above it a ratio is cut to it (`truncate`), or its tokens are left out (`mask`).
     pub cap: f64,

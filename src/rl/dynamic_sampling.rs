@@ -19,6 +19,7 @@ pub enum Metric {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DynamicSampling {
+    /// What must differ within a group for it to be kept.
     pub metric: Metric,
     /// Prompts asked in one step at most, as a multiple of `prompts_per_step` (verl's `max_num_gen_batches`).
     pub max_batches: usize,

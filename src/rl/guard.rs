@@ -40,6 +40,7 @@ impl Quantity {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct GuardConfig {
+    /// What it looks at.
     pub quantity: Quantity,
     /// How far above the lowest value so far a value is worse, as a share of that lowest value.
     pub threshold: f64,

@@ -21,14 +21,19 @@ pub enum LrSchedule {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct OptimizerConfig {
+    /// Decay of the first moment.
     pub beta1: f64,
+    /// Decay of the second moment.
     pub beta2: f64,
+    /// Added to the root of the second moment.
     pub eps: f64,
+    /// Decoupled, times the learning rate.
     pub weight_decay: f64,
     /// Largest L2 norm of the whole gradient; a longer one is scaled down to it.
     pub grad_clip: f64,
     /// Optimizer steps (not rollout steps) over which the learning rate rises from 0 to its peak.
     pub warmup_steps: usize,
+    /// What the learning rate does after that.
     pub schedule: LrSchedule,
     /// The floor of a decaying schedule, as a share of the peak.
     pub min_lr_ratio: f64,

@@ -85,6 +85,7 @@ impl Stop {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BupoConfig {
+    /// The layer of the internal phase.
     #[serde(default)]
     pub layer: LayerChoice,
     /// Instead of `layer`: any internal policy by name, such as `"ffn:6"`.
@@ -92,6 +93,7 @@ pub struct BupoConfig {
     pub policy: Option<String>,
     /// Rollout steps of the internal phase. No default here: whoever writes `layer` without `steps` would get GRPO.
     pub steps: usize,
+    /// What ends the internal phase.
     #[serde(default)]
     pub stop: Stop,
     /// Settings of `stop = "guard"`.

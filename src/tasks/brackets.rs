@@ -14,13 +14,13 @@ pub struct BracketsConfig {
     /// Fewest and most operations.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub operations: Option<[usize; 2]>,
-    /// Operands are 1 to this.
+    /// Operands are 1 to this; 9 at every level.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_operand: Option<u32>,
     /// Which of `+`, `-`, `*` occur.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub operators: Option<String>,
-    /// Every intermediate result is 0 to this.
+    /// Every intermediate result is 0 to this; 99 at every level.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_result: Option<u32>,
 }

@@ -17,7 +17,7 @@ pub struct ListsConfig {
     /// Fewest and most operations.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub steps: Option<[usize; 2]>,
-    /// Elements are 0 to this at first.
+    /// Elements are 0 to this at first; 9 at every level.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_element: Option<u32>,
 }

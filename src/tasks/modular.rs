@@ -14,6 +14,7 @@ pub struct ModularConfig {
     /// Fewest and most lines to be worked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub steps: Option<[usize; 2]>,
+    /// 3 to 1000; 11 at every level.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub modulus: Option<u32>,
     /// Fewest and most operations of a line, 1 or 2.

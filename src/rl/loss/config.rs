@@ -52,6 +52,7 @@ pub enum KlEstimator {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LossConfig {
+    /// What a token's advantage is multiplied by.
     pub kind: LossKind,
     /// The ratio is clipped from below at `1 - clip_low`; 1 is no clip, for `cispo` only.
     pub clip_low: f64,
@@ -60,14 +61,17 @@ pub struct LossConfig {
     /// Bound `c` on the loss of a token with negative advantage, `-A c`. A number above 1, or `"off"` for `None`.
     #[serde(serialize_with = "serialize_dual_clip", deserialize_with = "deserialize_dual_clip")]
     pub dual_clip: Option<f64>,
+    /// How the losses of tokens become one number.
     pub aggregation: Aggregation,
     /// Weight of the KL penalty towards the frozen reference; 0 switches it off and needs no reference.
     pub kl_coef: f64,
+    /// Which estimate of that KL.
     pub kl_estimator: KlEstimator,
-    /// Weight of the entropy bonus; 0 switches it off.
+    /// Weight of the entropy bonus; 0 switches it off, a negative one is a penalty.
     pub entropy_coef: f64,
     /// Share of a mini-batch's response tokens, those of the highest entropy, whose policy loss counts; 1: all of them.
     pub top_entropy_quantile: f64,
+    /// Weights for the difference between the engine that sampled and the trainer.
     pub rollout_correction: RolloutCorrection,
 }
 

@@ -14,7 +14,7 @@ pub const AUTO: &str = "auto";
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PhaseConfig {
-    /// `"final"`, `"layer:6"`, `"attn:6"`, `"ffn:6"`, or `"auto"`: the boundary layer's.
+    /// `"final"`, `"layer:6"`, `"attn:6"`, `"ffn:6"`, `"normed:6"`, or `"auto"`: the boundary layer's.
     pub policy: String,
     /// Rollout steps. The last phase has none and goes on to the run's end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
