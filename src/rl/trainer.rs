@@ -180,10 +180,12 @@ impl<'a, B: Rollout> Trainer<'a, B> {
             responses: asked
                 .completions
                 .iter()
-                .map(|c| Response {
+                .zip(&asked.scores)
+                .map(|(c, score)| Response {
                     ids: c.ids.clone(),
                     rollout_log_probs: c.log_probs.clone(),
                     advantages: advantages.next().unwrap_or_default(),
+                    masked: score.reward.is_none(),
                 })
                 .collect(),
         };
