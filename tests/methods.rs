@@ -80,10 +80,15 @@ fn merge(table: &mut Table, more: Table) {
 
 /// Trains with `more` in the recipe, then again from its checkpoint of step 2: the same bytes. Returns the metrics.
 fn trains_and_resumes(name: &str, more: &str) -> Vec<Value> {
+    trains_and_resumes_with(name, more, |_| ())
+}
+
+fn trains_and_resumes_with(name: &str, more: &str, change: impl Fn(&mut Table)) -> Vec<Value> {
     let root = tempfile::tempdir().unwrap();
     let (recipe, whole, resumed) = (root.path().join("r.toml"), root.path().join("whole"), root.path().join("resumed"));
     let mut table: Table = RECIPE.parse().unwrap();
     merge(&mut table, more.parse().unwrap());
+    change(&mut table);
     fs::write(&recipe, table.to_string()).unwrap();
     train(&recipe, &whole, false);
     fs::create_dir_all(resumed.join("checkpoints")).unwrap();
@@ -144,6 +149,28 @@ fn dynamic_sampling_fills_the_batch_and_resumes_where_the_data_stood() {
     let steps = trains_and_resumes("bound", easy);
     assert!(steps.iter().any(|m| m["dynamic_sampling"]["groups_missing"].as_u64().unwrap() > 0));
     assert!(steps.iter().all(|m| m["dynamic_sampling"]["prompts_sampled"].as_u64().unwrap() <= 12));
+}
+
+#[test]
+fn where_every_group_is_dropped_nothing_is_updated() {
+    // No answer is ever right: all verdicts are alike, though the rewards differ with the lengths.
+    let accuracy = "[rollout]\ndynamic_sampling = { metric = \"accuracy\", max_batches = 2 }\n\
+                    [reward.parts.right]\nkind = \"regex\"\npattern = \"(never)\"\n\
+                    [reward.parts.length]\nkind = \"overlong\"\nbuffer = 20\n";
+    let ppo = "[rl]\nadvantage = \"gae\"\n[critic]\nlr = 1e-3\n";
+    for more in [accuracy.to_string(), format!("{accuracy}[loss]\nentropy_coef = 0.1\n{ppo}")] {
+        let steps = trains_and_resumes_with("idle", &more, |recipe| {
+            drop(recipe["reward"].as_table_mut().unwrap().remove("rule"))
+        });
+        for m in &steps {
+            assert!(number(m, "reward_std") > 0.0, "rewards that are alike prove nothing: {m}");
+            let d = &m["dynamic_sampling"];
+            assert_eq!((number(d, "groups_missing"), number(d, "groups_dropped")), (6.0, 12.0), "{d}");
+            let (loss, norm, updates) = (number(m, "loss"), number(m, "grad_norm"), number(m, "optimizer_steps"));
+            assert_eq!((loss, norm, updates), (0.0, 0.0, 0.0), "{m}");
+            assert!(m.get("critic").is_none_or(|critic| number(critic, "optimizer_steps") == 0.0));
+        }
+    }
 }
 
 fn policies(rows: &[Value]) -> Vec<(String, String)> {

@@ -151,8 +151,8 @@ impl<'a, B: Rollout> Trainer<'a, B> {
 
         let update_start = Instant::now();
         let aligned = match step.checked_sub(warmup).filter(|step| *step > 0) {
-            Some(step) => self.align(step, phase, &groups)?,
-            None => self.watch(phase, &groups)?,
+            Some(step) if !sampled.is_idle() => self.align(step, phase, &groups)?,
+            _ => self.watch(phase, &groups)?,
         };
         self.workspace.release(&self.model.backend);
         self.model.backend.release(&mut self.grads);
@@ -166,11 +166,13 @@ impl<'a, B: Rollout> Trainer<'a, B> {
         Ok(StepReport { metrics, completions })
     }
 
-    /// The groups that are kept, with their advantages where comparing rewards within them gives these.
+    /// The groups that are watched, with their advantages where comparing rewards within them gives these; none of what was dropped.
     fn groups(&self, sampled: &Sampled) -> Result<Vec<ResponseGroup>> {
-        let kept = |i: &usize| &sampled.asked[*i];
-        let (rewards, lengths) = rewards_and_lengths(sampled.kept.iter().map(kept));
+        let (watched, idle) = (sampled.watched(), sampled.is_idle());
+        let of = |i: &usize| &sampled.asked[*i];
+        let (rewards, lengths) = rewards_and_lengths(watched.iter().map(of));
         let mut advantages = match self.settings.advantage {
+            _ if idle => lengths.iter().flatten().map(|n| vec![0.0; *n]).collect(),
             Advantage::Gae => Vec::new(),
             kind => masked_advantages(kind, &rewards, &lengths, self.settings.gamma)?,
         }
@@ -185,10 +187,10 @@ impl<'a, B: Rollout> Trainer<'a, B> {
                     ids: c.ids.clone(),
                     rollout_log_probs: c.log_probs.clone(),
                     advantages: advantages.next().unwrap_or_default(),
-                    masked: score.reward.is_none(),
+                    masked: !idle && score.reward.is_none(),
                 })
                 .collect(),
         };
-        Ok(sampled.kept.iter().map(kept).map(&mut group).collect())
+        Ok(watched.iter().map(of).map(&mut group).collect())
     }
 }

@@ -144,7 +144,8 @@ impl<B: Rollout> Trainer<'_, B> {
 }
 
 impl<B: Rollout> Trainer<'_, B> {
-    /// A step in which the policy stays as it is: what its updates would have begun with, from one forward.
+    /// A step in which the policy stays as it is (a critic's warm-up, or nothing to learn from): what its updates would have begun with,
+    /// from one forward.
     pub(super) fn watch(&mut self, phase: Phase, groups: &[ResponseGroup]) -> Result<Aligned> {
         let s = &self.settings;
         // Where nothing has moved there is no distance from the reference either.
