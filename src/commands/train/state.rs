@@ -195,7 +195,32 @@ pub fn same_recipe(now: &Recipe, then: &str, dir: &Path) -> Result<Recipe> {
     Ok(then)
 }
 
-/// The key that makes a step's rate depend on the number of steps.
+/// The key that makes a step's rate, the policy's or the critic's, depend on the number of steps.
 fn bends_with_its_end(recipe: &Recipe) -> Option<&'static str> {
-    (recipe.optimizer.schedule != LrSchedule::Constant).then_some("optimizer.schedule")
+    let critic = recipe.critic.as_ref().map(|critic| ("critic.optimizer.schedule", critic.optimizer.schedule));
+    let schedules = std::iter::once(("optimizer.schedule", recipe.optimizer.schedule)).chain(critic);
+    schedules.into_iter().find(|(_, schedule)| *schedule != LrSchedule::Constant).map(|(key, _)| key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_whose_rates_bend_with_its_end_is_not_lengthened() {
+        let recipe = |steps: usize, critic: &str| {
+            let text = format!(
+                "name = \"a\"\n[model]\npath = \"m\"\n[data]\ntrain = [\"d.jsonl\"]\n[rl]\nadvantage = \"gae\"\nsteps = {steps}\n\
+                 [critic]\noptimizer = {{ schedule = \"{critic}\" }}\n"
+            );
+            Recipe::parse(&text, "test", &[]).unwrap()
+        };
+        let of = |critic: &str| {
+            let then = recipe(4, critic).to_toml().unwrap();
+            same_recipe(&recipe(8, critic), &then, Path::new("run")).map(|_| ()).map_err(|e| e.to_string())
+        };
+        assert_eq!(of("constant"), Ok(()));
+        let error = of("cosine").unwrap_err();
+        assert!(error.contains("rl.steps") && error.contains("critic.optimizer.schedule = \"constant\""), "{error}");
+    }
 }
