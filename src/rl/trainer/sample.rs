@@ -114,8 +114,9 @@ impl<B: Rollout> Trainer<'_, B> {
             .with_context(|| format!("rollouts of step {step}"))?;
         sampled.seconds += start.elapsed().as_secs_f64();
 
-        let (scores, boxed_differs) =
-            self.judge(&problems, &completions).with_context(|| format!("rewards of step {step}"))?;
+        let (scores, boxed_differs) = self
+            .judge(&problems, &completions, !sampled.asked.is_empty())
+            .with_context(|| format!("rewards of step {step}"))?;
         if let Some(count) = boxed_differs {
             *sampled.boxed_differs.get_or_insert(0) += count;
         }
@@ -133,8 +134,13 @@ impl<B: Rollout> Trainer<'_, B> {
     }
 
     /// A score for every response: its text, decoded without special tokens, against its problem. Under the rule `math`, also
-    /// the number of responses that the reference's text comparison would have judged otherwise.
-    fn judge(&self, problems: &[Problem], completions: &[Vec<Completion>]) -> Result<(Vec<Vec<Score>>, Option<usize>)> {
+    /// the number of responses that the reference's text comparison would have judged otherwise. `more`: the step has others.
+    fn judge(
+        &self,
+        problems: &[Problem],
+        completions: &[Vec<Completion>],
+        more: bool,
+    ) -> Result<(Vec<Vec<Score>>, Option<usize>)> {
         let decode = |c: &Completion| self.prompts.decode(&c.ids);
         let texts = completions.iter().flatten().map(decode).collect::<Result<Vec<_>>>()?;
         let pairs = problems.iter().zip(completions);
@@ -143,7 +149,7 @@ impl<B: Rollout> Trainer<'_, B> {
             .zip(&texts)
             .map(|((problem, c), response)| Item { problem, response, tokens: c.ids.len(), truncated: c.truncated() })
             .collect();
-        let scores = self.reward.judge(&items)?;
+        let scores = if more { self.reward.judge_more(&items)? } else { self.reward.judge(&items)? };
         let boxed_differs = self.reward.boxed_differs(&items, &scores);
         let mut scores = scores.into_iter();
         let grouped = completions.iter().map(|group| scores.by_ref().take(group.len()).collect()).collect();
