@@ -100,6 +100,8 @@ pub struct Trainer<'a, B: Rollout = Cpu> {
     reward: Reward,
     workspace: Workspace<B>,
     grads: B::Array,
+    /// The step has come to its updates: nothing of a failed one may be kept.
+    updating: bool,
 }
 
 /// Elements of the buffer for gradients: the critic's updates come before the policy's, through the same one.
@@ -127,13 +129,25 @@ impl<'a, B: Rollout> Trainer<'a, B> {
         );
         let (workspace, grads) = (Workspace::new(&model), B::Array::default());
         let reward = Reward::new(&settings.reward, settings.sampling.max_new_tokens)?;
-        Ok(Trainer { settings, model, optimizer, critic, reference, prompts, reward, workspace, grads })
+        Ok(Trainer {
+            settings,
+            model,
+            optimizer,
+            critic,
+            reference,
+            prompts,
+            reward,
+            workspace,
+            grads,
+            updating: false,
+        })
     }
 
     /// Rollout step `step` (from 1). `draw` gives the next so many problems of the run's order; `progress` hears of every
     /// response that ended.
     pub fn step(&mut self, step: usize, draw: &mut Draw<'_>, progress: &mut dyn FnMut(u64)) -> Result<StepReport> {
         let start = Instant::now();
+        self.updating = false;
         let warmup = self.settings.critic_warmup();
         let phase = self.settings.schedule.phase_at(step);
 
@@ -144,6 +158,7 @@ impl<'a, B: Rollout> Trainer<'a, B> {
         self.model.backend.resize(&mut self.grads, parameters, Kind::F32);
         let mut seconds = Seconds { rollout: sampled.seconds, ..Seconds::default() };
         let mut groups = self.groups(&sampled)?;
+        self.updating = true;
         let critic = match &self.critic {
             Some(_) => Some(self.assess(step, &sampled, &mut groups, &mut seconds)?),
             None => None,
@@ -164,6 +179,11 @@ impl<'a, B: Rollout> Trainer<'a, B> {
         let metrics = self.metrics(step, phase, &sampled, &aligned, critic, seconds)?;
         let completions = self.rows(step, &sampled, &groups)?;
         Ok(StepReport { metrics, completions })
+    }
+
+    /// Whether a step that failed did so while it sampled and judged: everything is as the step before left it.
+    pub fn is_untouched(&self) -> bool {
+        !self.updating
     }
 
     /// The groups that are watched, with their advantages where comparing rewards within them gives these; none of what was dropped.
