@@ -246,6 +246,8 @@ impl<B: Device> Run<B> {
         let model = self.model.as_ref().context("a run resumes with a model")?;
         let state = state::load(&self.checkpoints.path(step), model, &self.recipe)?;
         let then = state::same_recipe(&self.recipe, &state.recipe, &self.dir)?;
+        let remark = state::same_data(self.source.marks(), state.standing.data.as_deref(), &self.recipe.data.train)?;
+        remark.iter().for_each(|remark| say(remark));
         if self.recipe.rl.steps > then.rl.steps {
             self.lengthen(then.rl.steps)?;
         }
@@ -532,6 +534,7 @@ impl<B: Device> Run<B> {
             position: self.position,
             boundary: self.boundary.map(LayerIndex::one_based),
             ended_early: self.ended_early.clone(),
+            data: Some(self.source.marks().to_vec()),
             guard: self.probe.as_ref().map_or_else(Seen::default, |probe| probe.seen.clone()),
         };
         let path: &Path = &self.checkpoints.path(step);
