@@ -69,7 +69,7 @@ pub fn sort_rows(path: &Path, needs_gold: bool) -> Result<(Vec<Problem>, Vec<Bad
     let (mut problems, mut bad) = (Vec::new(), Vec::new());
     for numbered in values(path)? {
         let (line, value) = numbered?;
-        let problem = value.and_then(|value| match parse(&value, &source)? {
+        let problem = value.and_then(|value| match parse(&value, &source, true)? {
             Row::Problem(problem) => Ok(problem),
             Row::Prompt { messages } if !needs_gold => {
                 let key = PROMPT.into_iter().find(|key| value.get(*key).is_some_and(|v| !v.is_null()));
@@ -105,7 +105,7 @@ pub fn stream_rows(path: &Path) -> Result<impl Iterator<Item = Result<(usize, Ro
     let (source, path, values) = (source_of(path), path.to_path_buf(), values(path)?);
     Ok(values.map(move |numbered| {
         let (number, value) = numbered?;
-        let row = value.and_then(|value| parse(&value, &source)).with_context(|| place(&path, number))?;
+        let row = value.and_then(|value| parse(&value, &source, false)).with_context(|| place(&path, number))?;
         Ok((number, row))
     }))
 }
@@ -168,12 +168,14 @@ fn json_rows(path: &Path) -> Result<impl Iterator<Item = Result<(usize, Result<V
     }))
 }
 
-fn parse(row: &Value, default_source: &str) -> Result<Row> {
+/// `asks`: the row is wanted as a problem, or a prompt, whatever tokens or response it holds beside.
+fn parse(row: &Value, default_source: &str, asks: bool) -> Result<Row> {
     let fields = row.as_object().ok_or_else(|| anyhow!("expected a JSON object, got {}", kind(row)))?;
     // Columns of a table that this row leaves empty are null.
     let filled = fields.iter().filter(|(_, field)| !field.is_null());
     let value = &Value::Object(filled.map(|(key, field)| (key.clone(), field.clone())).collect());
-    if let Some(ids) = value.get("input_ids") {
+    let asks = asks && PROMPT.iter().chain(&["Question"]).any(|key| value.get(*key).is_some());
+    if let Some(ids) = value.get("input_ids").filter(|_| !asks) {
         return tokens(value, ids);
     }
     let source = value.get("data_source").and_then(Value::as_str).unwrap_or(default_source);
@@ -184,7 +186,7 @@ fn parse(row: &Value, default_source: &str) -> Result<Row> {
         ));
     }
     let (prompt, messages) = messages(value)?;
-    if let Some(response) = value.get("response") {
+    if let Some(response) = value.get("response").filter(|_| !asks) {
         let response = response.as_str().ok_or_else(|| anyhow!("response: expected text, got {}", kind(response)))?;
         return Ok(Row::Text { messages, response: response.to_string() });
     }
@@ -342,6 +344,21 @@ mod tests {
             let (_dir, path) = file(&row.to_string());
             assert_eq!(read_problems(&path).unwrap()[0].gold, gold);
         }
+    }
+
+    #[test]
+    fn a_row_with_a_gold_answer_is_a_problem_whatever_else_it_holds() {
+        let (_dir, path) = file(r#"{"prompt": "a", "answer": 1, "response": "b", "input_ids": [1, 2]}"#);
+        let problem = read_problems(&path).unwrap().remove(0);
+        assert_eq!((problem.question(), problem.gold.as_str()), ("a", "1"));
+        assert_eq!(problem.extra, serde_json::json!({"response": "b", "input_ids": [1, 2]}));
+        let (_dir, path) = file(r#"{"prompt": "a", "answer": 1, "response": "b"}"#);
+        assert!(matches!(&read_rows(&path).unwrap()[0], Row::Text { response, .. } if response == "b"));
+        // A reward that needs no gold answer.
+        let (_dir, path) = file(r#"{"prompt": "a", "response": "b"}"#);
+        assert_eq!(sort_rows(&path, false).unwrap().0.len(), 1);
+        let (_dir, path) = file(r#"{"input_ids": [1, 2]}"#);
+        assert!(read_problems(&path).unwrap_err().to_string().contains("no problem with a gold answer"));
     }
 
     #[test]
