@@ -267,9 +267,18 @@ impl Reward {
     ///
     /// Errors: a program that fails where its part says `on_failure = "stop"`, or that fails on every response.
     pub fn judge(&self, items: &[Item<'_>]) -> Result<Vec<Score>> {
+        self.judge_part(items, false)
+    }
+
+    /// [`Reward::judge`] of more of the same batch: a program may fail on all of these, if it did not on those before.
+    pub fn judge_more(&self, items: &[Item<'_>]) -> Result<Vec<Score>> {
+        self.judge_part(items, true)
+    }
+
+    fn judge_part(&self, items: &[Item<'_>], more: bool) -> Result<Vec<Score>> {
         let mut opinions = Vec::with_capacity(self.parts.len());
         for (name, _, part) in &self.parts {
-            opinions.push(part.judge(items).with_context(|| format!("reward.parts.{name}"))?);
+            opinions.push(part.judge(items, more).with_context(|| format!("reward.parts.{name}"))?);
         }
         let mut columns: Vec<_> = opinions.into_iter().map(Vec::into_iter).collect();
         let scores = items.iter().map(|_| {
@@ -311,14 +320,14 @@ impl Reward {
 }
 
 impl Part {
-    fn judge(&self, items: &[Item<'_>]) -> Result<Vec<Opinion>> {
+    fn judge(&self, items: &[Item<'_>], more: bool) -> Result<Vec<Opinion>> {
         let each = |judge: &(dyn Fn(&Item<'_>) -> Opinion + Sync)| items.par_iter().map(judge).collect();
         Ok(match self {
             Part::Rule(rule) => each(&|item| Opinion::of_verdict(rule.judge(item.response, &item.problem.gold))),
             Part::Pattern(p) => each(&|item| Opinion::of_verdict(p.judge(item.response, &item.problem.gold))),
             Part::Format(f) => each(&|item| Opinion::of_value(f.value(item.response))),
             Part::Overlong(o) => each(&|item| Opinion::of_value(o.value(item.tokens))),
-            Part::Command(pool) => pool.judge(items)?.into_iter().map(Opinion::of_outcome).collect(),
+            Part::Command(pool) => pool.judge(items, more)?.into_iter().map(Opinion::of_outcome).collect(),
         })
     }
 }

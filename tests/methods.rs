@@ -6,9 +6,9 @@ mod common;
 use bupo::compute::cpu::Array;
 use bupo::model::init::{InitConfig, random_params};
 use bupo::model::{Keep, Model, ParamLayout, Workspace};
-use bupo::policy::InternalPolicy;
+use bupo::policy::{InternalPolicy, LayerIndex};
 use bupo::rl::batch::{Response, ResponseGroup};
-use bupo::rl::update::{Before, LogProbs, PerToken, UpdateSettings, mini_batch_gradient};
+use bupo::rl::update::{Before, Beside, LogProbs, PerToken, UpdateSettings, mini_batch_gradient};
 use bupo::rl::{Aggregation, LossConfig, LossKind};
 use common::{binary, copy, metrics, on_device, rows};
 use serde_json::Value;
@@ -80,10 +80,15 @@ fn merge(table: &mut Table, more: Table) {
 
 /// Trains with `more` in the recipe, then again from its checkpoint of step 2: the same bytes. Returns the metrics.
 fn trains_and_resumes(name: &str, more: &str) -> Vec<Value> {
+    trains_and_resumes_with(name, more, |_| ())
+}
+
+fn trains_and_resumes_with(name: &str, more: &str, change: impl Fn(&mut Table)) -> Vec<Value> {
     let root = tempfile::tempdir().unwrap();
     let (recipe, whole, resumed) = (root.path().join("r.toml"), root.path().join("whole"), root.path().join("resumed"));
     let mut table: Table = RECIPE.parse().unwrap();
     merge(&mut table, more.parse().unwrap());
+    change(&mut table);
     fs::write(&recipe, table.to_string()).unwrap();
     train(&recipe, &whole, false);
     fs::create_dir_all(resumed.join("checkpoints")).unwrap();
@@ -144,6 +149,28 @@ fn dynamic_sampling_fills_the_batch_and_resumes_where_the_data_stood() {
     let steps = trains_and_resumes("bound", easy);
     assert!(steps.iter().any(|m| m["dynamic_sampling"]["groups_missing"].as_u64().unwrap() > 0));
     assert!(steps.iter().all(|m| m["dynamic_sampling"]["prompts_sampled"].as_u64().unwrap() <= 12));
+}
+
+#[test]
+fn where_every_group_is_dropped_nothing_is_updated() {
+    // No answer is ever right: all verdicts are alike, though the rewards differ with the lengths.
+    let accuracy = "[rollout]\ndynamic_sampling = { metric = \"accuracy\", max_batches = 2 }\n\
+                    [reward.parts.right]\nkind = \"regex\"\npattern = \"(never)\"\n\
+                    [reward.parts.length]\nkind = \"overlong\"\nbuffer = 20\n";
+    let ppo = "[rl]\nadvantage = \"gae\"\n[critic]\nlr = 1e-3\n";
+    for more in [accuracy.to_string(), format!("{accuracy}[loss]\nentropy_coef = 0.1\n{ppo}")] {
+        let steps = trains_and_resumes_with("idle", &more, |recipe| {
+            drop(recipe["reward"].as_table_mut().unwrap().remove("rule"))
+        });
+        for m in &steps {
+            assert!(number(m, "reward_std") > 0.0, "rewards that are alike prove nothing: {m}");
+            let d = &m["dynamic_sampling"];
+            assert_eq!((number(d, "groups_missing"), number(d, "groups_dropped")), (6.0, 12.0), "{d}");
+            let (loss, norm, updates) = (number(m, "loss"), number(m, "grad_norm"), number(m, "optimizer_steps"));
+            assert_eq!((loss, norm, updates), (0.0, 0.0, 0.0), "{m}");
+            assert!(m.get("critic").is_none_or(|critic| number(critic, "optimizer_steps") == 0.0));
+        }
+    }
 }
 
 fn policies(rows: &[Value]) -> Vec<(String, String)> {
@@ -221,7 +248,7 @@ fn groups() -> (Vec<ResponseGroup>, LogProbs, PerToken<f64>) {
             let ids: Vec<u32> = (0..length).map(|_| (next() * 40.0) as u32).collect();
             let advantage = 2.0 * next() - 1.0;
             let advantages = vec![advantage; length];
-            responses.push(Response { ids, rollout_log_probs: vec![-3.0; length], advantages });
+            responses.push(Response { ids, rollout_log_probs: vec![-3.0; length], advantages, masked: false });
         }
         groups.push(ResponseGroup { prompt: (0..prompt).map(|i| i * 7 % 40).collect(), responses });
     }
@@ -271,4 +298,70 @@ fn the_gradient_of_every_loss_is_the_same_for_every_micro_batch_size() {
             }
         }
     }
+}
+
+/// Loss, gradient and statistics of one mini-batch of three groups.
+fn gradient_of(
+    model: &Model,
+    groups: &[ResponseGroup],
+    before: Before<'_>,
+    loss: &LossConfig,
+    micro_batch_tokens: usize,
+) -> (f64, Vec<f32>, bupo::rl::loss::LossMetrics) {
+    let policy = InternalPolicy::Final;
+    let settings = UpdateSettings {
+        policy,
+        beside: Some(Beside { layer: LayerIndex::from_one_based(2, 3).unwrap(), beta: 0.5 }),
+        trained: &model.layout.trained_by(policy.tap()),
+        temperature: 0.9,
+        loss,
+        max_new_tokens: 8,
+        micro_batch_tokens,
+        keep: Keep::Activations,
+    };
+    let (mut ws, mut grads) = (Workspace::new(model), Array::from(vec![0f32; model.layout.len()]));
+    let g = mini_batch_gradient(model, &mut ws, groups, 0..3, &settings, before, &mut grads).unwrap();
+    (g.loss, grads.into_f32(), g.stats.finish().unwrap())
+}
+
+#[test]
+fn the_gradient_is_that_of_a_batch_without_the_masked_responses() {
+    let (model, (mut whole, old, factors)) = (model(), groups());
+    // The second response of every group, 7 tokens of 16, and of the last group all but the third.
+    let masked = |group: usize, response: usize| response == 1 || group == 2 && response != 2;
+    let mut without = whole.clone();
+    let (mut few, mut few_factors) = (old.clone(), factors.clone());
+    for (g, group) in whole.iter_mut().enumerate() {
+        group.responses.iter_mut().enumerate().for_each(|(r, response)| response.masked = masked(g, r));
+        let keep = || (0..4).map(|r| !masked(g, r));
+        let (mut a, mut b, mut c) = (keep(), keep(), keep());
+        without[g].responses.retain(|_| a.next().unwrap());
+        few[g].retain(|_| b.next().unwrap());
+        few_factors[g].retain(|_| c.next().unwrap());
+    }
+    for aggregation in [
+        Aggregation::TokenMean,
+        Aggregation::SeqMeanTokenMean,
+        Aggregation::SeqMeanTokenSum,
+        Aggregation::SeqMeanTokenSumNorm,
+    ] {
+        for kind in [LossKind::PpoClip, LossKind::Gspo] {
+            let loss = LossConfig { kind, aggregation, kl_coef: 0.1, entropy_coef: 0.01, ..LossConfig::default() };
+            let before = |old, factors| Before {
+                old: Some(old),
+                old_beside: Some(old),
+                reference: Some(old),
+                factors: Some(factors),
+            };
+            let a = gradient_of(&model, &whole, before(&old, &factors), &loss, 20);
+            let b = gradient_of(&model, &without, before(&few, &few_factors), &loss, 20);
+            assert!(a == b, "{kind:?} {aggregation:?}: {} {}, {:?} {:?}", a.0, b.0, a.2, b.2);
+        }
+    }
+    // By hand: where nothing has moved the loss is minus the mean advantage, of 3 + 1 + 5 tokens twice and one of the last group,
+    // and again a half of that from the policy beside.
+    let (loss, _, stats) = gradient_of(&model, &whole, Before::default(), &LossConfig::default(), 20);
+    let sum: f64 = whole.iter().flat_map(ResponseGroup::seen).flat_map(|r| &r.advantages).map(|a| f64::from(*a)).sum();
+    assert_eq!(stats.tokens, 19);
+    assert!((loss + 1.5 * sum / 19.0).abs() < 1e-6, "{loss} {sum}");
 }

@@ -306,6 +306,7 @@ fn group(request: Request, responses: usize, tokens: usize) -> ResponseGroup {
         ids: vec![0; tokens],
         rollout_log_probs: vec![0.0; tokens],
         advantages: vec![if i.is_multiple_of(2) { 1.0 } else { -1.0 }; tokens],
+        masked: false,
     };
     ResponseGroup { prompt: request.prompt, responses: (0..responses).map(response).collect() }
 }

@@ -246,6 +246,8 @@ impl<B: Device> Run<B> {
         let model = self.model.as_ref().context("a run resumes with a model")?;
         let state = state::load(&self.checkpoints.path(step), model, &self.recipe)?;
         let then = state::same_recipe(&self.recipe, &state.recipe, &self.dir)?;
+        let remark = state::same_data(self.source.marks(), state.standing.data.as_deref(), &self.recipe.data.train)?;
+        remark.iter().for_each(|remark| say(remark));
         if self.recipe.rl.steps > then.rl.steps {
             self.lengthen(then.rl.steps)?;
         }
@@ -313,7 +315,15 @@ impl<B: Device> Run<B> {
         }
         self.mark_best()?;
         for step in from + 1..=steps {
-            let mut report = trainer.step(step, &mut |n| self.draw(n), &mut |_| ())?;
+            let position = self.position;
+            let mut report = match trainer.step(step, &mut |n| self.draw(n), &mut |_| ()) {
+                Ok(report) => report,
+                Err(error) => {
+                    progress.finish();
+                    self.position = position;
+                    return Err(self.keep_what_is_whole(&trainer, error));
+                }
+            };
             self.look_inside(&mut trainer, &mut report.metrics, &mut events)?;
             events.metrics(&report.metrics)?;
             metrics.append(std::slice::from_ref(&report.metrics))?;
@@ -407,6 +417,23 @@ impl<B: Device> Run<B> {
         let more = if prompt.ids.len() > 24 { " ..." } else { "" };
         say(&format!("first prompt ({} tokens): {text:?}\n  ids: {}{more}", prompt.ids.len(), shown.join(" ")));
         Ok(())
+    }
+
+    /// A step that failed while it sampled or judged (a reward's program, say) has changed nothing: what the step before left is
+    /// saved, where it is not yet, and the error says so.
+    fn keep_what_is_whole(&self, trainer: &Trainer<'_, B>, error: anyhow::Error) -> anyhow::Error {
+        let (step, path) = (self.step, self.checkpoints.path(self.step));
+        if !trainer.is_untouched() || path.is_dir() {
+            return error;
+        }
+        let (go_on, failed) =
+            (format!("bupo train {} --resume", self.dir.display()), format!("step {} failed", step + 1));
+        match self.save(&trainer.model, &trainer.optimizer, trainer.critic.as_ref(), step) {
+            Ok(()) => {
+                error.context(format!("{failed}, and step {step} is saved in {}: go on with {go_on}", path.display()))
+            }
+            Err(second) => error.context(format!("{failed}, and step {step} could not be saved ({second:#})")),
+        }
     }
 
     /// The scores that the run began with: where they are not there, its first checkpoint's.
@@ -507,6 +534,7 @@ impl<B: Device> Run<B> {
             position: self.position,
             boundary: self.boundary.map(LayerIndex::one_based),
             ended_early: self.ended_early.clone(),
+            data: Some(self.source.marks().to_vec()),
             guard: self.probe.as_ref().map_or_else(Seen::default, |probe| probe.seen.clone()),
         };
         let path: &Path = &self.checkpoints.path(step);

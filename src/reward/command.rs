@@ -112,6 +112,8 @@ pub struct Pool {
     idle: Mutex<Vec<Worker>>,
     /// Rows asked so far: their ids.
     asked: AtomicUsize,
+    /// A row of the present batch has a score.
+    scored: AtomicBool,
 }
 
 impl Pool {
@@ -119,14 +121,19 @@ impl Pool {
     pub fn new(config: &CommandConfig) -> Result<Pool> {
         config.check()?;
         let first = Worker::start(&config.command)?;
-        Ok(Pool { config: config.clone(), idle: Mutex::new(vec![first]), asked: AtomicUsize::new(0) })
+        let (asked, scored) = (AtomicUsize::new(0), AtomicBool::new(false));
+        Ok(Pool { config: config.clone(), idle: Mutex::new(vec![first]), asked, scored })
     }
 
-    /// An outcome for every item, in order.
+    /// An outcome for every item, in order. `more`: they belong to the batch of the call before, as the few that dynamic sampling
+    /// asks for again do.
     ///
-    /// Errors: a failed row under `on_failure = "stop"`; every row failed under any setting, since then the program is
-    /// broken and not the rows.
-    pub fn judge(&self, items: &[Item<'_>]) -> Result<Vec<Outcome>> {
+    /// Errors: a failed row under `on_failure = "stop"`; every row of a batch so far failed under any setting, since then the
+    /// program is broken and not the rows.
+    pub fn judge(&self, items: &[Item<'_>], more: bool) -> Result<Vec<Outcome>> {
+        if !more {
+            self.scored.store(false, Ordering::Relaxed);
+        }
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
         let workers = self.config.workers.unwrap_or(cores).min(items.len());
         let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
@@ -154,6 +161,7 @@ impl Pool {
         });
         let done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
         let failed = done.iter().flatten().filter(|o| matches!(o, Outcome::Failed { .. })).count();
+        self.scored.fetch_or(done.iter().flatten().count() > failed, Ordering::Relaxed);
         let first = done.iter().enumerate().find_map(|(i, outcome)| match outcome {
             Some(Outcome::Failed { reason, .. }) => Some((i, reason)),
             _ => None,
@@ -169,7 +177,7 @@ impl Pool {
                 );
             }
             ensure!(
-                failed < items.len(),
+                self.scored.load(Ordering::Relaxed),
                 "the command {command:?} failed on every one of {failed} responses; first: {reason}"
             );
         }

@@ -12,6 +12,8 @@ pub struct Response {
     pub rollout_log_probs: Vec<f32>,
     /// `[ids.len()]`
     pub advantages: Vec<f32>,
+    /// It has no reward, and no update sees it: no row, no weight in a mean, no gradient.
+    pub masked: bool,
 }
 
 /// A prompt and the responses sampled from it.
@@ -19,6 +21,13 @@ pub struct Response {
 pub struct ResponseGroup {
     pub prompt: Vec<u32>,
     pub responses: Vec<Response>,
+}
+
+impl ResponseGroup {
+    /// The responses that updates see.
+    pub fn seen(&self) -> impl Iterator<Item = &Response> {
+        self.responses.iter().filter(|r| !r.masked)
+    }
 }
 
 /// Response tokens of a group's responses, packed for one forward.
@@ -43,7 +52,7 @@ impl MicroBatch {
 
 /// Packs the responses of `groups[range]` into micro-batches of at most `max_tokens` rows each (a response with its
 /// prompt may exceed it: then it stands alone). Responses of one prompt in one micro-batch share its rows, which is
-/// exact: they see the same prompt states, and their gradients add up in them.
+/// exact: they see the same prompt states, and their gradients add up in them. Masked responses are not packed.
 pub fn micro_batches(groups: &[ResponseGroup], range: Range<usize>, max_tokens: usize) -> Vec<MicroBatch> {
     let mut batches: Vec<MicroBatch> = Vec::new();
     for group in range {
@@ -51,7 +60,7 @@ pub fn micro_batches(groups: &[ResponseGroup], range: Range<usize>, max_tokens: 
         // Rows of this group's prompt in the current micro-batch, once it is there.
         let mut shared: Option<Range<usize>> = None;
         for (i, response) in groups[group].responses.iter().enumerate() {
-            if response.ids.is_empty() {
+            if response.ids.is_empty() || response.masked {
                 continue;
             }
             // The last token of a response is predicted, but predicts nothing: it needs no row.
@@ -95,6 +104,17 @@ mod tests {
         // Both responses of the first group begin after the prompt's last row.
         assert_eq!((batches[0].targets.rows[0], batches[0].targets.rows[3]), (4, 4));
         assert_eq!(batches[0].members[2], (1, 0, 7..13));
+    }
+
+    #[test]
+    fn a_masked_response_is_not_packed() {
+        let mut groups = [group(5, &[3, 4, 2])];
+        groups[0].responses[1].masked = true;
+        let batches = micro_batches(&groups, 0..1, 100);
+        // 5 + (3 - 1) + (2 - 1) rows.
+        assert_eq!((batches.len(), batches[0].packing.rows()), (1, 8));
+        assert_eq!(batches[0].members, [(0, 0, 0..3), (0, 2, 3..5)]);
+        assert_eq!(groups[0].seen().map(|r| r.ids.len()).collect::<Vec<_>>(), [3, 2]);
     }
 
     proptest! {

@@ -100,6 +100,8 @@ pub struct Trainer<'a, B: Rollout = Cpu> {
     reward: Reward,
     workspace: Workspace<B>,
     grads: B::Array,
+    /// The step has come to its updates: nothing of a failed one may be kept.
+    updating: bool,
 }
 
 /// Elements of the buffer for gradients: the critic's updates come before the policy's, through the same one.
@@ -127,13 +129,25 @@ impl<'a, B: Rollout> Trainer<'a, B> {
         );
         let (workspace, grads) = (Workspace::new(&model), B::Array::default());
         let reward = Reward::new(&settings.reward, settings.sampling.max_new_tokens)?;
-        Ok(Trainer { settings, model, optimizer, critic, reference, prompts, reward, workspace, grads })
+        Ok(Trainer {
+            settings,
+            model,
+            optimizer,
+            critic,
+            reference,
+            prompts,
+            reward,
+            workspace,
+            grads,
+            updating: false,
+        })
     }
 
     /// Rollout step `step` (from 1). `draw` gives the next so many problems of the run's order; `progress` hears of every
     /// response that ended.
     pub fn step(&mut self, step: usize, draw: &mut Draw<'_>, progress: &mut dyn FnMut(u64)) -> Result<StepReport> {
         let start = Instant::now();
+        self.updating = false;
         let warmup = self.settings.critic_warmup();
         let phase = self.settings.schedule.phase_at(step);
 
@@ -144,6 +158,7 @@ impl<'a, B: Rollout> Trainer<'a, B> {
         self.model.backend.resize(&mut self.grads, parameters, Kind::F32);
         let mut seconds = Seconds { rollout: sampled.seconds, ..Seconds::default() };
         let mut groups = self.groups(&sampled)?;
+        self.updating = true;
         let critic = match &self.critic {
             Some(_) => Some(self.assess(step, &sampled, &mut groups, &mut seconds)?),
             None => None,
@@ -151,8 +166,8 @@ impl<'a, B: Rollout> Trainer<'a, B> {
 
         let update_start = Instant::now();
         let aligned = match step.checked_sub(warmup).filter(|step| *step > 0) {
-            Some(step) => self.align(step, phase, &groups)?,
-            None => self.watch(phase, &groups)?,
+            Some(step) if !sampled.is_idle() => self.align(step, phase, &groups)?,
+            _ => self.watch(phase, &groups)?,
         };
         self.workspace.release(&self.model.backend);
         self.model.backend.release(&mut self.grads);
@@ -166,11 +181,18 @@ impl<'a, B: Rollout> Trainer<'a, B> {
         Ok(StepReport { metrics, completions })
     }
 
-    /// The groups that are kept, with their advantages where comparing rewards within them gives these.
+    /// Whether a step that failed did so while it sampled and judged: everything is as the step before left it.
+    pub fn is_untouched(&self) -> bool {
+        !self.updating
+    }
+
+    /// The groups that are watched, with their advantages where comparing rewards within them gives these; none of what was dropped.
     fn groups(&self, sampled: &Sampled) -> Result<Vec<ResponseGroup>> {
-        let kept = |i: &usize| &sampled.asked[*i];
-        let (rewards, lengths) = rewards_and_lengths(sampled.kept.iter().map(kept));
+        let (watched, idle) = (sampled.watched(), sampled.is_idle());
+        let of = |i: &usize| &sampled.asked[*i];
+        let (rewards, lengths) = rewards_and_lengths(watched.iter().map(of));
         let mut advantages = match self.settings.advantage {
+            _ if idle => lengths.iter().flatten().map(|n| vec![0.0; *n]).collect(),
             Advantage::Gae => Vec::new(),
             kind => masked_advantages(kind, &rewards, &lengths, self.settings.gamma)?,
         }
@@ -180,13 +202,15 @@ impl<'a, B: Rollout> Trainer<'a, B> {
             responses: asked
                 .completions
                 .iter()
-                .map(|c| Response {
+                .zip(&asked.scores)
+                .map(|(c, score)| Response {
                     ids: c.ids.clone(),
                     rollout_log_probs: c.log_probs.clone(),
                     advantages: advantages.next().unwrap_or_default(),
+                    masked: !idle && score.reward.is_none(),
                 })
                 .collect(),
         };
-        Ok(sampled.kept.iter().map(kept).map(&mut group).collect())
+        Ok(watched.iter().map(of).map(&mut group).collect())
     }
 }

@@ -1,7 +1,7 @@
 //! One mini-batch: micro-batches forward and backward, then one optimizer step.
 
 use super::adamw::{Optimizer, StepOutcome};
-use super::batch::{MicroBatch, ResponseGroup, micro_batches};
+use super::batch::{MicroBatch, Response, ResponseGroup, micro_batches};
 use super::loss::{LossConfig, LossStats, Tokens, surrogate, weights};
 use super::optimizer::OptimizerConfig;
 use crate::compute::Backend;
@@ -107,7 +107,7 @@ pub fn score_groups<B: Backend>(
 }
 
 /// Gradient of the surrogate over `groups[range]`, added to `grads`. Exact over the mini-batch: micro-batches change
-/// it only by rounding.
+/// it only by rounding. What is masked has no part in it: it is that of the batch without.
 #[allow(clippy::too_many_arguments)]
 pub fn mini_batch_gradient<B: Backend>(
     model: &Model<B>,
@@ -118,18 +118,12 @@ pub fn mini_batch_gradient<B: Backend>(
     before: Before<'_>,
     grads: &mut B::Array,
 ) -> Result<Gradient> {
-    let lengths: Vec<usize> =
-        groups[range.clone()].iter().flat_map(|g| g.responses.iter().map(|r| r.ids.len())).collect();
-    let per_response = weights(settings.loss.aggregation, &lengths, settings.max_new_tokens);
-    let offsets: Vec<usize> = groups[range.clone()]
-        .iter()
-        .scan(0, |next, g| {
-            let start = *next;
-            *next += g.responses.len();
-            Some(start)
-        })
-        .collect();
-    let weight_of = |group: usize, response: usize| per_response[offsets[group - range.start] + response];
+    // Denominators count what has a reward only, as the critic's.
+    let lengths: Vec<usize> = groups[range.clone()].iter().flat_map(|g| g.seen().map(|r| r.ids.len())).collect();
+    let mut seen = weights(settings.loss.aggregation, &lengths, settings.max_new_tokens).into_iter();
+    let mut weight = |r: &Response| if r.masked { 0.0 } else { seen.next().unwrap_or(0.0) };
+    let per_response: Vec<Vec<f64>> =
+        groups[range.clone()].iter().map(|g| g.responses.iter().map(&mut weight).collect()).collect();
     let whole = settings.loss.needs_whole_responses();
     // KL and entropy belong to the policy that samples.
     let policy_alone = LossConfig { kl_coef: 0.0, entropy_coef: 0.0, ..settings.loss.clone() };
@@ -143,8 +137,8 @@ pub fn mini_batch_gradient<B: Backend>(
         let advantages = batch.tokens(|g, r| &groups[g].responses[r].advantages);
         let responses: Vec<Range<usize>> = members.iter().map(|(_, _, range)| range.clone()).collect();
         let mut token_weights = Vec::with_capacity(targets.len());
-        for (group, response, range) in members {
-            token_weights.extend(range.clone().map(|_| weight_of(*group, *response)));
+        for (group, response, at) in members {
+            token_weights.extend(at.clone().map(|_| per_response[group - range.start][*response]));
         }
         let loss = |part: Part, rows: Range<usize>, of_rows: &HeadStats| -> Result<RowGradients> {
             let old = if part == Part::Policy { &old } else { &old_beside };

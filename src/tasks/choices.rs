@@ -27,7 +27,7 @@ pub fn choice_question(row: &Value) -> Result<Option<ChoiceQuestion>> {
     let labels = options.get("label").map(|l| texts(l, "choices.label")).transpose()?;
     let options = texts(options.get("text").unwrap_or(options), key)?;
     ensure!((2..=MOST).contains(&options.len()), "{key} holds {} options: expected 2 to {MOST}", options.len());
-    let gold = ["answer_index", "answerKey", "answer", "gold", "target"].iter().find_map(|k| row.get(*k));
+    let gold = RIGHT.iter().find_map(|k| row.get(*k));
     let gold = gold.filter(|g| !g.is_null()).context("no right option: expected answer, answer_index or answerKey")?;
     let at = position(gold, labels.as_deref(), &options)?;
     ensure!(at < options.len(), "the right option is number {}, but there are {}", at + 1, options.len());
@@ -53,8 +53,23 @@ fn gpqa(row: &Value, right: &Value) -> Result<ChoiceQuestion> {
     Ok(ask(question, &shuffled, at))
 }
 
+/// Keys under which a row may hold its question, in the order they are looked for.
+const QUESTION: [&str; 5] = ["question", "Question", "problem", "prompt", "input"];
+/// The same of the right option.
+const RIGHT: [&str; 5] = ["answer_index", "answerKey", "answer", "gold", "target"];
+
+/// The keys of a row with options that its question and the right one were read from.
+pub(super) fn keys_read(row: &Value) -> Vec<&'static str> {
+    let question = QUESTION.into_iter().find(|k| row.get(*k).is_some_and(Value::is_string));
+    let right = match row.get("Correct Answer") {
+        Some(_) => None,
+        None => RIGHT.into_iter().find(|k| row.get(*k).is_some()),
+    };
+    question.into_iter().chain(right).collect()
+}
+
 fn question(row: &Value) -> Result<&str> {
-    let found = ["question", "Question", "problem", "prompt", "input"].iter().find_map(|k| row.get(*k)?.as_str());
+    let found = QUESTION.iter().find_map(|k| row.get(*k)?.as_str());
     found.filter(|q| !q.trim().is_empty()).context("options without a question: expected the key question, with text")
 }
 

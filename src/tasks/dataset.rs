@@ -3,7 +3,7 @@
 //! A bad row is an error that names the file and the line, or, where the caller goes on without it, a [`BadRow`] that does;
 //! nothing is skipped in silence.
 
-use super::choices::choice_question;
+use super::choices::{choice_question, keys_read};
 use super::problem::Problem;
 use crate::text::chat::Message;
 use crate::verify::boxed::last_boxed;
@@ -17,6 +17,8 @@ use std::path::{Path, PathBuf};
 
 /// Keys under which a row may hold its gold answer, in the order they are looked for.
 const GOLD: [&str; 6] = ["gold", "answer", "ground_truth", "final_answer", "target", "solution"];
+/// verl's column, whose `ground_truth` is looked for first.
+const REWARD_MODEL: &str = "reward_model";
 /// Keys under which a row may hold its prompt.
 const PROMPT: [&str; 5] = ["messages", "prompt", "problem", "question", "input"];
 
@@ -67,10 +69,12 @@ pub fn sort_rows(path: &Path, needs_gold: bool) -> Result<(Vec<Problem>, Vec<Bad
     let (mut problems, mut bad) = (Vec::new(), Vec::new());
     for numbered in values(path)? {
         let (line, value) = numbered?;
-        let problem = value.and_then(|value| match parse(&value, &source)? {
+        let problem = value.and_then(|value| match parse(&value, &source, true)? {
             Row::Problem(problem) => Ok(problem),
             Row::Prompt { messages } if !needs_gold => {
-                Ok(Problem::new(&source, messages, String::new(), None).with_extra(extra(&value)))
+                let key = PROMPT.into_iter().find(|key| value.get(*key).is_some_and(|v| !v.is_null()));
+                let extra = extra(&value, key.as_slice());
+                Ok(Problem::new(&source, messages, String::new(), None).with_extra(extra))
             }
             _ => bail!(
                 "no problem with a gold answer: expected a prompt and reward_model.ground_truth, or one of the keys {}",
@@ -101,7 +105,7 @@ pub fn stream_rows(path: &Path) -> Result<impl Iterator<Item = Result<(usize, Ro
     let (source, path, values) = (source_of(path), path.to_path_buf(), values(path)?);
     Ok(values.map(move |numbered| {
         let (number, value) = numbered?;
-        let row = value.and_then(|value| parse(&value, &source)).with_context(|| place(&path, number))?;
+        let row = value.and_then(|value| parse(&value, &source, false)).with_context(|| place(&path, number))?;
         Ok((number, row))
     }))
 }
@@ -164,38 +168,50 @@ fn json_rows(path: &Path) -> Result<impl Iterator<Item = Result<(usize, Result<V
     }))
 }
 
-fn parse(row: &Value, default_source: &str) -> Result<Row> {
+/// `asks`: the row is wanted as a problem, or a prompt, whatever tokens or response it holds beside.
+fn parse(row: &Value, default_source: &str, asks: bool) -> Result<Row> {
     let fields = row.as_object().ok_or_else(|| anyhow!("expected a JSON object, got {}", kind(row)))?;
     // Columns of a table that this row leaves empty are null.
     let filled = fields.iter().filter(|(_, field)| !field.is_null());
     let value = &Value::Object(filled.map(|(key, field)| (key.clone(), field.clone())).collect());
-    if let Some(ids) = value.get("input_ids") {
+    let asks = asks && PROMPT.iter().chain(&["Question"]).any(|key| value.get(*key).is_some());
+    if let Some(ids) = value.get("input_ids").filter(|_| !asks) {
         return tokens(value, ids);
     }
     let source = value.get("data_source").and_then(Value::as_str).unwrap_or(default_source);
     if let Some(question) = choice_question(value)? {
         let message = Message { role: "user".into(), content: question.text };
-        return Ok(Row::Problem(Problem::new(source, vec![message], question.gold, None).with_extra(extra(row))));
+        return Ok(Row::Problem(
+            Problem::new(source, vec![message], question.gold, None).with_extra(extra(row, &keys_read(value))),
+        ));
     }
-    let messages = messages(value)?;
-    if let Some(response) = value.get("response") {
+    let (prompt, messages) = messages(value)?;
+    if let Some(response) = value.get("response").filter(|_| !asks) {
         let response = response.as_str().ok_or_else(|| anyhow!("response: expected text, got {}", kind(response)))?;
         return Ok(Row::Text { messages, response: response.to_string() });
     }
-    let nested = value.get("reward_model").and_then(|r| r.get("ground_truth")).filter(|gold| !gold.is_null());
-    let Some(gold) = nested.or_else(|| GOLD.iter().find_map(|key| value.get(*key))) else {
+    let nested = value.get(REWARD_MODEL).and_then(|r| r.get("ground_truth")).filter(|gold| !gold.is_null());
+    let nested = nested.map(|gold| (REWARD_MODEL, gold));
+    let Some((key, gold)) = nested.or_else(|| GOLD.into_iter().find_map(|key| Some((key, value.get(key)?)))) else {
         return Ok(Row::Prompt { messages });
     };
     let worked = value.get("worked").and_then(Value::as_str).map(str::to_string);
-    Ok(Row::Problem(Problem::new(source, messages, gold_text(gold)?, worked).with_extra(extra(row))))
+    Ok(Row::Problem(Problem::new(source, messages, gold_text(gold)?, worked).with_extra(extra(row, &[prompt, key]))))
 }
 
-/// What a row holds beside its prompt and its gold answer, for rewards of the user's own; null if there is nothing.
-fn extra(value: &Value) -> Value {
-    const KNOWN: [&str; 3] = ["reward_model", "data_source", "worked"];
-    let rest = value.as_object().into_iter().flatten();
-    let rest = rest.filter(|(key, _)| ![&PROMPT[..], &GOLD, &KNOWN].iter().any(|known| known.contains(&key.as_str())));
-    let rest: Map<String, Value> = rest.map(|(key, value)| (key.clone(), value.clone())).collect();
+/// What a row holds beside its prompt and its gold answer, which were read from the keys `used`, for rewards of the user's own; null if
+/// there is nothing. They see the source by itself.
+fn extra(value: &Value, used: &[&str]) -> Value {
+    let mut rest: Map<String, Value> = value.as_object().cloned().unwrap_or_default();
+    rest.retain(|key, _| key != "data_source" && (key == REWARD_MODEL || !used.contains(&key.as_str())));
+    if used.contains(&REWARD_MODEL)
+        && let Some(model) = rest.get_mut(REWARD_MODEL).and_then(Value::as_object_mut)
+    {
+        model.shift_remove("ground_truth");
+        if model.is_empty() {
+            rest.shift_remove(REWARD_MODEL);
+        }
+    }
     if rest.is_empty() { Value::Null } else { Value::Object(rest) }
 }
 
@@ -218,8 +234,9 @@ fn tokens(value: &Value, ids: &Value) -> Result<Row> {
     Ok(Row::Tokens { input_ids, response_start })
 }
 
-fn messages(value: &Value) -> Result<Vec<Message>> {
-    let Some((key, prompt)) = PROMPT.iter().find_map(|key| value.get(*key).map(|v| (*key, v))) else {
+/// The prompt, and the key that it was read from.
+fn messages(value: &Value) -> Result<(&'static str, Vec<Message>)> {
+    let Some((key, prompt)) = PROMPT.into_iter().find_map(|key| value.get(key).map(|v| (key, v))) else {
         bail!("no prompt: expected one of the keys {}, or input_ids", PROMPT.join(", "));
     };
     let messages = match prompt {
@@ -229,7 +246,7 @@ fn messages(value: &Value) -> Result<Vec<Message>> {
         other => bail!("{key}: expected text or a list of {{role, content}}, got {}", kind(other)),
     };
     ensure!(messages.iter().any(|m: &Message| !m.content.is_empty()), "{key} is empty: expected a prompt");
-    Ok(messages)
+    Ok((key, messages))
 }
 
 /// A gold answer as text: text, a number, or a list with one of these.
@@ -330,6 +347,21 @@ mod tests {
     }
 
     #[test]
+    fn a_row_with_a_gold_answer_is_a_problem_whatever_else_it_holds() {
+        let (_dir, path) = file(r#"{"prompt": "a", "answer": 1, "response": "b", "input_ids": [1, 2]}"#);
+        let problem = read_problems(&path).unwrap().remove(0);
+        assert_eq!((problem.question(), problem.gold.as_str()), ("a", "1"));
+        assert_eq!(problem.extra, serde_json::json!({"response": "b", "input_ids": [1, 2]}));
+        let (_dir, path) = file(r#"{"prompt": "a", "answer": 1, "response": "b"}"#);
+        assert!(matches!(&read_rows(&path).unwrap()[0], Row::Text { response, .. } if response == "b"));
+        // A reward that needs no gold answer.
+        let (_dir, path) = file(r#"{"prompt": "a", "response": "b"}"#);
+        assert_eq!(sort_rows(&path, false).unwrap().0.len(), 1);
+        let (_dir, path) = file(r#"{"input_ids": [1, 2]}"#);
+        assert!(read_problems(&path).unwrap_err().to_string().contains("no problem with a gold answer"));
+    }
+
+    #[test]
     fn bad_rows_are_named() {
         for (text, expected) in [
             ("", "empty"),
@@ -386,5 +418,25 @@ mod tests {
         let (_dir, path) = file(r#"{"prompt": "a", "answer": 1, "tests": ["t"], "extra_info": {"index": 2}}"#);
         let problem = read_problems(&path).unwrap().remove(0);
         assert_eq!(problem.extra, serde_json::json!({"tests": ["t"], "extra_info": {"index": 2}}));
+        // Only what was read as prompt and gold answer is gone, whatever the others are called.
+        let (_dir, path) = file(concat!(
+            r#"{"problem": "a", "answer": "1", "solution": "s", "target": 2, "input": "i", "worked": "w", "level": 3, "data_source": "d"}"#,
+            "\n",
+            r#"{"prompt": "a", "reward_model": {"ground_truth": "1", "style": "rule"}, "answer": "b"}"#,
+            "\n",
+            r#"{"question": "a", "options": ["x", "y"], "answer": "B", "solution": "s"}"#,
+            "\n",
+            r#"{"prompt": "a", "reward_model": {"ground_truth": "1"}}"#,
+        ));
+        let extras: Vec<Value> = read_problems(&path).unwrap().into_iter().map(|p| p.extra).collect();
+        assert_eq!(
+            Value::from(extras),
+            serde_json::json!([
+                {"solution": "s", "target": 2, "input": "i", "worked": "w", "level": 3},
+                {"reward_model": {"style": "rule"}, "answer": "b"},
+                {"options": ["x", "y"], "solution": "s"},
+                null
+            ])
+        );
     }
 }

@@ -88,6 +88,7 @@ fn groups(requests: &[Request], completions: Vec<Vec<Completion>>, unshared: boo
             advantages: advantages.to_vec(),
             rollout_log_probs: c.log_probs,
             ids: c.ids,
+            masked: false,
         });
         let group = |responses| ResponseGroup { prompt: request.prompt.clone(), responses };
         match unshared {

@@ -113,6 +113,7 @@ fn groups<B: Backend>(batch: &Batch, model: &Model<B>) -> Result<(Vec<ResponseGr
             ids: ids[start..end].to_vec(),
             rollout_log_probs: Vec::new(),
             advantages: advantages[start..end].to_vec(),
+            masked: false,
         };
         groups.push(ResponseGroup { prompt: ids[..start].to_vec(), responses: vec![response] });
         if let (Some(old), Some(rows)) = (&mut old, &batch.old_log_probs) {

@@ -131,7 +131,7 @@ fn problems(recipe: &Recipe, source: &Source, evaluation: &[Problem]) -> Result<
     match source {
         _ if !evaluation.is_empty() => Ok(evaluation.iter().take(n).cloned().collect()),
         Source::Task(task) => task.distinct(Split::HeldOut, HELD_OUT_SEED, n),
-        Source::Files(_) => (0..n as u64).map(|i| source.problem(recipe.seed, i)).collect(),
+        Source::Files { .. } => (0..n as u64).map(|i| source.problem(recipe.seed, i)).collect(),
     }
 }
 

@@ -11,11 +11,13 @@ use crate::reward::RewardConfig;
 use crate::rl::schedule::Schedule;
 use crate::rl::trainer::TrainSettings;
 use crate::run::checkpoint::Checkpoints;
+use crate::run::fingerprint::Fingerprint;
 use crate::tasks::dataset::read_problems;
 use crate::tasks::order::index_at;
 use crate::tasks::{Problem, Split, TaskConfig};
 use crate::text::{PromptEncoder, Tokenizer};
 use anyhow::{Context, Result, anyhow};
+use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
 /// Held-out problems are the same for every seed of a recipe, so that runs are compared on the same ones.
@@ -83,9 +85,36 @@ fn weights_kept(recipe: &Recipe) -> Option<&Path> {
     recipe.model.path.as_deref().filter(|path| recipe.warmup.is_none() && !is_adapter(path))
 }
 
+/// What a file of training problems held, so that a resumed run notices another one under its name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileMark {
+    pub problems: usize,
+    /// Of their wordings, gold answers and whatever else rewards see.
+    pub sha256: String,
+}
+
+impl FileMark {
+    pub fn of(problems: &[Problem]) -> FileMark {
+        let mut fingerprint = Fingerprint::new();
+        for p in problems {
+            fingerprint.number(p.messages.len() as u64);
+            p.messages.iter().flat_map(|m| [&m.role, &m.content]).for_each(|text| fingerprint.text(text));
+            fingerprint.text(&p.source);
+            fingerprint.text(&p.gold);
+            fingerprint.text(p.worked.as_deref().unwrap_or_default());
+            fingerprint.text(&p.extra.to_string());
+        }
+        FileMark { problems: problems.len(), sha256: fingerprint.hex() }
+    }
+}
+
 /// Where training problems come from.
 pub enum Source {
-    Files(Vec<Problem>),
+    Files {
+        problems: Vec<Problem>,
+        /// What each of the files held, in the recipe's order.
+        marks: Vec<FileMark>,
+    },
     Task(TaskConfig),
 }
 
@@ -94,17 +123,27 @@ impl Source {
         if let Some(task) = recipe.data.task() {
             return Ok(Source::Task(task));
         }
-        let mut problems = Vec::new();
+        let (mut problems, mut marks) = (Vec::new(), Vec::new());
         for path in &recipe.data.train {
-            problems.extend(read_problems(path)?);
+            let of_file = read_problems(path)?;
+            marks.push(FileMark::of(&of_file));
+            problems.extend(of_file);
         }
-        Ok(Source::Files(problems))
+        Ok(Source::Files { problems, marks })
+    }
+
+    /// What the files held; nothing where problems are generated.
+    pub fn marks(&self) -> &[FileMark] {
+        match self {
+            Source::Files { marks, .. } => marks,
+            Source::Task(_) => &[],
+        }
     }
 
     /// The problem at a position of the run's order: a pure function of the seed.
     pub fn problem(&self, seed: u64, position: u64) -> Result<Problem> {
         match self {
-            Source::Files(problems) => Ok(problems[index_at(seed, problems.len(), position)].clone()),
+            Source::Files { problems, .. } => Ok(problems[index_at(seed, problems.len(), position)].clone()),
             Source::Task(task) => task.problem(Split::Train, seed, position),
         }
     }
@@ -112,7 +151,7 @@ impl Source {
     /// A problem with a worked solution to imitate, slips included.
     pub fn worked(&self, seed: u64, position: u64, slips: f64) -> Result<Problem> {
         match self {
-            Source::Files(_) => self.problem(seed, position),
+            Source::Files { .. } => self.problem(seed, position),
             Source::Task(task) => task.problem_with_slips(Split::Train, seed, position, slips),
         }
     }

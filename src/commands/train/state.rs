@@ -1,6 +1,7 @@
 //! A run's checkpoint: the model as a HuggingFace folder, or its adapter as PEFT's, and beside it what training needs to go on bit
 //! for bit.
 
+use super::setup::FileMark;
 use crate::compute::Backend;
 use crate::model::Model;
 use crate::model::weights::{self, SaveOptions};
@@ -12,10 +13,10 @@ use crate::rl::{LrSchedule, OptimizerConfig};
 use crate::run::atomic::write_dir_atomic;
 use crate::run::checkpoint::{load_state, save_state, take_array};
 use crate::text::Tokenizer;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Folder of the critic in a checkpoint: a model of its own, with a training state of its own.
 const CRITIC: &str = "critic";
@@ -77,6 +78,9 @@ pub struct Standing {
     pub ended_early: Vec<usize>,
     #[serde(default)]
     pub guard: Seen,
+    /// What the training files held; not there in a checkpoint from before this was kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<Vec<FileMark>>,
 }
 
 /// What the guard of a phase has seen: all that its next judgement depends on.
@@ -195,7 +199,83 @@ pub fn same_recipe(now: &Recipe, then: &str, dir: &Path) -> Result<Recipe> {
     Ok(then)
 }
 
-/// The key that makes a step's rate depend on the number of steps.
+/// A resumed run goes on with the problems that it began with. Returns a remark where nobody can tell. Errors: a file that holds
+/// others now.
+pub fn same_data(now: &[FileMark], then: Option<&[FileMark]>, files: &[PathBuf]) -> Result<Option<String>> {
+    let Some(then) = then else {
+        let remark = "this checkpoint does not say what its training data held: if a file has changed since, the run is another one";
+        return Ok((!now.is_empty()).then(|| remark.to_string()));
+    };
+    for ((now, then), file) in now.iter().zip(then).zip(files).filter(|((now, then), _)| now != then) {
+        let problems = match (now.problems, then.problems) {
+            (now, then) if now == then => {
+                format!("as many problems as when the run began ({now}), but not the same ones")
+            }
+            (now, then) => format!("{now} problems, where the run began with {then}"),
+        };
+        bail!(
+            "{} holds {problems}: expected the data that the run began with. Put it back, or start a new run with --dir",
+            file.display()
+        );
+    }
+    Ok(None)
+}
+
+/// The key that makes a step's rate, the policy's or the critic's, depend on the number of steps.
 fn bends_with_its_end(recipe: &Recipe) -> Option<&'static str> {
-    (recipe.optimizer.schedule != LrSchedule::Constant).then_some("optimizer.schedule")
+    let critic = recipe.critic.as_ref().map(|critic| ("critic.optimizer.schedule", critic.optimizer.schedule));
+    let schedules = std::iter::once(("optimizer.schedule", recipe.optimizer.schedule)).chain(critic);
+    schedules.into_iter().find(|(_, schedule)| *schedule != LrSchedule::Constant).map(|(key, _)| key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tasks::Problem;
+    use crate::text::Message;
+
+    #[test]
+    fn other_problems_under_the_same_name_are_refused() {
+        let problem = |text: &str, gold: &str| {
+            let message = Message { role: "user".into(), content: text.into() };
+            Problem::new("d", vec![message], gold.into(), None)
+        };
+        let files = [PathBuf::from("a.jsonl"), PathBuf::from("b.jsonl")];
+        let of = |b: &[Problem]| [FileMark::of(&[problem("1+1", "2")]), FileMark::of(b)];
+        let then = of(&[problem("2+2", "4"), problem("3+3", "6")]);
+        let check = |b: &[Problem]| same_data(&of(b), Some(&then), &files).map_err(|e| e.to_string());
+        assert_eq!(check(&[problem("2+2", "4"), problem("3+3", "6")]), Ok(None));
+        for (b, expected) in [
+            (vec![problem("2+2", "4")], "b.jsonl holds 1 problems, where the run began with 2"),
+            (
+                vec![problem("2+2", "4"), problem("3+3", "7")],
+                "b.jsonl holds as many problems as when the run began (2)",
+            ),
+            (vec![problem("3+3", "6"), problem("2+2", "4")], "not the same ones"),
+        ] {
+            let error = check(&b).unwrap_err();
+            assert!(error.contains(expected), "{error}");
+        }
+        // A checkpoint from before this was kept; and generated problems, which cannot change.
+        assert!(same_data(&of(&[]), None, &files).unwrap().is_some());
+        assert_eq!(same_data(&[], None, &[]).unwrap(), None);
+    }
+
+    #[test]
+    fn a_run_whose_rates_bend_with_its_end_is_not_lengthened() {
+        let recipe = |steps: usize, critic: &str| {
+            let text = format!(
+                "name = \"a\"\n[model]\npath = \"m\"\n[data]\ntrain = [\"d.jsonl\"]\n[rl]\nadvantage = \"gae\"\nsteps = {steps}\n\
+                 [critic]\noptimizer = {{ schedule = \"{critic}\" }}\n"
+            );
+            Recipe::parse(&text, "test", &[]).unwrap()
+        };
+        let of = |critic: &str| {
+            let then = recipe(4, critic).to_toml().unwrap();
+            same_recipe(&recipe(8, critic), &then, Path::new("run")).map(|_| ()).map_err(|e| e.to_string())
+        };
+        assert_eq!(of("constant"), Ok(()));
+        let error = of("cosine").unwrap_err();
+        assert!(error.contains("rl.steps") && error.contains("critic.optimizer.schedule = \"constant\""), "{error}");
+    }
 }

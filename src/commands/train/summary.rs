@@ -26,7 +26,12 @@ pub fn explain(m: &StepMetrics, compute: Compute) {
         let why = if m.rewards.frac_all_rewarded >= 1.0 { "every response is right" } else { "all rewards are equal" };
         say(&format!("step {}: in every group {why}, so nothing can be learned from it (loss 0)", m.step));
     }
-    if let Some(d) = m.dynamic_sampling.filter(|d| d.groups_missing > 0) {
+    if let Some(d) = m.dynamic_sampling.filter(|d| d.groups_dropped == d.prompts_sampled) {
+        say(&format!(
+            "step {}: dynamic sampling dropped each of the {} groups that were asked: nothing was updated in this step",
+            m.step, d.prompts_sampled
+        ));
+    } else if let Some(d) = m.dynamic_sampling.filter(|d| d.groups_missing > 0) {
         say(&format!(
             "step {}: {} groups are missing in the batch: of {} prompts asked, {} were all right and {} all wrong, and no more may \
              be asked (rollout.dynamic_sampling.max_batches)",

@@ -23,7 +23,7 @@ fn judge(config: &CommandConfig, responses: &[&str]) -> Result<Vec<Outcome>> {
     let problem = problem();
     let item = |response: &&'static str| Item { problem: &problem, response, tokens: 3, truncated: false };
     let leaked: Vec<&'static str> = responses.iter().map(|r| &*Box::leak(r.to_string().into_boxed_str())).collect();
-    Pool::new(config)?.judge(&leaked.iter().map(item).collect::<Vec<_>>())
+    Pool::new(config)?.judge(&leaked.iter().map(item).collect::<Vec<_>>(), false)
 }
 
 fn scored(score: f64, status: Status) -> Outcome {
@@ -166,4 +166,21 @@ fn what_cannot_run_is_said_at_once() {
     ] {
         assert!(bad.check().is_err(), "{bad:?}");
     }
+}
+
+#[test]
+fn a_batch_that_failed_is_counted_over_all_of_its_rounds() {
+    let script = r#"while read -r row; do case "$row" in *good*) echo 1;; *) echo '{"error": "no"}';; esac; done"#;
+    let (pool, problem) = (Pool::new(&config(script)).unwrap(), problem());
+    let judge = |responses: &[&str], more| {
+        let item = |response| Item { problem: &problem, response, tokens: 3, truncated: false };
+        pool.judge(&responses.iter().map(|r| item(*r)).collect::<Vec<_>>(), more)
+    };
+    // A round of one prompt, whose two responses fail, after one that did not.
+    judge(&["good", "bad"], false).unwrap();
+    let again = judge(&["bad", "bad"], true).unwrap();
+    assert!(again.iter().all(|outcome| reason(outcome).0 == Status::Failed));
+    // The next batch is judged by itself.
+    let error = judge(&["bad", "bad"], false).unwrap_err().to_string();
+    assert!(error.contains("every one of 2"), "{error}");
 }

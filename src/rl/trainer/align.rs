@@ -93,6 +93,10 @@ impl<B: Rollout> Trainer<'_, B> {
 
         let total_updates = (s.steps - s.critic_warmup().min(s.steps)) * s.updates_per_step();
         for (i, range) in (0..s.epochs).flat_map(|_| mini_batches.iter()).enumerate() {
+            // Without a response that has a reward there is no loss, and no step to take, as for the critic.
+            if groups[range.clone()].iter().all(|g| g.seen().next().is_none()) {
+                continue;
+            }
             let lr = s.optimizer.lr_at(s.lr, (step - 1) * s.updates_per_step() + i, total_updates);
             let own_is_old = i == 0 && scored_from > 0;
             let before = Before {
@@ -140,7 +144,8 @@ impl<B: Rollout> Trainer<'_, B> {
 }
 
 impl<B: Rollout> Trainer<'_, B> {
-    /// A step in which the policy stays as it is: what its updates would have begun with, from one forward.
+    /// A step in which the policy stays as it is (a critic's warm-up, or nothing to learn from): what its updates would have begun with,
+    /// from one forward.
     pub(super) fn watch(&mut self, phase: Phase, groups: &[ResponseGroup]) -> Result<Aligned> {
         let s = &self.settings;
         // Where nothing has moved there is no distance from the reference either.
@@ -171,7 +176,7 @@ impl<B: Rollout> Trainer<'_, B> {
         aligned.probe = aligned.agreement;
         aligned.ratios = RolloutRatios::of(groups, &sampling.log_probs, loss.rollout_correction.cap);
 
-        let responses: Vec<&Response> = groups.iter().flat_map(|g| &g.responses).collect();
+        let responses: Vec<&Response> = groups.iter().flat_map(ResponseGroup::seen).collect();
         let lengths: Vec<usize> = responses.iter().map(|r| r.ids.len()).collect();
         let weights = weights(loss.aggregation, &lengths, settings.max_new_tokens);
         let ends = lengths.iter().scan(0, |end, n| {
@@ -215,7 +220,7 @@ fn factors(
     for (group, trainer) in groups.iter().zip(&sampling.log_probs) {
         let weights = group.responses.iter().zip(trainer).map(|(response, trainer)| {
             let weights = loss.rollout_correction.weights(trainer, &response.rollout_log_probs);
-            weights.unwrap_or_else(|| vec![1.0; response.ids.len()])
+            weights.unwrap_or_else(|| vec![1.0; if response.masked { 0 } else { response.ids.len() }])
         });
         factors.push(weights.collect());
     }

@@ -84,7 +84,8 @@ impl<B: Rollout> Trainer<'_, B> {
             // Under a name of its own, beside the final policy's.
             entropy_policy: surrogate.entropy.take().unwrap_or(f64::NAN),
             entropy_final: entropy / tokens.max(1.0),
-            loss: aligned.loss / updates,
+            // No update has a loss, an entropy bonus neither.
+            loss: if sampled.is_idle() { 0.0 } else { aligned.loss / updates },
             beside: phase.objective.beside.zip(aligned.beside.finish()).map(|(beside, surrogate)| BesideMetrics {
                 policy: InternalPolicy::Layer(beside.layer).to_string(),
                 beta: beside.beta,

@@ -28,8 +28,10 @@ pub(super) struct Asked {
 pub(super) struct Sampled {
     /// In the order of the data.
     pub asked: Vec<Asked>,
-    /// Ascending indices of the groups that the updates see: all of them without dynamic sampling.
+    /// Ascending indices of the groups that the updates see: all of them without dynamic sampling. It may keep none.
     pub kept: Vec<usize>,
+    /// Groups that a full batch has.
+    pub wanted: usize,
     pub refilling: Option<Refilling>,
     /// Responses that the text comparison would have judged otherwise; only under the rule `math`.
     pub boxed_differs: Option<usize>,
@@ -40,6 +42,17 @@ pub(super) struct Sampled {
 impl Sampled {
     pub fn completions(&self) -> impl Iterator<Item = &Completion> {
         self.asked.iter().flat_map(|a| &a.completions)
+    }
+
+    /// The groups that the step's statistics are of: those that are kept, or, where none is, as many of the dropped ones as a
+    /// batch has. Nothing is learned from these, so policy and critic stand still.
+    pub fn watched(&self) -> Vec<usize> {
+        if self.is_idle() { (0..self.wanted.min(self.asked.len())).collect() } else { self.kept.clone() }
+    }
+
+    /// Dynamic sampling dropped every group.
+    pub fn is_idle(&self) -> bool {
+        self.kept.is_empty()
     }
 
     pub fn scores(&self) -> impl Iterator<Item = &Score> {
@@ -57,16 +70,12 @@ impl<B: Rollout> Trainer<'_, B> {
     ) -> Result<Sampled> {
         let wanted = self.settings.prompts_per_step;
         let bound = self.settings.dynamic_sampling.map_or(wanted, |d| d.max_batches * wanted);
-        let (mut sampled, mut rounds) = (Sampled::default(), 0);
+        let (mut sampled, mut rounds) = (Sampled { wanted, ..Sampled::default() }, 0);
         while sampled.kept.len() < wanted && sampled.asked.len() < bound {
             // No more than is missing: what was sampled and can teach is never thrown away.
             let problems = draw((wanted - sampled.kept.len()).min(bound - sampled.asked.len()))?;
             self.ask(step, problems, &mut sampled, progress)?;
             rounds += 1;
-        }
-        if sampled.kept.is_empty() {
-            // Nothing differs anywhere: a batch whose loss is 0 says so better than none.
-            sampled.kept = (0..wanted.min(sampled.asked.len())).collect();
         }
         if self.settings.dynamic_sampling.is_some() {
             let scores: Vec<Vec<Score>> = sampled.asked.iter().map(|a| a.scores.clone()).collect();
@@ -105,8 +114,9 @@ impl<B: Rollout> Trainer<'_, B> {
             .with_context(|| format!("rollouts of step {step}"))?;
         sampled.seconds += start.elapsed().as_secs_f64();
 
-        let (scores, boxed_differs) =
-            self.judge(&problems, &completions).with_context(|| format!("rewards of step {step}"))?;
+        let (scores, boxed_differs) = self
+            .judge(&problems, &completions, !sampled.asked.is_empty())
+            .with_context(|| format!("rewards of step {step}"))?;
         if let Some(count) = boxed_differs {
             *sampled.boxed_differs.get_or_insert(0) += count;
         }
@@ -124,8 +134,13 @@ impl<B: Rollout> Trainer<'_, B> {
     }
 
     /// A score for every response: its text, decoded without special tokens, against its problem. Under the rule `math`, also
-    /// the number of responses that the reference's text comparison would have judged otherwise.
-    fn judge(&self, problems: &[Problem], completions: &[Vec<Completion>]) -> Result<(Vec<Vec<Score>>, Option<usize>)> {
+    /// the number of responses that the reference's text comparison would have judged otherwise. `more`: the step has others.
+    fn judge(
+        &self,
+        problems: &[Problem],
+        completions: &[Vec<Completion>],
+        more: bool,
+    ) -> Result<(Vec<Vec<Score>>, Option<usize>)> {
         let decode = |c: &Completion| self.prompts.decode(&c.ids);
         let texts = completions.iter().flatten().map(decode).collect::<Result<Vec<_>>>()?;
         let pairs = problems.iter().zip(completions);
@@ -134,7 +149,7 @@ impl<B: Rollout> Trainer<'_, B> {
             .zip(&texts)
             .map(|((problem, c), response)| Item { problem, response, tokens: c.ids.len(), truncated: c.truncated() })
             .collect();
-        let scores = self.reward.judge(&items)?;
+        let scores = if more { self.reward.judge_more(&items)? } else { self.reward.judge(&items)? };
         let boxed_differs = self.reward.boxed_differs(&items, &scores);
         let mut scores = scores.into_iter();
         let grouped = completions.iter().map(|group| scores.by_ref().take(group.len()).collect()).collect();

@@ -12,7 +12,7 @@ use std::time::Instant;
 
 impl<B: Rollout> Trainer<'_, B> {
     /// Fills in the advantages of all responses from the critic's values, then updates the critic, mini-batch by mini-batch as the
-    /// policy. `groups` are the kept ones of what was sampled. The critic reads its own final states, whichever policy the step optimizes.
+    /// policy. `groups` are the watched ones of what was sampled. The critic reads its own final states, whichever policy the step optimizes.
     pub(super) fn assess(
         &mut self,
         step: usize,
@@ -24,11 +24,13 @@ impl<B: Rollout> Trainer<'_, B> {
         let critic = self.critic.as_mut().context("rl.advantage = \"gae\" needs a critic")?;
         let config = s.critic.as_ref().context("a critic needs its settings")?;
         let values = critic.values(&mut self.workspace, groups, s.micro_batch_tokens)?;
-        let rewards = sampled.kept.iter().flat_map(|i| sampled.asked[*i].scores.iter().map(|score| score.reward));
+        let watched = sampled.watched();
+        let rewards = watched.iter().flat_map(|i| sampled.asked[*i].scores.iter().map(|score| score.reward));
         let flat: Vec<&[f32]> = values.iter().flatten().map(Vec::as_slice).collect();
         let estimated = estimate(&flat, &rewards.collect::<Vec<_>>(), s.gamma, config.lambda)?;
         let (mut advantages, mut returns) = (estimated.advantages.into_iter(), estimated.returns.into_iter());
-        for response in groups.iter_mut().flat_map(|g| &mut g.responses) {
+        // Those of what was dropped stay 0.
+        for response in groups.iter_mut().flat_map(|g| &mut g.responses).filter(|_| !sampled.is_idle()) {
             response.advantages = advantages.next().unwrap_or_default();
         }
         let returns = groups.iter().map(|g| returns.by_ref().take(g.responses.len()).collect()).collect();
@@ -45,7 +47,7 @@ impl<B: Rollout> Trainer<'_, B> {
         let (per_step, total) = (s.updates_per_step(), s.steps * s.updates_per_step());
         let (mut stats, mut metrics, mut updates) = (ValueStats::default(), measured(&before), 0usize);
         for (i, range) in (0..s.epochs).flat_map(|_| mini_batches.iter()).enumerate() {
-            if before.returns[range.clone()].iter().flatten().all(Option::is_none) {
+            if sampled.is_idle() || before.returns[range.clone()].iter().flatten().all(Option::is_none) {
                 continue;
             }
             let lr = config.optimizer.lr_at(config.lr, (step - 1) * per_step + i, total);
