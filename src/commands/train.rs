@@ -334,7 +334,7 @@ impl<B: Device> Run<B> {
             self.step = step;
             progress.message(summary::line(&report.metrics));
             progress.inc(1);
-            summary::explain(&report.metrics, self.recipe.compute);
+            summary::explain(&report.metrics, &self.recipe);
             let stop = interrupt::requested();
             self.turn = trainer.settings.schedule.turn_until(step);
             let is_compared = self.recipe.run.keep_best && self.is_evaluated(step);

@@ -135,9 +135,9 @@ pub struct GroupStats {
     pub zero_std_groups: usize,
     /// `zero_std_groups` as a share of the groups of two responses or more; 0 where there are none.
     pub frac_reward_zero_std: f64,
-    /// Share of all groups in which every response has a positive reward (the prompt is too easy).
+    /// Share of all groups in which every response has a positive reward: of rewards of 0 and 1, those that are too easy.
     pub frac_all_rewarded: f64,
-    /// Share of all groups in which no response has a positive reward (the prompt is too hard).
+    /// Share of all groups in which no response has a positive reward: of rewards of 0 and 1, those that are too hard.
     pub frac_none_rewarded: f64,
 }
 
