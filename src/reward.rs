@@ -152,6 +152,28 @@ impl RewardConfig {
         }
     }
 
+    /// What is said of gold answers that the verdict's rule can never match. Errors: it can match none of them.
+    pub fn remark_on_golds<'a>(&self, golds: impl Iterator<Item = &'a str>) -> Result<Option<String>> {
+        let Some(rule) = self.verdict_rule() else { return Ok(None) };
+        let (mut all, mut bad, mut first) = (0usize, 0usize, None);
+        for gold in golds {
+            all += 1;
+            if !rule.reads_gold(gold) {
+                bad += 1;
+                first = first.or(Some(gold));
+            }
+        }
+        let Some(first) = first else { return Ok(None) };
+        let short: String = first.chars().take(40).collect();
+        let found = format!(
+            "{bad} of {all} gold answers are no integers (the first: {short:?}), and rule {:?} gives every response to them 0: rule \
+             \"numeric\" or \"math\" reads them",
+            rule.name()
+        );
+        ensure!(bad < all, "{found}");
+        Ok(Some(found))
+    }
+
     /// What is said of the reward in results: the rule, or kinds and weights.
     pub fn name(&self) -> String {
         let rule = |rule: &Rule| serde_json::to_value(rule).ok().and_then(|v| Some(v.as_str()?.to_string()));

@@ -10,6 +10,7 @@ mod expression;
 pub mod generated;
 pub mod lists;
 pub mod modular;
+mod numbers;
 pub mod order;
 pub mod problem;
 pub mod seed;

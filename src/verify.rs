@@ -125,6 +125,11 @@ impl Rule {
         }
     }
 
+    /// Whether a gold answer is one that the rule can match. Only `exact` says no: to it what is no integer equals nothing.
+    pub fn reads_gold(self, gold: &str) -> bool {
+        self != Rule::Exact || exact::integer(gold).is_some()
+    }
+
     /// Judges a response's text against the gold answer. Never panics, and takes time linear in the text's length
     /// (`math`: with a bounded amount of work on the answer).
     pub fn judge(self, response: &str, gold: &str) -> Verdict {

@@ -11,7 +11,7 @@
     ["Response length", "tokens", ["response_length.mean", "response_length.min", "response_length.max"]],
     ["Verdicts", "responses", ["verdicts.correct", "verdicts.wrong", "verdicts.no_answer", "verdicts.unparsable", "verdicts.timeout", "verdicts.failed"]],
     ["Reward within groups", "reward", ["reward_std"]],
-    ["Groups without a difference", "share", ["frac_reward_zero_std", "frac_all_rewarded", "frac_none_rewarded"]],
+    ["Groups: equal, all and no rewards above 0", "share", ["frac_reward_zero_std", "frac_all_rewarded", "frac_none_rewarded"]],
     ["Parts of the reward", "reward", [/^reward_parts\./]],
     ["Clipped tokens", "share", ["clip_fraction_low", "clip_fraction_high", "dual_clip_fraction"]],
     ["Gradient norm", "L2", ["grad_norm"]],

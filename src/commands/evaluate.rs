@@ -121,6 +121,9 @@ fn one<B: Device>(
 ) -> Result<Evaluation> {
     // A program that cannot start is found out before hours of sampling, not after.
     let reward = Reward::new(&settings.reward, settings.sampling.max_new_tokens)?;
+    if let Some(remark) = prompts.remark(plan.problems.iter().map(|p| p.messages.as_slice())) {
+        say(&format!("{}: {remark}", plan.suite.name));
+    }
     let now = Settings::new(name, weights, model.backend.compute(), settings, prompts.template(), &plan.problems);
     if let Ok(bytes) = read(&dir.join(SETTINGS)) {
         let then: Settings = serde_json::from_slice(&bytes)

@@ -4,6 +4,7 @@ mod chart;
 mod evaluations;
 mod events;
 mod probe;
+mod remarks;
 pub mod setup;
 mod starts;
 pub mod state;
@@ -109,6 +110,8 @@ struct Run<B: Device> {
     source: Source,
     sets: Vec<EvaluationSet>,
     prompts: PromptEncoder,
+    /// What is said as it begins.
+    remarks: Vec<String>,
     manifest: Manifest,
     started: Instant,
     plan: Option<Plan>,
@@ -140,6 +143,7 @@ impl<B: Device> Run<B> {
         let sets = setup::evaluation_sets(&recipe)?;
         // A template that fails does so now.
         prompts.encode(&source.problem(recipe.seed, 0)?.messages)?;
+        let remarks = remarks::of(&recipe, &source, &sets, &prompts)?;
         let plan = match checkpoints.latest() {
             Some(_) => None,
             None => {
@@ -160,6 +164,7 @@ impl<B: Device> Run<B> {
             source,
             sets,
             prompts,
+            remarks,
             manifest,
             started: Instant::now(),
             plan,
@@ -190,9 +195,7 @@ impl<B: Device> Run<B> {
             self.recipe.seed,
             rayon::current_num_threads()
         ));
-        if let Some(remark) = self.recipe.loss.remark() {
-            say(&remark);
-        }
+        self.remarks.iter().for_each(|remark| say(remark));
         if !starts::warm_up(&self.recipe, &self.source, &self.prompts, &mut model)? {
             interrupt::stop("interrupted during the warm-up: nothing was saved, start again");
             return Ok(false);
@@ -331,7 +334,7 @@ impl<B: Device> Run<B> {
             self.step = step;
             progress.message(summary::line(&report.metrics));
             progress.inc(1);
-            summary::explain(&report.metrics, self.recipe.compute);
+            summary::explain(&report.metrics, &self.recipe);
             let stop = interrupt::requested();
             self.turn = trainer.settings.schedule.turn_until(step);
             let is_compared = self.recipe.run.keep_best && self.is_evaluated(step);

@@ -95,3 +95,14 @@ fn what_does_not_fit_together_is_refused() {
         assert!(error.contains(expected), "{text}: {error}");
     }
 }
+
+#[test]
+fn gold_answers_that_the_rule_never_matches_are_counted() {
+    let exact = RewardConfig::of_rule(Rule::Exact);
+    let remark = exact.remark_on_golds(["1", "-07", "1/2", "x"].into_iter()).unwrap().unwrap();
+    assert!(remark.starts_with("2 of 4 gold answers are no integers (the first: \"1/2\")"), "{remark}");
+    assert!(exact.remark_on_golds(["1.5", "x"].into_iter()).unwrap_err().to_string().contains("2 of 2"));
+    assert_eq!(exact.remark_on_golds(["1", "2"].into_iter()).unwrap(), None);
+    assert_eq!(exact.remark_on_golds([].into_iter()).unwrap(), None);
+    assert_eq!(RewardConfig::of_rule(Rule::Math).remark_on_golds(["1/2"].into_iter()).unwrap(), None);
+}

@@ -27,6 +27,24 @@ pub enum Advantage {
     Gae,
 }
 
+impl Advantage {
+    /// A response is compared with the others to its prompt: where their rewards are alike, it is worth 0.
+    pub fn compares_groups(self) -> bool {
+        !matches!(self, Advantage::ReinforcePlusPlus | Advantage::Gae)
+    }
+
+    /// What is allowed, but compares nothing.
+    pub fn remark(self, group_size: usize) -> Option<String> {
+        (group_size == 1 && self.compares_groups()).then(|| {
+            format!(
+                "rollout.group_size = 1 leaves rl.advantage = {} nothing to compare a response with: its advantage is its raw reward. \
+                 Expected 2 or more, or an advantage that compares over the batch (\"reinforce++\", \"gae\")",
+                serde_json::json!(self)
+            )
+        })
+    }
+}
+
 /// Added to the group's std, outside of the root (verl; TRL adds 1e-4, OpenRLHF 1e-9).
 const STD_EPS: f64 = 1e-6;
 /// Added to the batch's variance, inside of the root (verl's and TRL's `masked_whiten`).
@@ -117,9 +135,9 @@ pub struct GroupStats {
     pub zero_std_groups: usize,
     /// `zero_std_groups` as a share of the groups of two responses or more; 0 where there are none.
     pub frac_reward_zero_std: f64,
-    /// Share of all groups in which every response has a positive reward (the prompt is too easy).
+    /// Share of all groups in which every response has a positive reward: of rewards of 0 and 1, those that are too easy.
     pub frac_all_rewarded: f64,
-    /// Share of all groups in which no response has a positive reward (the prompt is too hard).
+    /// Share of all groups in which no response has a positive reward: of rewards of 0 and 1, those that are too hard.
     pub frac_none_rewarded: f64,
 }
 
@@ -282,6 +300,14 @@ mod tests {
         close(result.tokens(), &[0.7 * 2.0 / 3.0 * scale, -0.7 / 3.0 * scale, -0.7 / 3.0 * scale]);
         // A single token in the whole batch has no variance (verl fails here).
         assert_eq!(of(Advantage::ReinforcePlusPlus, &[0.7]), [0.0]);
+    }
+
+    #[test]
+    fn a_group_of_one_is_remarked_on_where_groups_are_compared() {
+        for kind in [Advantage::Grpo, Advantage::DrGrpo, Advantage::Rloo] {
+            assert!(kind.remark(1).is_some_and(|remark| remark.contains("raw reward")) && kind.remark(2).is_none());
+        }
+        assert_eq!((Advantage::Gae.remark(1), Advantage::ReinforcePlusPlus.remark(1)), (None, None));
     }
 
     #[test]

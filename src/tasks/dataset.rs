@@ -4,6 +4,7 @@
 //! nothing is skipped in silence.
 
 use super::choices::{choice_question, keys_read};
+use super::numbers;
 use super::problem::Problem;
 use crate::text::chat::Message;
 use crate::verify::boxed::last_boxed;
@@ -162,7 +163,9 @@ fn json_rows(path: &Path) -> Result<impl Iterator<Item = Result<(usize, Result<V
                 Err(error) => return Some(Err(error)),
             }
             let text = std::str::from_utf8(&line).context("no UTF-8 text");
-            let value = text.and_then(|t| serde_json::from_str(t).context("expected one JSON object a line"));
+            let value = text.and_then(|t| {
+                serde_json::from_str(&numbers::long_integers_as_text(t)).context("expected one JSON object a line")
+            });
             return Some(Ok((number, value)));
         }
     }))
@@ -253,7 +256,7 @@ fn messages(value: &Value) -> Result<(&'static str, Vec<Message>)> {
 fn gold_text(gold: &Value) -> Result<String> {
     match gold {
         Value::String(text) if !text.trim().is_empty() => Ok(final_answer(text).to_string()),
-        Value::Number(number) => Ok(number.to_string()),
+        Value::Number(number) => Ok(numbers::text(number)),
         Value::Array(list) if list.len() == 1 => gold_text(&list[0]),
         other => bail!("gold answer: expected text, a number or a list with one of them, got {other}"),
     }

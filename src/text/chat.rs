@@ -246,6 +246,12 @@ impl PromptTemplate {
         Ok(())
     }
 
+    /// Whether it leaves out turns that say something: a plain prompt shows the last user message alone.
+    pub fn leaves_out(&self, messages: &[Message]) -> bool {
+        let plain = matches!(self.spelled_out(), PromptTemplate::Plain { .. });
+        plain && messages.iter().filter(|m| !m.content.trim().is_empty()).count() > 1
+    }
+
     /// The text that is tokenized. `chat` is the model's template, needed for `template = "chat"`.
     pub fn render(&self, chat: Option<&ChatTemplate>, messages: &[Message]) -> Result<String> {
         self.render_turns(chat, messages, true)

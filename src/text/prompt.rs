@@ -57,6 +57,21 @@ impl PromptEncoder {
         Ok(EncodedPrompt { ids, truncated })
     }
 
+    /// How many prompts lose turns to the template, where any does.
+    pub fn remark<'a>(&self, prompts: impl Iterator<Item = &'a [Message]>) -> Option<String> {
+        let (mut all, mut cut) = (0usize, 0usize);
+        for messages in prompts {
+            all += 1;
+            cut += usize::from(self.template.leaves_out(messages));
+        }
+        (cut > 0).then(|| {
+            format!(
+                "{cut} of {all} prompts hold a system message or several turns, of which the plain template shows the last user message \
+                 alone: a chat template shows all"
+            )
+        })
+    }
+
     /// Ids of a response's text, as it would follow a prompt.
     pub fn encode_response(&self, text: &str) -> Result<Vec<u32>> {
         self.tokenizer.encode(text)
@@ -93,5 +108,24 @@ mod tests {
         let cut = encode("abcdef");
         assert_eq!((cut.truncated, encoder.decode(&cut.ids).unwrap().as_str()), (2, "cdef"));
         assert_eq!(encode("abc").truncated, 0);
+    }
+
+    #[test]
+    fn turns_that_a_plain_template_leaves_out_are_counted() {
+        let turn = |role: &str, text: &str| Message { role: role.into(), content: text.into() };
+        let prompts = [
+            vec![turn("user", "a")],
+            vec![turn("system", "Be brief."), turn("user", "a")],
+            vec![turn("user", "a"), turn("assistant", "b"), turn("user", "c")],
+            vec![turn("system", " "), turn("user", "a")],
+        ];
+        let of = |template| {
+            let encoder = PromptEncoder::new(Tokenizer::byte_level().unwrap(), None, template, 4).unwrap();
+            encoder.remark(prompts.iter().map(Vec::as_slice))
+        };
+        let remark = of(PromptTemplate::Plain { text: "{problem}".into() }).unwrap();
+        assert!(remark.starts_with("2 of 4 prompts"), "{remark}");
+        assert!(of(PromptTemplate::OctoThinker {}).is_some());
+        assert_eq!(of(PromptTemplate::default()), None);
     }
 }

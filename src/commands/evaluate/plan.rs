@@ -66,6 +66,8 @@ fn plan(args: &EvaluateArgs, mut suite: Suite, files: &[PathBuf]) -> Result<Plan
         bad_rows.extend(bad);
     }
     say_bad_rows(&bad_rows);
+    let remark = suite.reward.remark_on_golds(problems.iter().map(|p| p.gold.as_str()));
+    remark.with_context(|| suite.name.clone())?.iter().for_each(|remark| say(&format!("{}: {remark}", suite.name)));
     limited(&mut problems, args.limit)?;
     problems.iter_mut().for_each(|problem| suite.ask(problem));
     distinct_ids(&mut problems);

@@ -1,5 +1,6 @@
 //! From a recipe to what a run works with: model, prompts, problems, settings.
 
+use super::remarks;
 use crate::commands::adapter::{self, open_adapter};
 use crate::commands::{open_model, prompt_encoder, prompt_encoder_beside};
 use crate::evaluate::run::distinct_ids;
@@ -176,6 +177,8 @@ pub struct EvaluationSet {
     pub n: usize,
     pub k: Vec<usize>,
     pub reward: RewardConfig,
+    /// Of which files its limit left problems out.
+    pub left_out: Option<String>,
 }
 
 pub fn evaluation_sets(recipe: &Recipe) -> Result<Vec<EvaluationSet>> {
@@ -183,13 +186,16 @@ pub fn evaluation_sets(recipe: &Recipe) -> Result<Vec<EvaluationSet>> {
     let mut sets = Vec::new();
     for planned in e.sets(&recipe.data)? {
         let what = || if planned.name.is_empty() { "[evaluate]".into() } else { format!("the set {:?}", planned.name) };
-        let mut reward = recipe.reward.clone();
+        let (mut reward, mut left_out) = (recipe.reward.clone(), None);
         let problems = match &planned.source {
             SetSource::Files(files) => {
-                let mut problems = Vec::new();
+                let (mut problems, mut counts) = (Vec::new(), Vec::new());
                 for path in files {
-                    problems.extend(read_problems(path)?);
+                    let of_file = read_problems(path)?;
+                    counts.push((path.clone(), of_file.len()));
+                    problems.extend(of_file);
                 }
+                left_out = remarks::left_out(&counts, planned.problems);
                 problems.truncate(planned.problems);
                 distinct_ids(&mut problems);
                 problems
@@ -203,7 +209,8 @@ pub fn evaluation_sets(recipe: &Recipe) -> Result<Vec<EvaluationSet>> {
                 task.distinct(Split::HeldOut, HELD_OUT_SEED, planned.problems).with_context(what)?
             }
         };
-        sets.push(EvaluationSet { name: planned.name.clone(), problems, n: planned.n, k: planned.k.clone(), reward });
+        let (name, k) = (planned.name.clone(), planned.k.clone());
+        sets.push(EvaluationSet { name, problems, n: planned.n, k, reward, left_out });
     }
     Ok(sets)
 }

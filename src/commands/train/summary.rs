@@ -5,9 +5,12 @@ use crate::analysis::Analysis;
 use crate::commands::adapter::opens_with;
 use crate::evaluate::scores::{PassAtK, Scores};
 use crate::model::Compute;
+use crate::recipe::Recipe;
+use crate::rl::advantage::GroupStats;
 use crate::rl::metrics::StepMetrics;
 use crate::rl::schedule::Schedule;
 use crate::run::progress::say;
+use crate::verify::StatusCounts;
 use comfy_table::{CellAlignment, Table, presets::UTF8_BORDERS_ONLY};
 use serde_json::Value;
 use std::path::Path;
@@ -20,11 +23,27 @@ pub fn line(m: &StepMetrics) -> String {
     )
 }
 
+/// What it means that in every group all rewards are equal, where they are. It means something only where groups are compared.
+fn alike(rewards: &GroupStats, verdicts: &StatusCounts, recipe: &Recipe) -> Option<String> {
+    if rewards.frac_reward_zero_std < 1.0 || !recipe.rl.advantage.compares_groups() {
+        return None;
+    }
+    let why = match verdicts.correct {
+        0 => ", and no response is right",
+        n if n == rewards.responses => ", and every response is right",
+        _ => "",
+    };
+    let rest = recipe.loss.kl_coef != 0.0 || recipe.loss.entropy_coef != 0.0;
+    let then =
+        if rest { "only KL penalty and entropy bonus are trained" } else { "nothing can be learned from it (loss 0)" };
+    Some(format!("in every group all rewards are equal{why}: {then}"))
+}
+
 /// Says in plain words what would otherwise be a riddle.
-pub fn explain(m: &StepMetrics, compute: Compute) {
-    if m.rewards.frac_reward_zero_std >= 1.0 && m.rewards.groups > 0 {
-        let why = if m.rewards.frac_all_rewarded >= 1.0 { "every response is right" } else { "all rewards are equal" };
-        say(&format!("step {}: in every group {why}, so nothing can be learned from it (loss 0)", m.step));
+pub fn explain(m: &StepMetrics, recipe: &Recipe) {
+    let is_idle = m.dynamic_sampling.is_some_and(|d| d.groups_dropped == d.prompts_sampled);
+    if let Some(alike) = alike(&m.rewards, &m.verdicts, recipe).filter(|_| !is_idle) {
+        say(&format!("step {}: {alike}", m.step));
     }
     if let Some(d) = m.dynamic_sampling.filter(|d| d.groups_dropped == d.prompts_sampled) {
         say(&format!(
@@ -33,7 +52,7 @@ pub fn explain(m: &StepMetrics, compute: Compute) {
         ));
     } else if let Some(d) = m.dynamic_sampling.filter(|d| d.groups_missing > 0) {
         say(&format!(
-            "step {}: {} groups are missing in the batch: of {} prompts asked, {} were all right and {} all wrong, and no more may \
+            "step {}: {} groups are missing in the batch: of {} prompts asked, {} were dropped with every reward above 0 and {} with none, and no more may \
              be asked (rollout.dynamic_sampling.max_batches)",
             m.step, d.groups_missing, d.prompts_sampled, d.dropped_all_rewarded, d.dropped_none_rewarded
         ));
@@ -45,7 +64,7 @@ pub fn explain(m: &StepMetrics, compute: Compute) {
         ));
     }
     // A single token of thousands: in bf16, whose products have three digits, 1e-2 is ordinary.
-    let most = if compute == Compute::F32 { 1e-3 } else { 0.5 };
+    let most = if recipe.compute == Compute::F32 { 1e-3 } else { 0.5 };
     if m.rollout_log_prob_difference.max > most {
         let d = m.rollout_log_prob_difference;
         say(&format!("step {}: log-probs of sampling and training differ by up to {:.1e}", m.step, d.max));
@@ -118,5 +137,34 @@ pub fn print(e: &Ending<'_>) {
     if let Some(Best { step, checkpoint, avg_at_n, n }) = &e.best {
         let (best, score) = (checkpoint.with_file_name("best"), 100.0 * avg_at_n);
         println!("Best:       {}   (step {step}, Avg@{n} {score:.1} %)", best.display());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rl::advantage::Group;
+
+    #[test]
+    fn equal_rewards_are_explained_by_verdicts_and_only_where_groups_are_compared() {
+        let recipe = |more: &str| {
+            let text = format!("name = \"a\"\n[model]\npath = \"m\"\n[data]\ntrain = [\"d.jsonl\"]\n{more}");
+            Recipe::parse(&text, "test", &[]).unwrap()
+        };
+        // All rewards are above 0, and no response is right: a part for the format, say.
+        let groups =
+            [Group { rewards: &[0.1, 0.1], lengths: &[1, 1] }, Group { rewards: &[0.2, 0.2], lengths: &[1, 1] }];
+        let (rewards, plain) = (GroupStats::of(&groups).unwrap(), recipe(""));
+        let verdicts = |correct| StatusCounts { correct, wrong: 4 - correct, ..StatusCounts::default() };
+        let of = |correct, recipe: &Recipe| alike(&rewards, &verdicts(correct), recipe);
+        let nothing = "nothing can be learned from it (loss 0)";
+        for (correct, why) in [(0, ", and no response is right"), (2, ""), (4, ", and every response is right")] {
+            assert_eq!(of(correct, &plain), Some(format!("in every group all rewards are equal{why}: {nothing}")));
+        }
+        let more = of(4, &recipe("[loss]\nentropy_coef = 0.1\n")).unwrap();
+        assert!(more.ends_with("only KL penalty and entropy bonus are trained"), "{more}");
+        assert_eq!(of(4, &recipe("[rl]\nadvantage = \"reinforce++\"\n")), None);
+        let differ = GroupStats::of(&[groups[0], Group { rewards: &[0.1, 0.2], lengths: &[1, 1] }]).unwrap();
+        assert_eq!(alike(&differ, &verdicts(4), &plain), None);
     }
 }
