@@ -206,7 +206,7 @@ pub fn same_data(now: &[FileMark], then: Option<&[FileMark]>, files: &[PathBuf])
         let remark = "this checkpoint does not say what its training data held: if a file has changed since, the run is another one";
         return Ok((!now.is_empty()).then(|| remark.to_string()));
     };
-    for ((now, then), file) in now.iter().zip(then).zip(files).filter(|((now, then), _)| now != then) {
+    if let Some(((now, then), file)) = now.iter().zip(then).zip(files).find(|((now, then), _)| now != then) {
         let problems = match (now.problems, then.problems) {
             (now, then) if now == then => {
                 format!("as many problems as when the run began ({now}), but not the same ones")
