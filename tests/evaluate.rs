@@ -70,7 +70,8 @@ impl Place {
     }
 
     fn bupo(&self, args: &[&str]) -> Output {
-        let places = ["model", "mine.toml", "problems.jsonl", "out", "other", "bad.jsonl"];
+        let places =
+            ["model", "mine.toml", "problems.jsonl", "out", "other", "bad.jsonl", "later.toml", "never", "once"];
         // A word in braces is a place.
         let spelled = args.iter().map(|arg| {
             let name = arg.strip_prefix('{').and_then(|a| a.strip_suffix('}'));
@@ -390,6 +391,31 @@ command = ["sh", "-c", 'while read -r r; do case "$r" in *1+1*) echo no idea; ex
     place.write("out.toml", &recipe("stop"));
     let args = ["train", "{out.toml}", "--dir", "{other}"];
     place.fails(&args, &["rewards of step", "reward.parts.mine", "no idea", "on_failure"]);
+    // What was trained before that step is saved, and going on from there is the run that never failed.
+    let broken = place.at("broken");
+    let program = format!(
+        "[reward.parts.mine]\nkind = \"command\"\nworkers = 1\nretries = 0\ncommand = [\"sh\", \"-c\", 'n=0; while read -r r; do \
+         n=$((n+1)); if [ -e {broken} ] && [ $n -gt 8 ]; then exit 1; fi; echo 0.5; done']\n"
+    );
+    let whole = recipe("stop");
+    let at = whole.find("[reward.parts.mine]").unwrap();
+    place.write("later.toml", &format!("{}{program}", &whole[..at]));
+    place.ok(&["train", "{later.toml}", "--dir", "{never}"]);
+    place.write("broken", "");
+    let said = ["step 2 failed, and step 1 is saved in", "--resume", "reward.parts.mine"];
+    place.fails(&["train", "{later.toml}", "--dir", "{once}"], &said);
+    std::fs::remove_file(&broken).unwrap();
+    place.ok(&["train", "{later.toml}", "--dir", "{once}", "--resume"]);
+    for file in ["model.safetensors", "trainer_state.safetensors"] {
+        let bytes = |run: &str| std::fs::read(place.at(&format!("{run}/checkpoints/step-000002/{file}"))).unwrap();
+        assert!(bytes("never") == bytes("once"), "{file}");
+    }
+    // Other data under the same name is not what the run began with.
+    let data = place.read("problems.jsonl");
+    place.write("problems.jsonl", data.lines().next().unwrap());
+    let more = ["train", "{later.toml}", "--dir", "{once}", "--resume", "--set", "rl.steps=3"];
+    place.fails(&more, &["problems.jsonl holds 1 problems, where the run began with"]);
+    place.write("problems.jsonl", &data);
     place.write("out.toml", &recipe("mask").replace("weight = 0.25", "wieght = 0.25"));
     place.fails(&args, &["reward.parts.mine", "wieght", "line"]);
 }
