@@ -218,7 +218,6 @@ impl<B: Inspect> Study<B> {
                 model.forward_again(ws, &batched, module.layer());
                 backend.place_rows(ws.state(), &targets.rows, states, at(place));
             }
-            model.ablate(&[], None)?;
             // Final states are normed already.
             let weight = model.param(&model.layout.final_norm);
             let norm = FinalNorm { weight, eps: model.config.rms_norm_eps, states: 0 };

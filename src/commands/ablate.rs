@@ -1,9 +1,10 @@
 //! `bupo ablate`: the model without each of its modules, beside the whole one: `ablation.json`, `modules.parquet` and a table. Saved now
 //! and then, so that an interrupted study goes on. And `--ablate` of other verbs: a model that is run without some modules.
 
-use super::analyze::source::{Contents, Source};
+use super::analyze::source::{self, Contents, Source};
 use super::analyze::{next_pack, replaced, samples};
 use super::device::{self, Device, on_device};
+use super::evaluate::write_json;
 use super::run_folder::checkpoint;
 use super::{open_model, optional_encoder};
 use crate::analysis::ablation::{Averages, Effect, Findings, Replacement, Study, Sums, Watch, modules, summary, table};
@@ -12,13 +13,12 @@ use crate::compute::Backend;
 use crate::evaluate::result::WeightsFingerprint;
 use crate::model::ablation::{Means, Module};
 use crate::model::{Compute, LayerIndex, Model, ModelConfig, Workspace};
-use crate::run::atomic::{ensure_writable, write_file_atomic};
+use crate::run::atomic::ensure_writable;
 use crate::run::interrupt;
 use crate::run::manifest::peak_memory_mib;
 use crate::run::parquet::{Column, write_parquet};
 use crate::run::progress::{Progress, say};
 use crate::run::unfinished::Unfinished;
-use crate::tasks::dataset::stream_rows;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -74,10 +74,7 @@ pub fn names(modules: &[Module]) -> Vec<String> {
 }
 
 pub fn run(args: &AblateArgs) -> Result<()> {
-    // A file that is not there is found out before the model is opened.
-    drop(stream_rows(&args.data)?);
-    let twice = "rows are read more than once: save them to a file first";
-    ensure!(args.data.is_file(), "{} is no plain file, and {twice}", args.data.display());
+    source::check_file(&args.data)?;
     on_device!(device::open(args.numbers.device, args.numbers.compute)?, backend => run_on(args, backend))
 }
 
@@ -219,6 +216,5 @@ fn save(dir: &Path, findings: &Findings) -> Result<()> {
     ];
     write_parquet(&dir.join(MODULES), &columns)?;
     replaced(&dir.join(RESULT), (&findings.model, findings.tokens));
-    let text = serde_json::to_string_pretty(findings).context("the study cannot be written as JSON")?;
-    write_file_atomic(&dir.join(RESULT), format!("{text}\n").as_bytes())
+    write_json(&dir.join(RESULT), findings)
 }

@@ -7,20 +7,20 @@ mod state;
 pub mod tokens;
 
 use super::device::{self, Device, on_device};
+use super::evaluate::write_json;
 use super::{max_new_tokens, open_model, optional_encoder};
 use crate::analysis::flow::PACK_TOKENS;
 use crate::analysis::{Analysis, Flow, Reading, Sample, terminal};
 use crate::cli::AnalyzeArgs;
 use crate::commands::run_folder::checkpoint;
 use crate::model::{LayerIndex, Model, Workspace};
-use crate::run::atomic::{ensure_writable, read, remove, write_file_atomic};
+use crate::run::atomic::{ensure_writable, read, remove};
 use crate::run::fingerprint::Fingerprint;
 use crate::run::interrupt;
 use crate::run::manifest::peak_memory_mib;
 use crate::run::parquet::{Column, write_parquet};
 use crate::run::progress::{Progress, say};
 use crate::run::unfinished::Unfinished;
-use crate::tasks::dataset::stream_rows;
 use crate::text::PromptEncoder;
 use answers::Answers;
 use anyhow::{Context, Result, bail, ensure};
@@ -42,10 +42,7 @@ const PROGRESS: &str = "progress.json";
 const USUAL_RESPONSE: usize = 512;
 
 pub fn run(args: &AnalyzeArgs) -> Result<()> {
-    // A file that is not there is found out before the model is opened.
-    drop(stream_rows(&args.data)?);
-    let twice = "rows are read more than once: save them to a file first";
-    ensure!(args.data.is_file(), "{} is no plain file, and {twice}", args.data.display());
+    source::check_file(&args.data)?;
     on_device!(device::open(args.numbers.device, args.numbers.compute)?, backend => run_on(args, backend))
 }
 
@@ -233,8 +230,7 @@ pub fn save(dir: &Path, analysis: &Analysis) -> Result<()> {
     let columns: Vec<(String, Column)> = analysis.columns().into_iter().map(column).collect();
     let columns: Vec<(&str, Column)> = columns.iter().map(|(name, column)| (name.as_str(), column.clone())).collect();
     write_parquet(&dir.join(LAYERS), &columns)?;
-    let text = serde_json::to_string_pretty(analysis).context("the analysis cannot be written as JSON")?;
-    write_file_atomic(&dir.join(RESULT), format!("{text}\n").as_bytes())
+    write_json(&dir.join(RESULT), analysis)
 }
 
 fn column((name, values): (String, Vec<Option<f64>>)) -> (String, Column) {

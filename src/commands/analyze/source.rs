@@ -36,6 +36,14 @@ pub struct Contents {
     pub fingerprint: String,
 }
 
+/// Fails unless a file is there that can be read more than once: known before the model is opened.
+pub fn check_file(path: &Path) -> Result<()> {
+    drop(stream_rows(path)?);
+    let twice = "rows are read more than once: save them to a file first";
+    ensure!(path.is_file(), "{} is no plain file, and {twice}", path.display());
+    Ok(())
+}
+
 impl<'a> Source<'a> {
     /// Rows in order, from the one numbered `from` (0 the first) on.
     pub fn rows(&self, from: usize) -> Result<impl Iterator<Item = Result<Tokens>> + use<'a>> {
